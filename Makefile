@@ -1,0 +1,41 @@
+# The torch requirement to install: the default takes the newest build, with CUDA on Linux.
+# A machine without a GPU saves gigabytes with TORCH="torch --index-url <the CPU builds' index>", or a CPU wheel.
+TORCH ?= torch
+PYTHON ?= python3
+PORT ?= 8899
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: install demo check test test-long bench clean
+
+install: $(INSTALLED)
+
+# torch first and by itself: everything after it is content with the build that is there.
+$(INSTALLED): pyproject.toml
+	@echo "==> making .venv and installing (torch, transformers, deepspeed: some minutes the first time)"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,test]"
+	touch $@
+
+demo: install
+	$(BIN)/python -m jupyter_dsserve.demo --port $(PORT)
+
+# The quick half: lint, format and types.
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest -q
+
+test-long: install
+	$(BIN)/python -m pytest -q -m long
+
+bench: install
+	$(BIN)/python tests/bench/bench_http.py
+
+clean:
+	rm -rf .venv build dist

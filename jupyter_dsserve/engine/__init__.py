@@ -1,0 +1,1 @@
+"""Continuous batching on a DeepSpeed model: schedule → forward → sample → update. No sockets."""

@@ -1,0 +1,198 @@
+"""The engine: one thread that goes schedule → forward → sample → update until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jupyter_dsserve.engine.runner import Runner, Step
+from jupyter_dsserve.engine.scheduler import Scheduler
+from jupyter_dsserve.engine.sequence import Sequence
+from jupyter_dsserve.engine.tokenizer import Detokenizer, StopStrings
+from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, InvalidRequest
+from jupyter_dsserve.protocol.request import Chunk, FinishReason, Usage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Answer:
+    """A sequence with what turns its tokens into text."""
+
+    sequence: Sequence
+    detokenizer: Detokenizer
+    stop: StopStrings
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A glance at the engine for heartbeats."""
+
+    num_steps: int
+    running: int
+    waiting: int
+    kv_used: float
+
+
+class Engine:
+    """Owns the sequences. `post` and `abort` may be called from any thread; all else happens in `run`'s.
+
+    ``emit`` is called with all chunks of a step at once, in the engine's thread.
+    """
+
+    def __init__(self, runner: Runner, emit: Callable[[list[Chunk]], None]) -> None:
+        self.runner = runner
+        self.scheduler = Scheduler(runner.max_sequences, runner.max_step_tokens)
+        self._emit = emit
+        self._inbox: queue.SimpleQueue[Sequence | str | None] = queue.SimpleQueue()
+        self._answers: dict[str, _Answer] = {}
+        self._num_steps = 0
+        self._stopped = threading.Event()
+
+    # ---- from any thread
+
+    def post(self, sequence: Sequence) -> None:
+        """Put a sequence in line."""
+        self._inbox.put(sequence)
+
+    def abort(self, sequence_id: str) -> None:
+        """Forget a sequence before the next step. Unknown or ended ones are ignored."""
+        self._inbox.put(sequence_id)
+
+    def stop(self) -> None:
+        """End `run` after the current step."""
+        self._stopped.set()
+        self._inbox.put(None)
+
+    def load(self) -> Load:
+        running, waiting = len(self.scheduler.running), len(self.scheduler.waiting) + self._inbox.qsize()
+        held = sum(s.num_computed for s in list(self.scheduler.running))
+        room = self.runner.max_sequences * self.runner.max_context
+        return Load(self._num_steps, running, waiting, held / room)
+
+    # ---- in the engine's thread
+
+    def run(self) -> None:
+        """Serve until `stop`. A failing step ends the sequences in it with an error, not the engine."""
+        while not self._stopped.is_set():
+            self.turn()
+
+    def turn(self) -> None:
+        """Take in what was posted (waiting for it if nothing runs), do one step, emit what it gave."""
+        for work in (self._take_in, self.step):
+            if chunks := work():
+                self._emit(chunks)
+
+    def step(self) -> list[Chunk]:
+        """schedule → forward → sample → update; the chunks it gave. Empty when nothing runs."""
+        chunks = self._admit()
+        step = self.scheduler.schedule()
+        if step is None:
+            return chunks
+        try:
+            tokens = self.runner.forward(step).sample(step.sampled)
+        except Exception as fault:
+            log.exception("step %d failed", self._num_steps)
+            return chunks + self._fail(step, fault)
+        self._num_steps += 1
+        self.scheduler.advance(step)
+        return chunks + [self._update(s, token) for s, token in zip(step.sampled, tokens, strict=True)]
+
+    def _take_in(self) -> list[Chunk]:
+        """Empty the inbox; with nothing to do, wait for something first. Gives the chunks of those that end at once."""
+        chunks: list[Chunk] = []
+        block = not self._answers
+        while block or not self._inbox.empty():
+            item = self._inbox.get()
+            block = False
+            if isinstance(item, Sequence):
+                chunks += self._accept(item)
+            elif isinstance(item, str) and item in self._answers:
+                chunks.append(self._end(self._answers[item], "", FinishReason.ABORT))
+        return chunks
+
+    def _accept(self, sequence: Sequence) -> list[Chunk]:
+        if refusal := self._refusal(sequence):
+            return [Chunk(sequence.id, finish_reason=FinishReason.ERROR, error=refusal)]
+        answer = _Answer(sequence, self.runner.tokenizer.detokenizer(), StopStrings(sequence.sampling.stop))
+        self._answers[sequence.id] = answer
+        self.scheduler.add(sequence)
+        return []
+
+    def _refusal(self, sequence: Sequence) -> InvalidRequest | None:
+        if not sequence.tokens:
+            return InvalidRequest("the prompt is empty: send at least one token", param="prompt")
+        room, asked = self.runner.max_context - sequence.num_prompt, sequence.sampling.max_tokens
+        if room < 1:
+            return InvalidRequest(
+                f"the prompt has {sequence.num_prompt} tokens, but this version's context is "
+                f"{self.runner.max_context} tokens, answer included: shorten the prompt",
+                param="prompt",
+            )
+        if asked is not None and asked > room:
+            return InvalidRequest(
+                f"max_tokens is {asked}, but after a prompt of {sequence.num_prompt} tokens only {room} of the "
+                f"context of {self.runner.max_context} are left: ask for at most {room}",
+                param="max_tokens",
+            )
+        vocab_size = self.runner.tokenizer.vocab_size
+        if not 0 <= min(sequence.tokens) <= max(sequence.tokens) < vocab_size:
+            return InvalidRequest(
+                f"the prompt has a token id outside 0 to {vocab_size - 1}: send ids of this model's vocabulary",
+                param="prompt",
+            )
+        return None
+
+    def _admit(self) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        while sequence := self.scheduler.admit():
+            try:
+                self.runner.begin(sequence)
+            except DSServeError as refusal:
+                chunks.append(self._end(self._answers[sequence.id], "", FinishReason.ERROR, refusal))
+        return chunks
+
+    def _update(self, sequence: Sequence, token: int) -> Chunk:
+        """Add a token to its sequence; the chunk says what it means for the reader."""
+        sequence.tokens.append(token)
+        answer = self._answers[sequence.id]
+        if token in self.runner.tokenizer.eos_ids and not sequence.sampling.ignore_eos:
+            return self._end(answer, "", FinishReason.STOP, num_tokens=1)
+        text, is_stopped = answer.stop.push(answer.detokenizer.push(token))
+        if is_stopped:
+            return self._end(answer, text, FinishReason.STOP, num_tokens=1, is_cut=True)
+        if self._is_full(sequence):
+            return self._end(answer, text, FinishReason.LENGTH, num_tokens=1)
+        return Chunk(sequence.id, text, 1)
+
+    def _is_full(self, sequence: Sequence) -> bool:
+        asked = sequence.sampling.max_tokens
+        return len(sequence.tokens) >= self.runner.max_context or (asked is not None and sequence.num_output >= asked)
+
+    def _end(
+        self,
+        answer: _Answer,
+        text: str,
+        reason: FinishReason,
+        error: DSServeError | None = None,
+        *,
+        num_tokens: int = 0,
+        is_cut: bool = False,
+    ) -> Chunk:
+        """Take the sequence out and write its last chunk; held-back text comes with it unless a stop string cut it."""
+        sequence = answer.sequence
+        del self._answers[sequence.id]
+        self.scheduler.remove(sequence)
+        if not is_cut:
+            last, is_cut = answer.stop.push(answer.detokenizer.flush())
+            text += last if is_cut else last + answer.stop.flush()
+        usage = Usage(sequence.num_prompt, sequence.num_output)
+        return Chunk(sequence.id, text, num_tokens, reason, usage, error)
+
+    def _fail(self, step: Step, fault: Exception) -> list[Chunk]:
+        """End every sequence of a step that raised: their KV may be half written."""
+        error = EngineFailure(f"the model step failed: {type(fault).__name__}: {fault}")
+        return [self._end(self._answers[span.sequence.id], "", FinishReason.ERROR, error) for span in step.spans]

@@ -1,0 +1,69 @@
+"""The seam under the engine: a `Runner` owns a model and its KV cache, and turns a `Step` into `Logits`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol
+
+from jupyter_dsserve.engine.sequence import Sequence
+from jupyter_dsserve.engine.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What one sequence brings to a step: its tokens at positions ``start`` to ``start + num_tokens - 1``.
+
+    With ``is_sampled`` the row of the last of them gives the sequence's next token.
+    """
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    is_sampled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass: decoding sequences first (one token each, lowest slot first), then chunks of prompts."""
+
+    spans: list[Span]
+    num_decoding: int
+
+    @property
+    def sampled(self) -> list[Sequence]:
+        return [span.sequence for span in self.spans if span.is_sampled]
+
+
+class Logits(Protocol):
+    """What a forward pass gave for the sampled rows of its step. It stays on the device until it is sampled."""
+
+    def sample(self, sequences: Seq[Sequence]) -> list[int]:
+        """The next token of each sequence, in the order of `Step.sampled`, by its own `SamplingParams`."""
+        ...
+
+
+class Runner(Protocol):
+    """Built by `load_runner` in the worker's engine thread, and used by that thread only."""
+
+    tokenizer: Tokenizer
+    max_sequences: int  # that run at once
+    max_step_tokens: int  # in one forward pass
+    max_context: int  # tokens of a sequence, answer included
+    device: str
+
+    def begin(self, sequence: Sequence) -> None:
+        """Called once when a sequence gets its slot, before its first step. May refuse it with a `DSServeError`."""
+        ...
+
+    def forward(self, step: Step) -> Logits:
+        """Run the model on the tokens of ``step`` and write their K and V into the cache."""
+        ...
+
+    def check(self) -> None:
+        """Called once in WARMING: raises `DSServeError` if packed sequences do not agree with plain forwards."""
+        ...
+
+    def device_bytes(self) -> int:
+        """Bytes of device memory (RAM on a machine without one) that this process holds now."""
+        ...

@@ -1,0 +1,38 @@
+"""`Sequence`: a request inside the engine, from its tokens to its last chunk."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from jupyter_dsserve.protocol.request import SamplingParams
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens of a request and how far they are computed.
+
+    ``tokens`` is prompt plus answer; the first ``num_computed`` of them are in the KV cache. ``slot`` is the
+    sequence's place there, given by the scheduler while it runs and -1 before and after.
+    """
+
+    id: str
+    tokens: list[int]
+    sampling: SamplingParams
+    num_prompt: int = 0
+    num_computed: int = 0
+    slot: int = -1
+    random: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_prompt = len(self.tokens)
+        self.random = random.Random(self.sampling.seed)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether all but the newest token is computed, so that one step gives one token."""
+        return self.num_computed == len(self.tokens) - 1

@@ -1,0 +1,121 @@
+"""The toy engine: a deterministic model of a model, for tests, demonstrations and people trying limits.
+
+It goes through the same worker, wire and fleet as a real one, and does what its `ToySettings` say. Tokens are UTF-8
+bytes; every running sequence gets one token a step; the answer is a formula of the prompt (`toy_token`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+
+from jupyter_dsserve.engine.runner import Step
+from jupyter_dsserve.engine.sequence import Sequence
+from jupyter_dsserve.engine.tokenizer import Tokenizer
+from jupyter_dsserve.protocol.errors import EngineFailure
+from jupyter_dsserve.protocol.request import Message
+from jupyter_dsserve.protocol.toy import ToySettings
+
+# A toy has no memory to run out of: its batch, step and context end far beyond any trial.
+_MAX_SEQUENCES = 1 << 16
+_MAX_STEP_TOKENS = 1 << 30
+_MAX_CONTEXT = 1 << 20
+_LETTERS = b"etaoinshrdlucmfw"
+
+
+def toy_token(prompt: Seq[int], index: int) -> int:
+    """Token ``index`` of the answer to ``prompt``: words of four letters, chosen by the prompt's sum."""
+    if index % 5 == 4:
+        return ord(" ")
+    return _LETTERS[(sum(prompt) + 7 * index + index // 5) % len(_LETTERS)]
+
+
+class ToyDetokenizer:
+    """UTF-8 decoding of single bytes that waits for the end of a character."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+
+    def push(self, token: int) -> str:
+        self._pending += bytes([token])
+        try:
+            text = self._pending.decode()
+        except UnicodeDecodeError as fault:
+            if fault.reason == "unexpected end of data":
+                return ""
+            text = self._pending.decode(errors="replace")
+        self._pending = b""
+        return text
+
+    def flush(self) -> str:
+        text, self._pending = self._pending.decode(errors="replace"), b""
+        return text
+
+
+class ToyTokenizer:
+    """One token a byte; no end token."""
+
+    eos_ids: frozenset[int] = frozenset()
+    vocab_size = 256
+
+    def copy(self) -> Tokenizer:
+        return self
+
+    def encode_batch(self, texts: Seq[str], add_special_tokens: bool = True) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    def render_chat(self, messages: Seq[Message]) -> str:
+        return "".join(f"{m.role}: {m.content}\n" for m in messages)
+
+    def detokenizer(self) -> ToyDetokenizer:
+        return ToyDetokenizer()
+
+
+class ToyLogits:
+    """Nothing but the promise of the formula."""
+
+    def sample(self, sequences: Seq[Sequence]) -> list[int]:
+        return [toy_token(s.tokens[: s.num_prompt], s.num_output) for s in sequences]
+
+
+class ToyRunner:
+    """A `Runner` without a model."""
+
+    device = "cpu"
+    max_sequences = _MAX_SEQUENCES
+    max_step_tokens = _MAX_STEP_TOKENS
+
+    def __init__(self, settings: ToySettings, max_context: int) -> None:
+        self.tokenizer: Tokenizer = ToyTokenizer()
+        self.max_context = max_context or _MAX_CONTEXT
+        self._settings = settings
+        self._weights = bytearray(settings.bytes)
+        self._num_begun = 0
+
+    def begin(self, sequence: Sequence) -> None:
+        """Of every n requests exactly ``n × fail_rate`` (rounded down) fail, evenly spread. Raises `EngineFailure`."""
+        self._num_begun += 1
+        rate, n = self._settings.fail_rate, self._num_begun
+        if math.floor(n * rate) > math.floor((n - 1) * rate):
+            raise EngineFailure(f"the toy was told to fail: fail_rate={rate}")
+
+    def forward(self, step: Step) -> ToyLogits:
+        time.sleep(self._settings.step_s + self._settings.per_seq_s * len(step.spans))
+        return ToyLogits()
+
+    def check(self) -> None:
+        """A formula always agrees with itself."""
+
+    def device_bytes(self) -> int:
+        return len(self._weights)
+
+
+def load_toy(model: str, max_context: int, progress: Callable[[str, float], None]) -> ToyRunner:
+    """Take ``load_s`` seconds in twenty steps of progress, then be ready."""
+    settings = ToySettings.parse(model)
+    for i in range(1, 21):
+        progress("loading", i / 20)
+        time.sleep(settings.load_s / 20)
+    return ToyRunner(settings, max_context)

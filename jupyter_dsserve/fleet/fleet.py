@@ -1,0 +1,344 @@
+"""`Fleet`: the verbs. Every change to deployments, versions and routes goes through here, and is written down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jupyter_dsserve.fleet.events import Events
+from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
+from jupyter_dsserve.fleet.link import Link
+from jupyter_dsserve.fleet.registry import Registry, VersionRow
+from jupyter_dsserve.fleet.route import Route
+from jupyter_dsserve.fleet.source import model_path
+from jupyter_dsserve.fleet.supervisor import Supervisor
+from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from jupyter_dsserve.protocol.records import DeploymentStatus, ReplicaStatus, VersionState, VersionStatus
+from jupyter_dsserve.protocol.spec import WorkerSpec
+
+log = logging.getLogger(__name__)
+
+# Fits file names and URLs, and leaves @ and # free for demo@v1#0.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(slots=True, eq=False)
+class Deployment:
+    """A name callers use, its versions, and the route between them. ``activating``: the version a swap waits for."""
+
+    name: str
+    route: Route = field(default_factory=Route)
+    versions: dict[str, Version] = field(default_factory=dict)
+    activating: str = ""
+
+    @property
+    def ready(self) -> set[str]:
+        return {v.name for v in self.versions.values() if v.is_ready}
+
+
+class Fleet:
+    """Lives on one event loop. ``drain_s``: how long running requests may take to end when their version stops."""
+
+    def __init__(self, data_dir: Path, drain_s: float = 30.0) -> None:
+        self._drain_s = drain_s
+        self._registry = Registry(f"sqlite:///{data_dir / 'fleet.db'}")
+        self._launcher = LocalLauncher(data_dir / "logs")
+        self._link = Link(data_dir)
+        self._supervisor = Supervisor(self._link, self._launcher, self._record)
+        self._deployments: dict[str, Deployment] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.events = Events(lambda _event: None)
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Open the registry, bring back what ran, and accept workers."""
+        stored = self._registry.open(num_events=1000)
+        self.events = Events(self._registry.add_event, stored.events)
+        await self._link.start()
+        for name, route in stored.routes.items():
+            self._deployments[name] = Deployment(name, route)
+        for row in stored.versions:
+            self._restore(row)
+        self._spawn(self._publish_stats())
+
+    def _restore(self, row: VersionRow) -> None:
+        deployment = self._deployments.setdefault(row.deployment, Deployment(row.deployment))
+        version = Version(row.deployment, row.name, row.spec, "", row.num_replicas, row.note, row.created_at)
+        deployment.versions[row.name] = version
+        version.is_wanted = row.is_wanted
+        try:
+            version.model_path = model_path(row.spec.model, row.spec.runner)
+        except InvalidRequest as gone:  # the directory was moved since: shown as FAILED, the others still come back
+            version.failure = gone.message
+        if version.is_wanted and not version.failure:
+            self._supervisor.start(version)
+
+    async def stop(self) -> None:
+        """Drain and end every worker, finish writing. What ran stays wanted, and comes back at the next start."""
+        for task in self._tasks:
+            task.cancel()
+        versions = [v for d in self._deployments.values() for v in d.versions.values()]
+        for version in versions:
+            version.is_wanted = False
+        await asyncio.gather(*(self._supervisor.stop(v, self._drain_s) for v in versions))
+        self.events.close()
+        await self._link.stop()
+        self._registry.close()
+
+    # ---- verbs: versions
+
+    async def register(self, deployment: str, version: str, spec: WorkerSpec, num_replicas: int, note: str) -> Version:
+        """Make a new version known. Raises `InvalidRequest` for what cannot be, `Conflict` for a name that is taken."""
+        for kind, name in (("deployment", deployment), ("version", version)):
+            if not _NAME.fullmatch(name):
+                raise InvalidRequest(
+                    f"{kind} name {name!r}: use letters, digits, '.', '_' and '-', at most 63 of them", param=kind
+                )
+        known = self._deployments.get(deployment)
+        if known and version in known.versions:
+            taken = known.versions[version]
+            raise Conflict(
+                f"{taken.id} exists already (model {taken.spec.model}): versions never change, so give this one "
+                "another name, or delete that one first",
+                param="version",
+            )
+        path = model_path(spec.model, spec.runner)
+        if not known:
+            known = self._deployments[deployment] = Deployment(deployment)
+            self._registry.save_route(deployment, known.route)
+        new = known.versions[version] = Version(deployment, version, spec, path, num_replicas, note, time.time())
+        await self._save(new)
+        self._record("registered", new, "", spec.model)
+        return new
+
+    async def load(self, deployment: str, version: str) -> Version:
+        """Start a registered version's workers; one that is loaded already is left alone. Returns at once."""
+        found = self.version(deployment, version)
+        if found.state is VersionState.DRAINING:
+            raise Conflict(f"{found.id} is still DRAINING: load it again when it is STOPPED")
+        if found.is_wanted and not found.failure:
+            return found
+        found.model_path = model_path(found.spec.model, found.spec.runner)
+        found.is_wanted, found.failure = True, ""
+        self._supervisor.start(found)
+        await self._save(found)
+        return found
+
+    async def unload(self, deployment: str, version: str) -> Version:
+        """Move its traffic away, drain it and end its workers, in the background. It stays registered."""
+        found = self.version(deployment, version)
+        await self._take_down(found)
+        self._spawn(self._supervisor.stop(found, self._drain_s))
+        return found
+
+    async def delete(self, deployment: str, version: str) -> None:
+        """Unload and forget. The name is free again once its workers have ended."""
+        found = self.version(deployment, version)
+        await self._take_down(found)
+        self._spawn(self._stop_and_forget(found))
+
+    async def delete_deployment(self, name: str) -> None:
+        """Unload and forget all versions, and the deployment with the last one."""
+        for version in list(self.deployment(name).versions.values()):
+            await self.delete(name, version.name)
+        if not self.deployment(name).versions:
+            await self._forget_deployment(self.deployment(name))
+
+    async def _take_down(self, version: Version) -> None:
+        deployment = self._deployments[version.deployment]
+        if version.is_wanted:
+            version.is_wanted, version.failure = False, ""
+            self._record("unloading", version, "", "")
+        await self._replace_route(deployment, deployment.route.without(version.name, deployment.ready))
+        await self._save(version)
+        version.announce()
+
+    async def _stop_and_forget(self, version: Version) -> None:
+        await self._supervisor.stop(version, self._drain_s)
+        deployment = self._deployments[version.deployment]
+        if deployment.versions.pop(version.name, None) is None:
+            return
+        self._record("deleted", version, "", "")
+        await self._registry.forget_version(version.deployment, version.name)
+        if not deployment.versions:
+            await self._forget_deployment(deployment)
+
+    async def _forget_deployment(self, deployment: Deployment) -> None:
+        self._deployments.pop(deployment.name, None)
+        await self._registry.forget_deployment(deployment.name)
+
+    async def _save(self, v: Version) -> None:
+        row = VersionRow(v.deployment, v.name, v.spec, v.num_replicas, v.note, v.created_at, v.is_wanted)
+        await self._registry.save_version(row)
+
+    # ---- verbs: traffic
+
+    async def route(self, deployment: str, weights: Mapping[str, float], revision: int | None = None) -> Route:
+        """Set the weights. Raises `Conflict` if ``revision`` is not the current one or a version is not READY."""
+        found = self.deployment(deployment)
+        if revision is not None and revision != found.route.revision:
+            raise Conflict(
+                f"the route of {deployment} is at revision {found.route.revision}, not {revision}: somebody changed it "
+                "meanwhile; read it again",
+                param="revision",
+            )
+        for name, weight in weights.items():
+            version = self.version(deployment, name)
+            if weight > 0 and not version.is_ready:
+                raise Conflict(
+                    f"{version.id} is {version.state.value}: only READY versions take traffic; load it first"
+                )
+        await self._replace_route(found, found.route.replaced(weights))
+        return found.route
+
+    async def activate(self, deployment: str, version: str) -> Version:
+        """Give ``version`` all traffic once it is READY (loading it if need be); then the others drain and stop.
+
+        Returns at once. Until the version is READY, and if its load fails, the old ones serve on.
+        """
+        found, candidate = self.deployment(deployment), self.version(deployment, version)
+        if found.activating:
+            raise Conflict(f"{deployment} is already activating {found.activating}: wait until that has ended")
+        await self.load(deployment, version)
+        if candidate.is_ready:
+            await self._swap(found, candidate)
+        else:
+            found.activating = version
+            self._spawn(self._swap_when_ready(found, candidate))
+        return candidate
+
+    async def _swap_when_ready(self, deployment: Deployment, candidate: Version) -> None:
+        try:
+            state = await candidate.settled()
+            if state is VersionState.READY:
+                await self._swap(deployment, candidate)
+            else:
+                reason = f"{candidate.id} is {state.value}: {candidate.failure or 'it was unloaded'}; the route stays"
+                self._record("activate_failed", candidate, "", reason)
+        finally:
+            deployment.activating = ""
+
+    async def _swap(self, deployment: Deployment, candidate: Version) -> None:
+        served = [deployment.versions[name] for name in deployment.route.weights if name != candidate.name]
+        await self._replace_route(deployment, deployment.route.replaced({candidate.name: 100.0}))
+        self._record("activated", candidate, "", "instead of " + (", ".join(v.name for v in served) or "nothing"))
+        for version in served:
+            await self.unload(version.deployment, version.name)
+
+    def _replace_route(self, deployment: Deployment, route: Route) -> Awaitable[None]:
+        """At once for requests; awaiting the result waits until it is written down."""
+        if route is not deployment.route:
+            deployment.route = route  # one assignment: a request sees the old route or the new one
+            shares = " ".join(f"{n}={w:g}" for n, w in route.weights.items()) or "no version"
+            self.events.record(time.time(), "route", deployment=deployment.name, reason=shares)
+        return self._registry.save_route(deployment.name, route)
+
+    def pick(self, model: str, key: str) -> Version:
+        """The version that answers a call to ``model``: a deployment by its route, or a pinned ``deployment@version``.
+
+        The same ``key`` gets the same version while weights stand. Raises `NotFound`, and `Unavailable` if no version
+        with weight is READY.
+        """
+        name, _, pinned = model.partition("@")
+        deployment = self._deployments.get(name)
+        if deployment is None:
+            known = ", ".join(sorted(self._deployments)) or "none yet"
+            raise NotFound(f"model {model!r} is not a deployment here: there are {known}", param="model")
+        if pinned:
+            return self.version(name, pinned)
+        chosen = deployment.route.pick(key, deployment.ready)
+        if chosen is None:
+            states = ", ".join(f"{v.name} is {v.state.value}" for v in deployment.versions.values())
+            raise Unavailable(f"no version of {name} is READY and has weight ({states})", retry_after_s=2)
+        return deployment.versions[chosen]
+
+    # ---- looking
+
+    @property
+    def link_address(self) -> str:
+        """Where workers dial in."""
+        return self._link.address
+
+    def deployment(self, name: str) -> Deployment:
+        """Raises `NotFound` naming the known ones."""
+        if name not in self._deployments:
+            known = ", ".join(sorted(self._deployments)) or "none yet"
+            raise NotFound(f"deployment {name!r} does not exist: there are {known}", param="deployment")
+        return self._deployments[name]
+
+    def version(self, deployment: str, name: str) -> Version:
+        """Raises `NotFound` naming the known ones."""
+        versions = self.deployment(deployment).versions
+        if name not in versions:
+            known = ", ".join(versions) or "none"
+            raise NotFound(f"version {name!r} of {deployment} does not exist: there are {known}", param="version")
+        return versions[name]
+
+    def status(self) -> list[DeploymentStatus]:
+        return [self.deployment_status(name) for name in sorted(self._deployments)]
+
+    def deployment_status(self, name: str) -> DeploymentStatus:
+        found = self.deployment(name)
+        versions = [self.version_status(name, v) for v in found.versions]
+        return DeploymentStatus(name, dict(found.route.weights), found.route.revision, found.activating, versions)
+
+    def version_status(self, deployment: str, name: str) -> VersionStatus:
+        version = self.version(deployment, name)
+        return VersionStatus(
+            deployment=deployment,
+            version=name,
+            state=version.state,
+            progress=version.progress,
+            stage=next((r.stage for r in version.replicas), ""),
+            reason=version.failure,
+            weight=self.deployment(deployment).route.weights.get(name, 0.0),
+            replicas=[ReplicaStatus(r.id, r.state, r.device, r.pid, r.in_flight) for r in version.replicas],
+            spec=version.spec,
+            note=version.note,
+            created_at=version.created_at,
+        )
+
+    def logs(self, deployment: str, version: str, num_lines: int) -> dict[str, list[str]]:
+        """The last lines of each replica's output, by replica id."""
+        found = self.version(deployment, version)
+        ids = [f"{found.id}#{i}" for i in range(found.num_replicas)]
+        return {id: tail(self._launcher.log_path(id), num_lines) for id in ids}
+
+    # ---- inside
+
+    def _record(self, kind: str, version: Version, replica: str, reason: str) -> None:
+        self.events.record(
+            time.time(), kind, deployment=version.deployment, version=version.name, replica=replica, reason=reason
+        )
+        deployment = self._deployments[version.deployment]
+        if kind == "ready" and not deployment.route.weights and not deployment.activating:
+            # The first version of a deployment that is READY takes all of its traffic.
+            self._replace_route(deployment, deployment.route.replaced({version.name: 100.0}))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (fault := task.exception()):
+            log.error("a background change of the fleet failed", exc_info=fault)
+
+    async def _publish_stats(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            if self.events.has_listeners:
+                at, now = time.time(), time.monotonic()
+                for deployment in self._deployments.values():
+                    for version in deployment.versions.values():
+                        weight = deployment.route.weights.get(version.name, 0.0)
+                        self.events.publish(version.stats(weight, at, now))

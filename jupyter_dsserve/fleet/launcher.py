@@ -1,0 +1,109 @@
+"""Starts worker processes on this machine, and nothing else: a worker dials in by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.spec import WorkerLaunch
+
+_KEPT_LOG_BYTES = 64_000
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProcess:
+    """A running worker. Its stdin stays open: when we die, its end tells the worker."""
+
+    process: asyncio.subprocess.Process
+    log_path: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    async def wait(self, timeout_s: float) -> int | None:
+        """Its exit code, minus the signal's number if one ended it; None if it still runs after ``timeout_s``."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.process.wait(), timeout_s)
+        return self.process.returncode
+
+    async def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+
+
+class LocalLauncher:
+    """Each worker writes its output to a file of its own in ``log_dir``."""
+
+    def __init__(self, log_dir: Path) -> None:
+        self._log_dir = log_dir
+        log_dir.mkdir(parents=True, exist_ok=True)
+
+    def log_path(self, replica: str) -> Path:
+        return self._log_dir / f"{replica}.log"
+
+    async def start(self, launch: WorkerLaunch) -> WorkerProcess:
+        """Start it and hand it its launch line. Raises `InvalidRequest` if its interpreter cannot be run.
+
+        Call it from the main thread: the kernel's parent-death signal follows the thread that started the child.
+        """
+        python = launch.spec.python or sys.executable
+        path = self.log_path(launch.replica)
+        _keep_tail(path)
+        with path.open("ab") as log:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    python,
+                    "-m",
+                    "jupyter_dsserve.worker",
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    env=_environment(launch),
+                    # Ctrl-C in our terminal must reach us only: we drain the workers, they do not end by themselves.
+                    start_new_session=True,
+                )
+            except OSError as fault:
+                raise InvalidRequest(
+                    f"the interpreter {python!r} cannot be run ({fault.strerror}): give the path of a Python that "
+                    "has jupyter_dsserve installed",
+                    param="python",
+                ) from None
+        assert process.stdin is not None
+        process.stdin.write(launch.to_json().encode() + b"\n")
+        with contextlib.suppress(ConnectionError):  # it ended already; `wait` will tell
+            await process.stdin.drain()
+        return WorkerProcess(process, path)
+
+
+def tail(path: Path, num_lines: int) -> list[str]:
+    """The last lines of a worker's output; empty if it never wrote any."""
+    if not path.exists():
+        return []
+    return path.read_text(errors="replace").splitlines()[-num_lines:]
+
+
+def _keep_tail(path: Path) -> None:
+    """A worker that crashes and comes back for days must not fill the disk: keep the end of what went before."""
+    if path.exists() and path.stat().st_size > _KEPT_LOG_BYTES:
+        path.write_bytes(path.read_bytes()[-_KEPT_LOG_BYTES:])
+
+
+def _environment(launch: WorkerLaunch) -> Mapping[str, str]:
+    """OpenMP threads that spin while they wait take the core from the notebook and from each other: make them sleep."""
+    threads = launch.spec.num_threads
+    chosen = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} if threads else {}
+    return {
+        **os.environ,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+        **chosen,
+    }

@@ -1,0 +1,117 @@
+"""The gateway's end of the stream: workers dial in on a unix socket that only our user can reach."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc.aio
+from jupyter_core.paths import jupyter_runtime_dir
+
+from jupyter_dsserve import __version__
+from jupyter_dsserve.fleet.replica import Replica
+from jupyter_dsserve.protocol import worker_pb2 as pb
+from jupyter_dsserve.protocol.errors import Conflict
+from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION
+from jupyter_dsserve.protocol.worker_pb2_grpc import LinkServicer, add_LinkServicer_to_server
+
+log = logging.getLogger(__name__)
+
+_MAX_SOCKET_PATH = 107  # gRPC refuses longer ones, after the kernel's sockaddr_un
+
+_Context = grpc.aio.ServicerContext[pb.FromWorker, pb.ToWorker]
+
+
+class Link(LinkServicer):
+    """Matches a dialling worker with the `Replica` that expects it, and carries messages between the two."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._expected: dict[str, Replica] = {}
+        self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+        add_LinkServicer_to_server(self, self._server)
+        self._dir = _socket_dir(data_dir)
+
+    @property
+    def address(self) -> str:
+        return f"unix:{self._dir / 'link.sock'}"
+
+    async def start(self) -> None:
+        self._server.add_insecure_port(self.address)
+        await self._server.start()
+
+    async def stop(self) -> None:
+        await self._server.stop(grace=0)
+        shutil.rmtree(self._dir, ignore_errors=True)
+
+    def expect(self, replica: Replica) -> None:
+        self._expected[replica.id] = replica
+
+    def forget(self, replica: Replica) -> None:
+        if self._expected.get(replica.id) is replica:
+            del self._expected[replica.id]
+
+    async def Connect(  # noqa: N802  (the name is the .proto's)
+        self, request_iterator: AsyncIterator[pb.FromWorker], context: _Context
+    ) -> None:
+        first = await anext(aiter(request_iterator), None)
+        if first is None:
+            return
+        replica = self._expected.get(first.hello.replica)
+        if refusal := _refusal(first.hello, replica):
+            log.warning("refused a worker: %s", refusal)
+            if replica and hmac.compare_digest(first.hello.token, replica.token):
+                replica.failure = Conflict(refusal)
+            await context.write(pb.ToWorker(refuse=pb.Refuse(reason=refusal)))
+            return
+        assert replica is not None
+        sending = asyncio.create_task(_send(replica, context))
+        try:
+            async for message in request_iterator:
+                replica.receive(message, time.monotonic())
+        finally:
+            # Not lost() here: the supervisor sees the process end, and a reason with it. The sender ends by itself:
+            # to cancel it within a write would break the stream, and with it what the worker still has to read.
+            replica.commands.put_nowait(None)
+            await asyncio.wait({sending})
+
+
+async def _send(replica: Replica, context: _Context) -> None:
+    while (command := await replica.commands.get()) is not None:
+        await context.write(command)
+
+
+def _refusal(hello: pb.Hello, replica: Replica | None) -> str:
+    """Why this worker may not join; empty if it may."""
+    if replica is None or not hmac.compare_digest(hello.token, replica.token):
+        return f"no replica {hello.replica!r} with this token is expected here"
+    if hello.protocol_version != PROTOCOL_VERSION:
+        return (
+            f"the worker's jupyter_dsserve is {hello.package_version} (protocol {hello.protocol_version}), the "
+            f"gateway's is {__version__} (protocol {PROTOCOL_VERSION}): pip install jupyter_dsserve=={__version__} "
+            "in the worker's environment"
+        )
+    if hello.spec_digest != replica.spec_digest:
+        return f"the worker loaded spec {hello.spec_digest}, the replica is of spec {replica.spec_digest}"
+    return ""
+
+
+def _socket_dir(data_dir: Path) -> Path:
+    """A fresh 0700 directory with a path short enough for a socket: in the runtime directory, else the temporary one.
+
+    Its name follows from the data directory, whose lock we hold: what a killed gateway left there is ours to remove.
+    """
+    name = "dsserve-" + hashlib.blake2b(str(data_dir.resolve()).encode(), digest_size=6).hexdigest()
+    parents = (Path(jupyter_runtime_dir()), Path(tempfile.gettempdir()), Path("/tmp"))
+    parent = next(p for p in parents if len(str(p / name / "link.sock")) <= _MAX_SOCKET_PATH)
+    parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    shutil.rmtree(parent / name, ignore_errors=True)
+    # Raises if somebody else's directory stands there: never put the socket into a place others can write to.
+    (parent / name).mkdir(mode=0o700)
+    return parent / name

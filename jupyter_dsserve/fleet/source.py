@@ -1,0 +1,97 @@
+"""Where a version's weights are: checks a ``model`` before anything is started, by looking at files only.
+
+What cannot be seen in files (a hub name that does not exist, a model that computes differently when packed) the
+worker finds out, and the version is FAILED with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from jupyter_dsserve.demo import builtin_names, builtin_path
+from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.toy import ToySettings
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
+
+
+def model_path(model: str, runner: str) -> str:
+    """The directory or hub name that ``model`` stands for.
+
+    Raises `InvalidRequest`: an unknown builtin, a path that does not exist, a directory without a model in it, weights
+    that are pickle, or an architecture that does not generate text.
+    """
+    is_toy = model.startswith("toy:")
+    if is_toy != (runner == "toy"):
+        raise _refused(f"model {model!r} and runner {runner!r} do not go together: toy:… models have the toy runner")
+    if is_toy:
+        ToySettings.parse(model)
+        return model
+    if model.startswith("builtin:"):
+        return str(_builtin(model.removeprefix("builtin:")))
+    path = Path(model).expanduser()
+    if model and path.is_dir():
+        _check_directory(path)
+        return str(path.resolve())
+    if model and path.exists():
+        raise _refused(f"model {model!r} is a file: give the directory that holds config.json and *.safetensors")
+    if model.startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(model):
+        raise _refused(
+            f"model {model!r} does not exist here: give a directory, a hub name such as org/name, or one of "
+            + ", ".join(f"builtin:{name}" for name in builtin_names())
+        )
+    return model
+
+
+def _builtin(name: str) -> Path:
+    if name not in builtin_names():
+        raise _refused(f"model 'builtin:{name}' is not known: there are {', '.join(builtin_names())}")
+    return builtin_path(name)
+
+
+def _check_directory(path: Path) -> None:
+    config = _config(path)
+    architectures = config.get("architectures") or []
+    if architectures and not any(_CAUSAL.search(str(a)) for a in architectures):
+        raise _refused(
+            f"model {str(path)!r} is a {', '.join(map(str, architectures))}, which does not generate text: "
+            "this deployment serves causal language models (…ForCausalLM)"
+        )
+    if not any(path.glob("*.safetensors")):
+        _refuse_without_safetensors(path)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise _refused(
+                f"model {str(path)!r} is a PEFT adapter: merge it into its base first "
+                "(model.merge_and_unload().save_pretrained(DIR)) and give that directory"
+            )
+        raise _refused(f"model {str(path)!r} holds no config.json: give the directory of a saved transformers model")
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except ValueError as fault:
+        raise _refused(f"{path / 'config.json'} is not JSON: {fault}") from None
+    if not isinstance(config, dict):
+        raise _refused(f"{path / 'config.json'} is not a JSON object: give the directory of a saved transformers model")
+    return config
+
+
+def _refuse_without_safetensors(path: Path) -> None:
+    pickles = sorted(p.name for pattern in _PICKLES for p in path.glob(pattern))
+    if pickles:
+        raise _refused(
+            f"model {str(path)!r} has its weights as pickle ({pickles[0]}), and loading pickle runs code from the "
+            "file: save it with safetensors (model.save_pretrained(DIR)) and give that directory"
+        )
+    raise _refused(f"model {str(path)!r} holds no *.safetensors: give a directory with weights")
+
+
+def _refused(message: str) -> InvalidRequest:
+    return InvalidRequest(message, param="model")

@@ -1,0 +1,134 @@
+"""Keeps a version's workers running: launch → watch → restart with backoff, until it is no longer wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
+from jupyter_dsserve.fleet.link import Link
+from jupyter_dsserve.fleet.replica import Replica
+from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.protocol.errors import DSServeError
+from jupyter_dsserve.protocol.records import VersionState
+from jupyter_dsserve.protocol.spec import WorkerLaunch
+
+log = logging.getLogger(__name__)
+
+MAX_RESTARTS = 6
+# A worker that served this long was healthy: what ends it now is a new trouble, not the old one again.
+HEALTHY_S = 60.0
+# Heartbeats come every second, from a thread that a model step does not hold for long.
+MAX_SILENT_S = 15.0
+
+# kind, version, replica id, reason
+Record = Callable[[str, Version, str, str], None]
+
+
+def backoff_s(num_failures: int) -> float:
+    """Seconds to wait before restart number ``num_failures`` (from 1): half a second, doubling, at most 30."""
+    return min(0.25 * 2.0**num_failures, 30.0)
+
+
+class Supervisor:
+    """One task per replica slot. ``record`` is told every change that people may want to know."""
+
+    def __init__(self, link: Link, launcher: LocalLauncher, record: Record) -> None:
+        self._link = link
+        self._launcher = launcher
+        self._record = record
+        self._tasks: dict[Version, list[asyncio.Task[None]]] = {}
+
+    def start(self, version: Version) -> None:
+        """Begin to keep the version's replicas up. The version must be wanted and not yet kept."""
+        self._tasks[version] = [
+            asyncio.create_task(self._keep(version, index), name=f"keep {version.id}#{index}")
+            for index in range(version.num_replicas)
+        ]
+
+    async def stop(self, version: Version, drain_s: float) -> None:
+        """Drain the version's replicas for at most ``drain_s`` seconds, then end what is left. Never raises."""
+        tasks = self._tasks.pop(version, [])
+        for replica in version.replicas:
+            if replica.state is VersionState.READY:
+                replica.drain()
+        version.announce()
+        # Only workers that serve are worth waiting for; one that still loads is ended at once.
+        draining = {t for t in tasks if any(r.state is VersionState.DRAINING for r in version.replicas)}
+        if draining:
+            await asyncio.wait(draining, timeout=drain_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        version.announce()
+
+    async def _keep(self, version: Version, index: int) -> None:
+        num_failures = 0
+        while version.is_wanted:
+            kept = _Kept(version, self._record)
+            replica = Replica(f"{version.id}#{index}", version.spec.digest, kept.changed)
+            version.replicas.append(replica)
+            self._link.expect(replica)
+            try:
+                reason = await self._run(version, replica)
+            except DSServeError as fault:
+                replica.failure, reason = fault, fault.message
+            finally:
+                self._link.forget(replica)
+                version.replicas.remove(replica)
+                replica.lost()
+            if not version.is_wanted:
+                return
+            num_failures = 1 if kept.was_healthy(time.monotonic()) else num_failures + 1
+            if replica.failure or num_failures > MAX_RESTARTS or (num_failures == 1 and kept.ready_at is None):
+                version.failure = reason
+                self._record("failed", version, replica.id, reason)
+                version.announce()
+                return
+            self._record("replica_lost", version, replica.id, reason)
+            await asyncio.sleep(backoff_s(num_failures))
+
+    async def _run(self, version: Version, replica: Replica) -> str:
+        """One life of a worker, from its launch to its end; the reason it ended. The process is gone afterwards."""
+        launch = WorkerLaunch(replica.id, self._link.address, replica.token, version.model_path, version.spec)
+        process = await self._launcher.start(launch)
+        try:
+            self._record("loading", version, replica.id, f"process {process.pid}")
+            replica.launched(process.pid)
+            while replica.silent_s(time.monotonic()) < MAX_SILENT_S:
+                if (code := await process.wait(timeout_s=1.0)) is not None:
+                    return _reason(replica, code, process.log_path)
+            return f"the worker was silent for {MAX_SILENT_S:.0f} s and was ended"
+        finally:
+            # Shielded: whoever cancels us must still not leave a process.
+            await asyncio.shield(process.kill())
+
+
+class _Kept:
+    """Watches one life of a worker for the moment it becomes READY."""
+
+    def __init__(self, version: Version, record: Record) -> None:
+        self._version = version
+        self._record = record
+        self.ready_at: float | None = None
+
+    def changed(self, replica: Replica) -> None:
+        if self.ready_at is None and replica.state is VersionState.READY:
+            self.ready_at = time.monotonic()
+            self._record("ready", self._version, replica.id, f"on {replica.device}")
+        self._version.announce()
+
+    def was_healthy(self, now: float) -> bool:
+        return self.ready_at is not None and now - self.ready_at > HEALTHY_S
+
+
+def _reason(replica: Replica, code: int, log_path: Path) -> str:
+    """Why a worker ended, in words; where it did not say so itself, with the end of its output."""
+    if replica.failure:
+        return replica.failure.message
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    last = " / ".join(line for line in tail(log_path, 3) if line.strip())
+    return f"the worker ended with {how}" + (f"; its last words: {last}" if code > 0 and last else "")

@@ -1,0 +1,160 @@
+"""``jupyter dsserve``: the gateway in the foreground, without a Jupyter server."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from jupyter_core.application import JupyterApp, base_aliases, base_flags
+from jupyter_core.paths import jupyter_data_dir
+from traitlets import Bool, Float, Int, List, Unicode, default
+
+from jupyter_dsserve import __version__
+from jupyter_dsserve.gateway.config import GatewayConfig
+from jupyter_dsserve.gateway.server import Gateway
+from jupyter_dsserve.protocol.errors import DSServeError
+
+log = logging.getLogger(__name__)
+
+
+class DSServeApp(JupyterApp):
+    name = "jupyter-dsserve"
+    version = __version__
+    description = "Serve models with DeepSpeed over REST. Ctrl-C drains and stops; a second Ctrl-C ends at once."
+    examples = "jupyter dsserve --load demo=builtin:demo-v1"
+
+    ip = Unicode("127.0.0.1", help="The address to listen on; anything but loopback needs --insecure.").tag(config=True)
+    port = Int(8899, min=0, max=65535, help="The port to listen on; 0 takes a free one.").tag(config=True)
+    dsserve_data_dir = Unicode(help="Where keys, versions, routes and logs are kept.").tag(config=True)
+    load = List(
+        Unicode(), help="NAME=MODEL to serve from the start, as version v1 if NAME is new; may be given several times."
+    ).tag(config=True)
+    drain_s = Float(30.0, min=0, help="Seconds that running requests get to end at the stop; 0 ends at once.").tag(
+        config=True
+    )
+    max_body_bytes = Int(16 * 1024 * 1024, min=1, help="The most bytes a request's body may have.").tag(config=True)
+    insecure = Bool(False, help="Allow addresses other than loopback although the traffic is not encrypted.").tag(
+        config=True
+    )
+
+    aliases = {
+        "log-level": base_aliases["log-level"],
+        "config": base_aliases["config"],
+        "ip": "DSServeApp.ip",
+        "port": "DSServeApp.port",
+        "data-dir": "DSServeApp.dsserve_data_dir",
+        "load": "DSServeApp.load",
+        "drain": "DSServeApp.drain_s",
+    }
+    flags = {
+        "debug": base_flags["debug"],
+        "insecure": ({"DSServeApp": {"insecure": True}}, "Allow addresses other than loopback, unencrypted."),
+    }
+
+    @default("dsserve_data_dir")
+    def _default_data_dir(self) -> str:
+        return str(Path(jupyter_data_dir()) / "dsserve")
+
+    def start(self) -> None:
+        super().start()
+        if self.extra_args:
+            self._quit(f"not understood: {' '.join(self.extra_args)}; see jupyter dsserve --help")
+        ours = logging.getLogger("jupyter_dsserve")
+        ours.handlers, ours.level, ours.propagate = self.log.handlers, self.log.level, False
+        try:
+            asyncio.run(serve(self._config(), self._say_where))
+        except DSServeError as fault:
+            self._quit(fault.message)
+
+    def _config(self) -> GatewayConfig:
+        if not self.insecure and not _is_loopback(self.ip):
+            self._quit(
+                f"--ip {self.ip} is reachable from other machines, and traffic and keys would cross the network "
+                "unencrypted: put a TLS proxy in front of 127.0.0.1, or add --insecure if you mean it"
+            )
+        return GatewayConfig(
+            data_dir=Path(self.dsserve_data_dir).expanduser(),
+            ip=self.ip,
+            port=self.port,
+            drain_s=self.drain_s,
+            max_body_bytes=self.max_body_bytes,
+            loads=tuple(self._load_pair(text) for text in self.load),
+        )
+
+    def _load_pair(self, text: str) -> tuple[str, str]:
+        name, sign, model = text.partition("=")
+        if not (name and sign and model):
+            self._quit(f"--load {text}: write NAME=MODEL, such as demo=builtin:demo-v1")
+        return name, model
+
+    async def _say_where(self, gateway: Gateway) -> None:
+        log.info("serving at %s", gateway.url)
+        log.info("the admin key lies in %s", gateway.config.data_dir / "admin.key")
+
+    def _quit(self, message: str) -> None:
+        self.log.critical(message)
+        self.exit(1)
+
+
+async def serve(config: GatewayConfig, on_start: Callable[[Gateway], Awaitable[None]]) -> None:
+    """Run a gateway until SIGINT or SIGTERM; a second one stops waiting for requests that still run.
+
+    ``on_start`` is awaited once it answers. Raises `DSServeError` if the gateway or ``on_start`` cannot go on; no
+    worker is left then either.
+    """
+    signals: asyncio.Queue[None] = asyncio.Queue()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, None)
+    gateway = Gateway(config)
+    await gateway.start()
+    try:
+        async with _cancelled_by(signals):
+            await on_start(gateway)
+            await asyncio.Event().wait()
+    finally:
+        log.info("stopping: running requests have %g s to end (Ctrl-C again ends them now)", config.drain_s)
+        async with _cancelled_by(signals):
+            await gateway.stop()
+
+
+@asynccontextmanager
+async def _cancelled_by(signals: asyncio.Queue[None]) -> AsyncIterator[None]:
+    """Leave the block early when a signal comes."""
+    me = asyncio.current_task()
+    assert me is not None
+    by_signal = False
+
+    async def watch() -> None:
+        nonlocal by_signal
+        await signals.get()
+        by_signal = True
+        me.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not by_signal:
+            raise
+    finally:
+        watching.cancel()
+
+
+def _is_loopback(ip: str) -> bool:
+    if ip == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(ip).is_loopback
+    except ValueError:
+        return False
+
+
+main = DSServeApp.launch_instance
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""What may stand in a request's body, and how it becomes the protocol's dataclasses.
+
+Unknown fields are refused, with the nearest known name. Fields of OpenAI's that we know and cannot honour yet are
+declared with the one value that asks for nothing, so that asking for more is refused by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import uuid
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.request import Message, Request, SamplingParams
+from jupyter_dsserve.protocol.spec import DType, RunnerName, WorkerSpec
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+# ---- control
+
+
+class LoadBody(Body):
+    """A version to load: the fields of `WorkerSpec`, and how many workers."""
+
+    version: str
+    model: str
+    runner: RunnerName | None = None
+    dtype: DType = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    python: str = ""
+    max_sequences: Annotated[int, Field(ge=1, le=4096)] = 64
+    max_context: Annotated[int, Field(ge=0)] = 0
+    max_step_tokens: Annotated[int, Field(ge=1)] = 128
+    num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    note: str = ""
+
+    def spec(self) -> WorkerSpec:
+        return WorkerSpec(
+            model=self.model,
+            runner=self.runner or ("toy" if self.model.startswith("toy:") else "ragged"),
+            dtype=self.dtype,
+            device=self.device,
+            max_sequences=self.max_sequences,
+            max_context=self.max_context,
+            max_step_tokens=self.max_step_tokens,
+            num_threads=self.num_threads,
+            python=self.python,
+        )
+
+
+class DeployBody(LoadBody):
+    name: str
+
+
+class RouteBody(Body):
+    weights: dict[str, float]
+    revision: int | None = None
+
+
+class ActivateBody(Body):
+    version: str
+
+
+# ---- inference
+
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class _OpenAIBody(Body):
+    """What completions and chat share."""
+
+    model: str
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool = False
+    user: str = ""
+    # accepted because they change nothing in the answer
+    metadata: dict[str, str] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    # known, and only as far as they ask for nothing
+    n: Literal[1] | None = None
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def sampling(self, max_tokens: int | None) -> SamplingParams:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,  # OpenAI's default
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            stop=stop,
+            ignore_eos=self.ignore_eos,
+        )
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+
+
+MaxTokens = Annotated[int, Field(ge=1)]
+TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
+
+
+class CompletionBody(_OpenAIBody):
+    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1, max_length=1)]
+    max_tokens: MaxTokens | None = None
+    best_of: Literal[1] | None = None
+    echo: Literal[False] | None = None
+    logprobs: None = None
+    suffix: None = None
+
+    def request(self) -> Request:
+        prompt = self.prompt
+        if isinstance(prompt, list):
+            texts = [p for p in prompt if isinstance(p, str)]
+            ids = tuple(p for p in prompt if isinstance(p, int))
+            return Request(_new_id("cmpl"), texts[0] if texts else ids, self.sampling(self.max_tokens or 16))
+        return Request(_new_id("cmpl"), prompt, self.sampling(self.max_tokens or 16))
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def message(self) -> Message:
+        content = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
+        return Message("system" if self.role == "developer" else self.role, content)
+
+
+class ChatBody(_OpenAIBody):
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: MaxTokens | None = None
+    max_completion_tokens: MaxTokens | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    response_format: TextFormat | None = None
+
+    def request(self) -> Request:
+        max_tokens = self.max_completion_tokens or self.max_tokens
+        return Request(_new_id("chatcmpl"), tuple(m.message() for m in self.messages), self.sampling(max_tokens))
+
+
+class TextFormat(Body):
+    type: Literal["text"]
+
+
+class PredictBody(Body):
+    """``max_length`` is the most new tokens."""
+
+    model: str
+    input_text: str
+    max_length: MaxTokens = 64
+
+    def request(self) -> Request:
+        return Request(_new_id("pred"), self.input_text, SamplingParams(max_tokens=self.max_length))
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}-{uuid.uuid4().hex}"
+
+
+# ---- reading
+
+B = TypeVar("B", bound=Body)
+
+
+def read_body(kind: type[B], raw: bytes) -> B:
+    """The body as ``kind``. Raises `InvalidRequest` naming the first field that is wrong, its value, and the remedy."""
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError) as fault:
+        raise InvalidRequest(f"the body is not JSON ({fault}): send a JSON object") from None
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"the body is a JSON {type(found).__name__}: send a JSON object")
+    try:
+        return kind.model_validate(found)
+    except ValidationError as fault:
+        raise _refused(kind, fault) from None
+
+
+def _refused(kind: type[Body], fault: ValidationError) -> InvalidRequest:
+    # For a field with alternatives pydantic reports each of them: the first error says enough.
+    first = fault.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    where = ".".join(str(part) for part in first["loc"] if not _is_alternative(part))
+    if first["type"] == "extra_forbidden":
+        return InvalidRequest(f"unknown field {where!r}{_nearest(kind, name)}", param=where)
+    if first["type"] == "missing":
+        return InvalidRequest(f"field {where!r} is missing: {_needed(kind)}", param=where)
+    return InvalidRequest(f"field {where!r} is {_shown(first['input'])}: {_remedy(first)}", param=where)
+
+
+def _is_alternative(part: int | str) -> bool:
+    """Whether a piece of a location names a branch of a union (pydantic's words) instead of a field of ours."""
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool"))
+
+
+def _remedy(error: Mapping[str, Any]) -> str:
+    message = str(error["msg"])
+    return message[0].lower() + message[1:]
+
+
+def _needed(kind: type[Body]) -> str:
+    return "needed are " + ", ".join(n for n, f in kind.model_fields.items() if f.is_required())
+
+
+def _nearest(kind: type[Body], name: str) -> str:
+    near = difflib.get_close_matches(name, kind.model_fields, n=1)
+    return f": did you mean {near[0]!r}?" if near else f": known are {', '.join(kind.model_fields)}"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,149 @@
+"""What all handlers share: the key, the body's limit, errors as JSON, cancelling when the caller leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from functools import wraps
+from http.client import responses
+from types import TracebackType
+from typing import Any, TypeVar
+
+from tornado.web import HTTPError, RequestHandler, stream_request_body
+
+from jupyter_dsserve.fleet.fleet import Fleet
+from jupyter_dsserve.gateway.bodies import B, read_body
+from jupyter_dsserve.protocol.errors import DSServeError, NotAllowed, NotFound, TooLarge, Unauthorized, Unavailable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every handler is given."""
+
+    fleet: Fleet
+    admin_key: str
+    max_body_bytes: int
+
+
+H = TypeVar("H", bound="Handler")
+
+
+def until_caller_leaves(method: Callable[[H], Awaitable[None]]) -> Callable[[H], Awaitable[None]]:
+    """Cancel the method when its connection closes: nobody would read the answer."""
+
+    @wraps(method)
+    async def cancellable(self: H) -> None:
+        self.work = asyncio.current_task()
+        try:
+            await method(self)
+        except asyncio.CancelledError:
+            if not self.caller_left:
+                raise
+        finally:
+            self.work = None
+
+    return cancellable
+
+
+@stream_request_body
+class Handler(RequestHandler):
+    """Needs the admin key unless ``is_open``. Errors take `error_body`'s shape."""
+
+    is_open = False
+
+    def initialize(self, context: Context) -> None:
+        self.context = context
+        self.fleet = context.fleet
+        self.work: asyncio.Task[Any] | None = None
+        self.caller_left = False
+        self._body = bytearray()
+
+    def set_default_headers(self) -> None:
+        self.set_header("Content-Type", "application/json")
+        self.clear_header("Server")
+
+    def prepare(self) -> None:
+        if not self.is_open:
+            self._check_key()
+        self._check_size(int(self.request.headers.get("Content-Length", 0)))
+
+    def data_received(self, chunk: bytes) -> None:
+        """Keep the body up to one byte over the limit: an error can only be answered once it has all come."""
+        self._body += chunk[: self.context.max_body_bytes + 1 - len(self._body)]
+
+    def body(self, kind: type[B]) -> B:
+        """Raises `InvalidRequest` for what does not fit ``kind``, `TooLarge` for a chunked body over the limit."""
+        self._check_size(len(self._body))
+        return read_body(kind, bytes(self._body))
+
+    def on_connection_close(self) -> None:
+        self.caller_left = True
+        if self.work:
+            self.work.cancel()
+
+    # ---- answers
+
+    def answer(self, value: object, status: int = 200) -> None:
+        """Finish with JSON: a dataclass of ours, a list of them, or plain data."""
+        self.set_status(status)
+        self.finish(json.dumps(value, default=asdict))
+
+    def error_body(self, error: DSServeError) -> dict[str, Any]:
+        return {"error": {"type": type(error).__name__, "message": error.message, "param": error.param}}
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        fault = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        error = self._as_ours(status_code, fault)
+        self.set_status(error.status)
+        if isinstance(error, Unavailable):
+            self.set_header("Retry-After", str(error.retry_after_s))
+        if isinstance(error, Unauthorized):
+            self.set_header("WWW-Authenticate", "Bearer")
+        self.finish(json.dumps(self.error_body(error)))
+
+    def log_exception(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if not isinstance(value, DSServeError | HTTPError):
+            log.error("%s %s failed", self.request.method, self.request.path, exc_info=value)
+
+    # ---- checks
+
+    def _check_key(self) -> None:
+        scheme, _, key = self.request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            raise Unauthorized("no key: send the header 'Authorization: Bearer KEY' (the key lies in admin.key)")
+        if not hmac.compare_digest(key.strip().encode(), self.context.admin_key.encode()):
+            raise Unauthorized("the key is not valid here: send the one in this gateway's admin.key")
+
+    def _check_size(self, num_bytes: int) -> None:
+        limit = self.context.max_body_bytes
+        if num_bytes > limit:
+            # What is still on its way is thrown away, and then the connection ends.
+            self.set_header("Connection", "close")
+            raise TooLarge(f"the body has {num_bytes} bytes or more, over the limit of {limit}: send a smaller one")
+
+    def _as_ours(self, status_code: int, fault: BaseException | None) -> DSServeError:
+        if isinstance(fault, DSServeError):
+            return fault
+        if status_code == 404:
+            return NotFound(f"there is no {self.request.path} here; the README lists the routes")
+        if status_code == 405:
+            return NotAllowed(f"{self.request.path} does not take {self.request.method}")
+        return DSServeError(f"{responses.get(status_code, 'error')}: the gateway's log says more")
+
+
+class UnknownPath(Handler):
+    is_open = True
+
+    def prepare(self) -> None:
+        raise HTTPError(404)

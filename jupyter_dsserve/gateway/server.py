@@ -1,0 +1,107 @@
+"""The gateway put together: fleet, Tornado application, port, and the order in which they start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+
+from jupyter_dsserve.fleet.fleet import Fleet
+from jupyter_dsserve.gateway import control, generate, openai
+from jupyter_dsserve.gateway.bodies import LoadBody
+from jupyter_dsserve.gateway.config import GatewayConfig
+from jupyter_dsserve.gateway.data_dir import DataDir
+from jupyter_dsserve.gateway.handlers import Context, UnknownPath
+from jupyter_dsserve.protocol.errors import Conflict, DSServeError
+
+# How much of an oversized body is read and thrown away so that its sender gets to see our answer.
+_MAX_DISCARDED = 8
+
+
+class Gateway:
+    """One on a data directory. `start`, then `stop`; `url` is known after `start`."""
+
+    def __init__(self, config: GatewayConfig) -> None:
+        """Takes the data directory and the port. Raises `Conflict` if either is held by another."""
+        self.config = config
+        self.data_dir = DataDir(config.data_dir)
+        try:
+            self._sockets = _bind(config.ip, config.port)
+            self.fleet = Fleet(config.data_dir, config.drain_s)
+        except BaseException:
+            self.data_dir.release()
+            raise
+        port = self._sockets[0].getsockname()[1]
+        self.url = f"http://{f'[{config.ip}]' if ':' in config.ip else config.ip}:{port}"
+        self.admin_key = self.data_dir.admin_key()
+        self._server = HTTPServer(
+            make_app(Context(self.fleet, self.admin_key, config.max_body_bytes)),
+            max_body_size=_MAX_DISCARDED * config.max_body_bytes,
+        )
+
+    async def start(self) -> None:
+        """Bring the fleet back, serve ``config.loads``, and answer. Raises `DSServeError` for a load that cannot be."""
+        try:
+            await self.fleet.start()
+            for name, model in self.config.loads:
+                await make_sure_loaded(self.fleet, name, model)
+        except DSServeError:
+            await self.stop()
+            raise
+        self._server.add_sockets(self._sockets)
+        self.data_dir.announce(self.url)
+
+    async def stop(self) -> None:
+        """Take no new connections, let what runs end (at most ``drain_s``), end the workers."""
+        self._server.stop()
+        await self.fleet.stop()
+        await self._server.close_all_connections()
+        await asyncio.sleep(0)
+        self.data_dir.release()
+
+
+def make_app(context: Context) -> Application:
+    routes = [
+        (path, handler, {"context": context}) for path, handler in (*openai.ROUTES, *generate.ROUTES, *control.ROUTES)
+    ]
+    return Application(
+        routes,
+        default_handler_class=UnknownPath,
+        default_handler_args={"context": context},
+    )
+
+
+async def make_sure_loaded(fleet: Fleet, name: str, model: str) -> None:
+    """What ``--load name=model`` means: registered as v1 and loaded if ``name`` is new, else loaded again.
+
+    Raises `Conflict` naming both models if ``name`` stands for another one.
+    """
+    known = next((d for d in fleet.status() if d.name == name), None)
+    if known is None:
+        body = LoadBody(version="v1", model=model)
+        await fleet.register(name, "v1", body.spec(), body.replicas, "")
+        await fleet.load(name, "v1")
+        return
+    same = next((v for v in known.versions if v.spec.model == model), None)
+    if same is None:
+        models = ", ".join(f"{v.version} is {v.spec.model}" for v in known.versions)
+        raise Conflict(
+            f"--load {name}={model}: {name} exists already with another model ({models}); load {model} as a new "
+            f"version of it over the control API, or under another name"
+        )
+    await fleet.load(name, same.version)
+
+
+def _bind(ip: str, port: int) -> list[socket.socket]:
+    try:
+        return bind_sockets(port, ip)
+    except OSError as fault:
+        if fault.errno == errno.EADDRINUSE:
+            raise Conflict(
+                f"port {port} on {ip} is taken by another program: stop it, or give another --port"
+            ) from None
+        raise Conflict(f"cannot listen on {ip}:{port} ({fault.strerror}): give another --ip or --port") from None

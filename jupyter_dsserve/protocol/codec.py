@@ -1,0 +1,90 @@
+"""Between our dataclasses and the messages of worker.proto. The only place that knows both."""
+
+from __future__ import annotations
+
+from jupyter_dsserve.protocol import worker_pb2 as pb
+from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest, error_named
+from jupyter_dsserve.protocol.request import Chunk, FinishReason, Message, Request, SamplingParams, Usage
+
+
+def submit(request: Request) -> pb.ToWorker:
+    message = pb.Submit(request_id=request.id, sampling=_sampling_to_pb(request.sampling))
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        message.text = prompt
+    elif prompt and isinstance(prompt[0], Message):
+        turns = [pb.Message(role=m.role, content=m.content) for m in prompt if isinstance(m, Message)]
+        message.chat.CopyFrom(pb.Chat(messages=turns))
+    else:
+        message.tokens.CopyFrom(pb.Tokens(ids=[t for t in prompt if isinstance(t, int)]))
+    return pb.ToWorker(submit=message)
+
+
+def request_from(message: pb.Submit) -> Request:
+    """Raises `InvalidRequest` if the message carries no prompt."""
+    kind = message.WhichOneof("prompt")
+    prompt: str | tuple[int, ...] | tuple[Message, ...]
+    if kind == "text":
+        prompt = message.text
+    elif kind == "tokens":
+        prompt = tuple(message.tokens.ids)
+    elif kind == "chat":
+        prompt = tuple(Message(m.role, m.content) for m in message.chat.messages)
+    else:
+        raise InvalidRequest(f"request {message.request_id} carries no prompt", param="prompt")
+    return Request(message.request_id, prompt, _sampling_from_pb(message.sampling))
+
+
+def _sampling_to_pb(s: SamplingParams) -> pb.Sampling:
+    return pb.Sampling(
+        max_tokens=s.max_tokens,
+        temperature=s.temperature,
+        top_p=s.top_p,
+        top_k=s.top_k,
+        seed=s.seed,
+        stop=s.stop,
+        ignore_eos=s.ignore_eos,
+    )
+
+
+def _sampling_from_pb(s: pb.Sampling) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=s.max_tokens if s.HasField("max_tokens") else None,
+        temperature=s.temperature,
+        top_p=s.top_p,
+        top_k=s.top_k,
+        seed=s.seed if s.HasField("seed") else None,
+        stop=tuple(s.stop),
+        ignore_eos=s.ignore_eos,
+    )
+
+
+def chunk_to_pb(chunk: Chunk) -> pb.Chunk:
+    message = pb.Chunk(request_id=chunk.request_id, text=chunk.text, num_tokens=chunk.num_tokens)
+    if chunk.finish_reason is not None:
+        message.finish_reason = chunk.finish_reason.value
+    if chunk.usage is not None:
+        message.usage.prompt_tokens = chunk.usage.prompt_tokens
+        message.usage.completion_tokens = chunk.usage.completion_tokens
+    if chunk.error is not None:
+        message.error.CopyFrom(error_to_pb(chunk.error))
+    return message
+
+
+def chunk_from_pb(message: pb.Chunk) -> Chunk:
+    return Chunk(
+        message.request_id,
+        message.text,
+        message.num_tokens,
+        FinishReason(message.finish_reason) if message.finish_reason else None,
+        Usage(message.usage.prompt_tokens, message.usage.completion_tokens) if message.HasField("usage") else None,
+        error_from_pb(message.error) if message.HasField("error") else None,
+    )
+
+
+def error_to_pb(error: DSServeError) -> pb.Error:
+    return pb.Error(name=type(error).__name__, message=error.message, param=error.param or "")
+
+
+def error_from_pb(message: pb.Error) -> DSServeError:
+    return error_named(message.name, message.message, message.param or None)

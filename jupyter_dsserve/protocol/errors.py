@@ -1,0 +1,95 @@
+"""Every error a caller can meet, in one tree.
+
+    DSServeError             500  INTERNAL
+    ├── InvalidRequest       400  INVALID_ARGUMENT      the caller can mend the request
+    ├── Unauthorized         401  UNAUTHENTICATED       no key, or a wrong one
+    ├── NotFound             404  NOT_FOUND             no such deployment, version or route
+    ├── NotAllowed           405  UNIMPLEMENTED         the path exists, the method does not
+    ├── Conflict             409  FAILED_PRECONDITION   the state of the thing forbids it now
+    ├── TooLarge             413  INVALID_ARGUMENT      the body is over the limit
+    ├── Unavailable          503  UNAVAILABLE           nothing is ready to answer; carries Retry-After
+    │   └── ReplicaLost      503  UNAVAILABLE           the worker died while it was answering
+    └── EngineFailure        500  INTERNAL              the model step itself failed
+
+A message names the thing, the value and what to do. Each face (REST, OpenAI, gRPC) maps the class in one place.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DSServeError(Exception):
+    """An error with an HTTP status and a gRPC code.
+
+    ``param`` names the field of the request that is at fault, if one is.
+    """
+
+    status: ClassVar[int] = 500
+    grpc_code: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(DSServeError):
+    status = 400
+    grpc_code = "INVALID_ARGUMENT"
+
+
+class Unauthorized(DSServeError):
+    status = 401
+    grpc_code = "UNAUTHENTICATED"
+
+
+class NotFound(DSServeError):
+    status = 404
+    grpc_code = "NOT_FOUND"
+
+
+class NotAllowed(DSServeError):
+    status = 405
+    grpc_code = "UNIMPLEMENTED"
+
+
+class Conflict(DSServeError):
+    status = 409
+    grpc_code = "FAILED_PRECONDITION"
+
+
+class TooLarge(DSServeError):
+    status = 413
+    grpc_code = "INVALID_ARGUMENT"
+
+
+class Unavailable(DSServeError):
+    """Nothing is ready to answer. ``retry_after_s`` is a guess in whole seconds."""
+
+    status = 503
+    grpc_code = "UNAVAILABLE"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+
+
+class ReplicaLost(Unavailable):
+    """The worker that was answering is gone; what it had answered so far is all there is."""
+
+
+class EngineFailure(DSServeError):
+    """The step of the model failed; the request cannot be answered by this replica."""
+
+
+def error_named(name: str, message: str, param: str | None = None) -> DSServeError:
+    """The error of class ``name`` (as it travels on the wire); an unknown name becomes a plain `DSServeError`."""
+    return _BY_NAME.get(name, DSServeError)(message, param=param)
+
+
+def _tree(root: type[DSServeError]) -> dict[str, type[DSServeError]]:
+    return {root.__name__: root} | {k: v for sub in root.__subclasses__() for k, v in _tree(sub).items()}
+
+
+_BY_NAME = _tree(DSServeError)

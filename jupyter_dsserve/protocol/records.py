@@ -1,0 +1,112 @@
+"""What everything shows: the two records of the event stream, `Event` and `VersionStats`, and the status records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from jupyter_dsserve.protocol.spec import WorkerSpec
+
+
+class VersionState(str, Enum):
+    """What a version is doing. Reported after the effect, but for DRAINING, which is reported before it.
+
+    QUEUED    a worker is about to be started
+    LOADING   the worker process runs and reads weights; `progress` moves
+    WARMING   weights are in; the engine checks itself and generates its first token
+    READY     one token was really generated; takes traffic if the route gives it some
+    DRAINING  takes nothing new, finishes what runs
+    STOPPED   no process; registered, can be loaded again
+    FAILED    no process; `reason` says why in words
+    """
+
+    QUEUED = "QUEUED"
+    LOADING = "LOADING"
+    WARMING = "WARMING"
+    READY = "READY"
+    DRAINING = "DRAINING"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened. ``at`` is seconds since the epoch; ``id`` grows and is never reused."""
+
+    id: int
+    at: float
+    kind: str
+    deployment: str = ""
+    version: str = ""
+    replica: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStats:
+    """A version over the last seconds: counts since it was loaded, latencies (``_s``) over the window.
+
+    ``requests`` counts ended ones, ``errors`` those among them that ended in our error (a caller who leaves is none).
+    A latency is None while the window is empty. ``kv_used`` is a share from 0 to 1, ``device_bytes`` the worker's
+    memory on its device.
+    """
+
+    deployment: str
+    version: str
+    at: float
+    state: VersionState
+    weight: float
+    replicas: int
+    requests: int
+    errors: int
+    in_flight: int
+    queued: int
+    p50_s: float | None
+    p95_s: float | None
+    p99_s: float | None
+    first_token_p95_s: float | None
+    tokens_per_s: float
+    kv_used: float
+    device_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """One worker of a version. ``device`` is empty until it is READY; ``pid`` 0 before its process runs."""
+
+    id: str
+    state: VersionState
+    device: str
+    pid: int
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """A version as the control API shows it. ``progress`` is 0 to 1; ``stage`` a word for what loads; ``created_at``
+    seconds since the epoch; ``reason`` says why a version is FAILED."""
+
+    deployment: str
+    version: str
+    state: VersionState
+    progress: float
+    stage: str
+    reason: str
+    weight: float
+    replicas: list[ReplicaStatus]
+    spec: WorkerSpec
+    note: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentStatus:
+    """A deployment with its route: ``weights`` in percent by version. ``activating`` names the version an activation
+    waits for, or is empty."""
+
+    name: str
+    weights: Mapping[str, float]
+    revision: int
+    activating: str
+    versions: list[VersionStatus]

@@ -1,0 +1,83 @@
+"""What comes in and the pieces of the answer: `Request`, `SamplingParams`, `Chunk`, `Usage`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from jupyter_dsserve.protocol.errors import DSServeError
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 switch the filters off.
+
+    ``max_tokens`` None means: up to the end of the context. ``stop`` strings are not part of the answer.
+    The same ``seed`` with the same prompt gives the same answer, whatever else is in the batch.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to a deployment. The prompt is a text, token ids, or a chat: exactly one of the three."""
+
+    id: str
+    prompt: str | tuple[int, ...] | tuple[Message, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+class FinishReason(str, Enum):
+    """Why an answer ended. STOP: end token or stop string. LENGTH: max_tokens or the context was reached.
+    ABORT: the caller left. ERROR: `Chunk.error` says what happened."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer. The last one has a ``finish_reason`` and, unless it is an error, a ``usage``."""
+
+    request_id: str
+    text: str = ""
+    num_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: DSServeError | None = None
+
+    def merged(self, later: Chunk) -> Chunk:
+        """This chunk and a later one of the same request as one."""
+        return Chunk(
+            self.request_id,
+            self.text + later.text,
+            self.num_tokens + later.num_tokens,
+            later.finish_reason,
+            later.usage,
+            later.error,
+        )

@@ -1,0 +1,70 @@
+"""`WorkerSpec`: everything that makes a version what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+# Gateway and worker must agree on it: raise it with every change of worker.proto or of WorkerSpec that an older
+# worker would misread.
+PROTOCOL_VERSION = 1
+
+DType = Literal["auto", "fp32", "bf16", "fp16"]
+RunnerName = Literal["ragged", "toy"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One immutable version: what a worker loads and how it runs it.
+
+    ``model`` is ``builtin:NAME``, ``toy:…``, a directory, or a hub name. ``max_sequences`` run at once; the rest
+    wait. ``max_context`` 0 is the model's own. ``max_step_tokens`` caps the tokens of one forward pass: long
+    prompts are cut into chunks of it. ``num_threads`` 0 leaves one core to the notebook. ``device`` is ``auto``,
+    ``cpu`` or ``cuda:N``. ``python`` is the interpreter of the worker; empty is the gateway's own.
+    """
+
+    model: str
+    runner: RunnerName = "ragged"
+    dtype: DType = "auto"
+    device: str = "auto"
+    max_sequences: int = 64
+    max_context: int = 0
+    max_step_tokens: int = 128
+    num_threads: int = 0
+    python: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> WorkerSpec:
+        return WorkerSpec(**json.loads(text))
+
+    @property
+    def digest(self) -> str:
+        """Names the content: equal specs have equal digests (first 16 hex digits of SHA-256)."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLaunch:
+    """The first line on a worker's stdin: who it is, where to dial, and what to load.
+
+    ``model_path`` is the directory (or hub name) the spec's ``model`` stands for on this machine.
+    """
+
+    replica: str
+    gateway: str
+    token: str
+    model_path: str
+    spec: WorkerSpec
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> WorkerLaunch:
+        raw = json.loads(text)
+        return WorkerLaunch(**(raw | {"spec": WorkerSpec(**raw["spec"])}))

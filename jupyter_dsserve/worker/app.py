@@ -1,0 +1,219 @@
+"""The worker's asyncio half: the stream to the gateway, and tokenizing. The engine runs in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc.aio
+
+from jupyter_dsserve import __version__
+from jupyter_dsserve.engine.loop import Engine
+from jupyter_dsserve.engine.runner import Runner, Span, Step
+from jupyter_dsserve.engine.sequence import Sequence
+from jupyter_dsserve.engine.toy import load_toy
+from jupyter_dsserve.protocol import codec
+from jupyter_dsserve.protocol import worker_pb2 as pb
+from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, InvalidRequest
+from jupyter_dsserve.protocol.request import Chunk, FinishReason, Message, SamplingParams
+from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION, WorkerLaunch
+from jupyter_dsserve.protocol.worker_pb2_grpc import LinkStub
+from jupyter_dsserve.worker.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+_FAREWELL_S = 2.0
+_LOADED = 0.9  # of the progress to READY; the rest is warming
+
+
+class WorkerApp:
+    """Dials the gateway, loads, says ready, serves, drains. `run` gives the exit code."""
+
+    def __init__(self, launch: WorkerLaunch) -> None:
+        self._launch = launch
+        self._outbox = Outbox()
+        self._engine: Engine | None = None
+        self._open: set[str] = set()  # requests that have not had their last chunk
+        self._accepting: set[asyncio.Task[None]] = set()
+        self._draining = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        # One thread with a tokenizer of its own: the engine's thread uses another object.
+        self._tokenizing = ThreadPoolExecutor(1, "tokenizing")
+
+    async def run(self) -> int:
+        """Serve until drained or cut off. 0: drained or the gateway left; 1: the load failed or Hello was refused."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_signal_handler(signal.SIGTERM, self._draining.set)
+        async with grpc.aio.insecure_channel(self._launch.gateway, options=UNLIMITED_MESSAGES) as channel:
+            stream = LinkStub(channel).Connect()
+            self._outbox.put(self._hello())
+            sending = asyncio.create_task(self._outbox.send_to(stream))
+            reading = asyncio.create_task(self._read(stream))
+            loading = asyncio.create_task(self._load_and_serve())
+            drained = asyncio.create_task(self._wait_drained())
+            await asyncio.wait({reading, loading, drained}, return_when=asyncio.FIRST_COMPLETED)
+            code = 1 if loading.done() or (reading.done() and reading.result()) else 0
+            if self._engine:
+                self._engine.stop()
+            # The gateway ends the stream once it has read everything: if we cut it, what is on its way would be lost.
+            self._outbox.close()
+            await asyncio.wait({sending, reading}, timeout=_FAREWELL_S)
+            for task in (sending, reading, loading, drained):
+                task.cancel()
+        return code
+
+    # ---- the stream
+
+    def _hello(self) -> pb.FromWorker:
+        launch = self._launch
+        return pb.FromWorker(
+            hello=pb.Hello(
+                replica=launch.replica,
+                token=launch.token,
+                spec_digest=launch.spec.digest,
+                protocol_version=PROTOCOL_VERSION,
+                package_version=__version__,
+                pid=os.getpid(),
+            )
+        )
+
+    async def _read(self, stream: grpc.aio.StreamStreamCall[pb.FromWorker, pb.ToWorker]) -> bool:
+        """Act on what the gateway says until it leaves. True if it refused us."""
+        try:
+            async for message in stream:
+                kind = message.WhichOneof("kind")
+                if kind == "submit":
+                    self._submit(message.submit)
+                elif kind == "abort" and self._engine:
+                    self._engine.abort(message.abort.request_id)
+                elif kind == "drain":
+                    self._draining.set()
+                elif kind == "refuse":
+                    log.error("the gateway refused this worker: %s", message.refuse.reason)
+                    return True
+        except grpc.aio.AioRpcError as fault:
+            log.warning("the stream to the gateway broke: %s", fault.details())
+        return False
+
+    def _submit(self, message: pb.Submit) -> None:
+        self._open.add(message.request_id)
+        self._idle.clear()
+        task = asyncio.create_task(self._accept(message))
+        self._accepting.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(self._accepting.discard)
+
+    async def _accept(self, message: pb.Submit) -> None:
+        """Tokenize and hand over to the engine; a refusal goes back as the request's only chunk."""
+        try:
+            if self._engine is None:
+                raise EngineFailure("the worker got a request before it was ready")
+            request = codec.request_from(message)
+            tokens = await self._loop.run_in_executor(self._tokenizing, self._tokenize, request.prompt)
+            self._engine.post(Sequence(request.id, tokens, request.sampling))
+        except Exception as fault:
+            error = fault if isinstance(fault, DSServeError) else EngineFailure(f"tokenizing failed: {fault}")
+            self._send_chunks([Chunk(message.request_id, finish_reason=FinishReason.ERROR, error=error)])
+
+    def _tokenize(self, prompt: str | tuple[int, ...] | tuple[Message, ...]) -> list[int]:
+        tokenizer = self._request_tokenizer
+        if isinstance(prompt, str):
+            return tokenizer.encode_batch([prompt])[0]
+        if prompt and isinstance(prompt[0], Message):
+            turns = [m for m in prompt if isinstance(m, Message)]
+            return tokenizer.encode_batch([tokenizer.render_chat(turns)], add_special_tokens=False)[0]
+        return [t for t in prompt if isinstance(t, int)]
+
+    def _emit(self, chunks: list[Chunk]) -> None:
+        """From the engine's thread: all chunks of one step."""
+        self._loop.call_soon_threadsafe(self._send_chunks, chunks)
+
+    def _send_chunks(self, chunks: list[Chunk]) -> None:
+        self._outbox.put_chunks(chunks)
+        self._open.difference_update(c.request_id for c in chunks if c.finish_reason)
+        if not self._open:
+            self._idle.set()
+
+    async def _wait_drained(self) -> None:
+        await self._draining.wait()
+        await self._idle.wait()
+
+    # ---- loading
+
+    async def _load_and_serve(self) -> None:
+        """Load in the engine's thread, then send heartbeats; returns only if the load failed."""
+        ready: asyncio.Future[Runner] = self._loop.create_future()
+        threading.Thread(target=self._engine_thread, args=(ready,), name="engine", daemon=True).start()
+        try:
+            runner = await ready
+        except Exception as fault:
+            log.exception("the load failed")
+            error = fault if isinstance(fault, DSServeError) else EngineFailure(f"{type(fault).__name__}: {fault}")
+            self._outbox.put(pb.FromWorker(failed=pb.Failed(error=codec.error_to_pb(error))))
+            return
+        log.info("ready on %s", runner.device)
+        self._outbox.put(
+            pb.FromWorker(
+                ready=pb.Ready(device=runner.device, max_sequences=runner.max_sequences, max_context=runner.max_context)
+            )
+        )
+        while True:
+            self._outbox.put(self._heartbeat(runner))
+            await asyncio.sleep(HEARTBEAT_S)
+
+    def _engine_thread(self, ready: asyncio.Future[Runner]) -> None:
+        try:
+            runner = self._load_runner()
+            self._progress("warming", _LOADED)
+            runner.check()
+            _generate_one_token(runner)
+            self._request_tokenizer = runner.tokenizer.copy()
+            self._engine = Engine(runner, self._emit)
+        except Exception as fault:
+            self._loop.call_soon_threadsafe(ready.set_exception, fault)
+            return
+        self._loop.call_soon_threadsafe(ready.set_result, runner)
+        self._engine.run()
+
+    def _load_runner(self) -> Runner:
+        spec = self._launch.spec
+        if spec.runner == "toy":
+            return load_toy(spec.model, spec.max_context, self._loading)
+        raise InvalidRequest(f"runner {spec.runner!r} is not there yet: only toy models can be loaded so far")
+
+    def _loading(self, stage: str, fraction: float) -> None:
+        self._progress(stage, _LOADED * fraction)
+
+    def _progress(self, stage: str, fraction: float) -> None:
+        message = pb.FromWorker(progress=pb.Progress(stage=stage, fraction=fraction))
+        self._loop.call_soon_threadsafe(self._outbox.put, message)
+
+    def _heartbeat(self, runner: Runner) -> pb.FromWorker:
+        assert self._engine is not None
+        load = self._engine.load()
+        return pb.FromWorker(
+            heartbeat=pb.Heartbeat(
+                num_steps=load.num_steps,
+                running=load.running,
+                waiting=load.waiting,
+                kv_used=load.kv_used,
+                device_bytes=runner.device_bytes(),
+            )
+        )
+
+
+def _generate_one_token(runner: Runner) -> None:
+    """READY means that a token was really generated: do so."""
+    sequence = Sequence("warm-up", [0], SamplingParams(), slot=0)
+    runner.forward(Step([Span(sequence, start=0, num_tokens=1, is_sampled=True)], num_decoding=0)).sample([sequence])
+
+
+UNLIMITED_MESSAGES: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+]

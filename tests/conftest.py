@@ -1,0 +1,31 @@
+"""Fixtures: a real gateway in the test's own event loop, with real worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from jupyter_dsserve.gateway.config import GatewayConfig
+from jupyter_dsserve.gateway.server import Gateway
+from tests.support import Caller
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+async def gateway(data_dir: Path) -> AsyncIterator[Gateway]:
+    gateway = Gateway(GatewayConfig(data_dir, port=0, drain_s=5, max_body_bytes=100_000))
+    await gateway.start()
+    yield gateway
+    await gateway.stop()
+
+
+@pytest.fixture
+async def caller(gateway: Gateway) -> AsyncIterator[Caller]:
+    async with Caller(gateway.url, gateway.admin_key) as caller:
+        yield caller

@@ -1,0 +1,94 @@
+"""The scheduler's claims, without a model."""
+
+from __future__ import annotations
+
+from jupyter_dsserve.engine.runner import Step
+from jupyter_dsserve.engine.scheduler import Scheduler
+from jupyter_dsserve.engine.sequence import Sequence
+from jupyter_dsserve.protocol.request import SamplingParams
+
+
+def sequence(name: str, num_prompt: int) -> Sequence:
+    return Sequence(name, list(range(num_prompt)), SamplingParams())
+
+
+def running(scheduler: Scheduler, *sequences: Sequence) -> None:
+    for s in sequences:
+        scheduler.add(s)
+        assert scheduler.admit() is s
+
+
+def do(scheduler: Scheduler) -> Step:
+    """One step, as the engine does it: every sampled sequence gets a token."""
+    step = scheduler.schedule()
+    assert step is not None
+    scheduler.advance(step)
+    for s in step.sampled:
+        s.tokens.append(0)
+    return step
+
+
+def shape(step: Step) -> list[tuple[str, int, int, bool]]:
+    return [(s.sequence.id, s.start, s.num_tokens, s.is_sampled) for s in step.spans]
+
+
+def test_nothing_to_do_is_no_step() -> None:
+    assert Scheduler(4, 16).schedule() is None
+
+
+def test_a_long_prompt_is_cut_into_chunks_and_only_its_last_row_is_sampled() -> None:
+    scheduler = Scheduler(4, 16)
+    running(scheduler, sequence("a", 35))
+    steps = [shape(do(scheduler)) for _ in range(4)]
+    assert steps == [[("a", 0, 16, False)], [("a", 16, 16, False)], [("a", 32, 3, True)], [("a", 35, 1, True)]]
+
+
+def test_decoding_goes_first_and_prompts_share_what_is_left_of_the_budget_oldest_first() -> None:
+    scheduler = Scheduler(4, 16)
+    running(scheduler, sequence("a", 2))
+    do(scheduler)
+    running(scheduler, sequence("b", 10), sequence("c", 10))
+    step = do(scheduler)
+    assert shape(step) == [("a", 2, 1, True), ("b", 0, 10, True), ("c", 0, 5, False)]
+    assert step.num_decoding == 1
+
+
+def test_prompts_move_on_even_when_decoding_fills_the_budget() -> None:
+    scheduler = Scheduler(16, 8)
+    running(scheduler, *(sequence(f"d{i}", 1) for i in range(8)))
+    do(scheduler)
+    running(scheduler, sequence("late", 100))
+    assert ("late", 0, 2, False) in shape(do(scheduler))
+
+
+def test_decoding_sequences_stand_in_the_order_of_their_slots() -> None:
+    scheduler = Scheduler(3, 16)
+    a, b, c = (sequence(name, 1) for name in "abc")
+    running(scheduler, a, b)
+    do(scheduler)
+    scheduler.remove(a)
+    running(scheduler, c)  # takes a's slot 0
+    do(scheduler)
+    assert [s.sequence.id for s in do(scheduler).spans] == ["c", "b"]
+
+
+def test_slots_are_given_lowest_first_and_come_back() -> None:
+    scheduler = Scheduler(2, 16)
+    a, b, c = (sequence(name, 1) for name in "abc")
+    running(scheduler, a, b)
+    scheduler.add(c)
+    assert scheduler.admit() is None
+    scheduler.remove(a)
+    assert scheduler.admit() is c
+    assert c.slot == 0
+
+
+def test_a_waiting_sequence_can_be_taken_out() -> None:
+    scheduler = Scheduler(1, 16)
+    a, b = sequence("a", 1), sequence("b", 1)
+    running(scheduler, a)
+    scheduler.add(b)
+    scheduler.remove(b)
+    scheduler.remove(a)
+    assert scheduler.admit() is None
+    assert scheduler.schedule() is None

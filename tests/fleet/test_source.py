@@ -1,0 +1,88 @@
+"""What a model may be is decided from its files, before a process is started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jupyter_dsserve.fleet.source import model_path
+from jupyter_dsserve.protocol.errors import InvalidRequest
+
+
+def directory(path: Path, *files: str, **config: object) -> Path:
+    path.mkdir()
+    if config:
+        (path / "config.json").write_text(json.dumps(config))
+    for name in files:
+        (path / name).write_bytes(b"")
+    return path
+
+
+def refusal(model: object, runner: str = "ragged") -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        model_path(str(model), runner)
+    assert caught.value.param == "model"
+    return caught.value.message
+
+
+def test_a_directory_with_config_and_safetensors_is_taken(tmp_path: Path) -> None:
+    model = directory(tmp_path / "m", "model.safetensors", architectures=["LlamaForCausalLM"])
+    assert model_path(str(model), "ragged") == str(model)
+
+
+def test_hub_names_pass_as_they_are() -> None:
+    assert model_path("org/name-7b", "ragged") == "org/name-7b"
+    assert model_path("gpt2", "ragged") == "gpt2"
+
+
+def test_an_unknown_builtin_names_the_known_ones() -> None:
+    assert "demo-v1, demo-v2" in refusal("builtin:demo-v9")
+
+
+@pytest.mark.parametrize("model", ["/no/such/dir", "./nothing", "~/nothing-here", "a/b/c", "", "two words"])
+def test_a_path_that_does_not_exist_is_named(model: str) -> None:
+    assert repr(model) in refusal(model)
+
+
+def test_a_directory_that_is_no_model_says_what_is_missing(tmp_path: Path) -> None:
+    assert "config.json" in refusal(directory(tmp_path / "empty"))
+    assert "safetensors" in refusal(directory(tmp_path / "weightless", architectures=["LlamaForCausalLM"]))
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"")
+    assert "is a file" in refusal(tmp_path / "model.gguf")
+
+
+def test_a_broken_config_is_named(tmp_path: Path) -> None:
+    (directory(tmp_path / "m", "model.safetensors") / "config.json").write_text("{")
+    assert "not JSON" in refusal(tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text("[]")
+    assert "not a JSON object" in refusal(tmp_path / "m")
+
+
+def test_pickle_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    model = directory(tmp_path / "m", "pytorch_model.bin", architectures=["LlamaForCausalLM"])
+    assert "pytorch_model.bin" in refusal(model)
+    assert "save_pretrained" in refusal(model)
+
+
+def test_a_model_that_does_not_generate_text_is_refused(tmp_path: Path) -> None:
+    model = directory(tmp_path / "m", "model.safetensors", architectures=["BertForMaskedLM"])
+    assert "BertForMaskedLM" in refusal(model)
+
+
+def test_an_adapter_is_told_to_be_merged(tmp_path: Path) -> None:
+    assert "merge" in refusal(directory(tmp_path / "m", "adapter_config.json", "adapter_model.safetensors"))
+
+
+def test_toy_models_and_the_toy_runner_go_together() -> None:
+    assert model_path("toy:step_s=0.1", "toy") == "toy:step_s=0.1"
+    assert "toy" in refusal("toy:", "ragged")
+    assert "toy" in refusal("org/name", "toy")
+
+
+def test_wrong_toy_settings_are_refused_before_a_process_starts() -> None:
+    assert "speed" in refusal("toy:speed=9", "toy")

@@ -1,0 +1,257 @@
+"""The control API with toy workers: load, route, activate, unload, look."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+
+import httpx
+import pytest
+
+from jupyter_dsserve.gateway.server import Gateway
+from tests.engine.test_loop import toy_text
+from tests.support import Caller, until, worker_pids
+
+FAST = "toy:step_s=0.001"
+
+
+async def route(caller: Caller) -> dict[str, float]:
+    return (await caller.get("/api/deployments/demo/route")).json()["weights"]
+
+
+async def put_route(caller: Caller, weights: dict[str, float], **more: int) -> httpx.Response:
+    return await caller.put("/api/deployments/demo/route", json={"weights": weights, **more})
+
+
+async def test_a_load_is_answered_202_and_becomes_ready_with_progress(caller: Caller) -> None:
+    answer = await caller.post("/api/deployments", json={"name": "demo", "version": "v1", "model": "toy:load_s=0.5"})
+    assert answer.status_code == 202
+    assert answer.json()["state"] in ("QUEUED", "LOADING")
+    seen = []
+
+    async def look() -> dict[str, object]:
+        seen.append(await caller.version("demo", "v1"))
+        return seen[-1]
+
+    await until(look, lambda v: v["state"] == "READY")
+    progress = [v["progress"] for v in seen]
+    assert progress == sorted(progress)
+    assert any(0 < p < 1 for p in progress)
+    assert seen[-1]["progress"] == 1
+
+
+async def test_the_first_ready_version_gets_all_traffic_and_a_second_one_none(caller: Caller) -> None:
+    await caller.load("demo", "v1", FAST)
+    assert await route(caller) == {"v1": 100}
+    await caller.load("demo", "v2", FAST)
+    assert await route(caller) == {"v1": 100}
+
+
+async def test_predict_answers_as_documented(caller: Caller) -> None:
+    await caller.load("demo", "v1", FAST)
+    answer = await caller.post("/predict", json={"model": "demo", "input_text": "hello", "max_length": 9})
+    found = answer.json()
+    assert set(found) == {"result", "latency_ms", "timestamp", "version"}
+    assert (found["result"], found["version"]) == (toy_text("hello", 9), "v1")
+    assert found["latency_ms"] > 0
+    assert found["timestamp"].endswith("+00:00")
+
+
+async def test_weights_split_the_traffic(caller: Caller) -> None:
+    await caller.load("demo", "v1", FAST)
+    await caller.load("demo", "v2", FAST)
+    assert (await put_route(caller, {"v1": 50, "v2": 50})).json() == {"weights": {"v1": 50, "v2": 50}, "revision": 2}
+    answers = await asyncio.gather(*(caller.complete(max_tokens=1) for _ in range(100)))
+    counts = Counter(a.headers["X-DSServe-Version"] for a in answers)
+    assert counts.keys() == {"v1", "v2"}
+    assert min(counts.values()) > 25  # five standard deviations
+
+
+async def test_a_stale_revision_is_refused_and_changes_nothing(caller: Caller) -> None:
+    await caller.load("demo", "v1", FAST)
+    await caller.load("demo", "v2", FAST)
+    assert (await put_route(caller, {"v1": 90, "v2": 10}, revision=1)).status_code == 200
+    stale = await put_route(caller, {"v1": 10, "v2": 90}, revision=1)
+    assert stale.status_code == 409
+    assert "revision 2" in stale.json()["error"]["message"]
+    assert await route(caller) == {"v1": 90, "v2": 10}
+
+
+async def test_200_requests_at_32_concurrency_survive_a_swap(caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.005")
+    await caller.load("demo", "v2", "toy:step_s=0.005")
+    limit = asyncio.Semaphore(32)
+    answers: list[httpx.Response] = []
+
+    async def ask() -> None:
+        async with limit:
+            answers.append(await caller.complete(max_tokens=20))
+
+    asking = asyncio.gather(*(ask() for _ in range(200)))
+    await until(lambda: len(answers) > 40)
+    swapped = await caller.post("/api/deployments/demo/activate", json={"version": "v2"})
+    assert swapped.status_code == 200
+    await asking
+    assert Counter(a.status_code for a in answers) == {200: 200}
+    assert {a.json()["choices"][0]["text"] for a in answers} == {toy_text("hello", 20)}
+    assert Counter(a.headers["X-DSServe-Version"] for a in answers).keys() == {"v1", "v2"}
+    await caller.settled("demo", "v1", "STOPPED")
+    assert await route(caller) == {"v2": 100}
+
+
+async def test_activate_loads_what_is_not_loaded_and_the_old_version_serves_meanwhile(caller: Caller) -> None:
+    await caller.load("demo", "v1", FAST)
+    await caller.load("demo", "v2", "toy:step_s=0.001,load_s=0.4")
+    await caller.post("/api/deployments/demo/versions/v2/unload")
+    await caller.settled("demo", "v2", "STOPPED")
+    answer = await caller.post("/api/deployments/demo/activate", json={"version": "v2"})
+    assert (answer.status_code, answer.json()["activating"]) == (202, "v2")
+    assert (await caller.complete()).headers["X-DSServe-Version"] == "v1"
+    again = await caller.post("/api/deployments/demo/activate", json={"version": "v1"})
+    assert again.status_code == 409
+    await caller.settled("demo", "v1", "STOPPED")
+    assert (await caller.complete()).headers["X-DSServe-Version"] == "v2"
+
+
+async def test_a_candidate_that_fails_to_load_leaves_the_old_version_serving(caller: Caller) -> None:
+    await caller.load("demo", "v1", FAST)
+    await caller.load("demo", "v2", FAST, python="/no/such/python", wait=False)
+    failed = await caller.settled("demo", "v2")
+    assert failed["state"] == "FAILED"
+    assert "/no/such/python" in failed["reason"]
+    await caller.post("/api/deployments/demo/activate", json={"version": "v2"})
+    history = await until(
+        lambda: caller.get("/api/history"), lambda a: any(e["kind"] == "activate_failed" for e in a.json())
+    )
+    assert any("/no/such/python" in e["reason"] for e in history.json())
+    assert (await caller.complete()).headers["X-DSServe-Version"] == "v1"
+
+
+async def test_unload_ends_the_process_keeps_the_version_and_moves_its_traffic(
+    caller: Caller, gateway: Gateway
+) -> None:
+    await caller.load("demo", "v1", FAST)
+    await caller.load("demo", "v2", FAST)
+    await put_route(caller, {"v1": 90, "v2": 10})
+    pid = (await caller.version("demo", "v1"))["replicas"][0]["pid"]
+    await caller.post("/api/deployments/demo/versions/v1/unload")
+    stopped = await caller.settled("demo", "v1", "STOPPED")
+    assert stopped["replicas"] == []
+    assert pid not in worker_pids(pid)
+    assert await route(caller) == {"v2": 100}
+    await caller.post("/api/deployments/demo/versions/v1/load")
+    assert (await caller.settled("demo", "v1", "READY"))["weight"] == 0
+
+
+async def test_unloading_the_only_version_empties_the_route_and_calls_get_503(caller: Caller) -> None:
+    await caller.load("demo", "v1", FAST)
+    await caller.post("/api/deployments/demo/versions/v1/unload")
+    await caller.settled("demo", "v1", "STOPPED")
+    answer = await caller.complete()
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert "STOPPED" in answer.json()["error"]["message"]
+    await caller.post("/api/deployments/demo/versions/v1/load")
+    await caller.settled("demo", "v1", "READY")
+    assert (await caller.complete()).status_code == 200
+
+
+async def test_requests_that_run_when_their_version_is_unloaded_end_in_full(caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.05")
+    asking = asyncio.create_task(caller.complete(max_tokens=20))
+    await asyncio.sleep(0.2)
+    await caller.post("/api/deployments/demo/versions/v1/unload")
+    assert (await asking).json()["choices"][0]["text"] == toy_text("hello", 20)
+
+
+async def test_a_deleted_version_frees_its_name_and_the_last_one_its_deployment(caller: Caller) -> None:
+    await caller.load("demo", "v1", FAST)
+    assert (await caller.delete("/api/deployments/demo/versions/v1")).status_code == 202
+    await until(lambda: caller.get("/api/deployments"), lambda a: a.json() == [])
+    await caller.load("demo", "v1", FAST)
+
+
+async def test_a_deleted_deployment_is_gone_with_its_workers(caller: Caller, gateway: Gateway) -> None:
+    await caller.load("demo", "v1", FAST)
+    await caller.load("demo", "v2", FAST)
+    assert (await caller.delete("/api/deployments/demo")).status_code == 202
+    await until(lambda: caller.get("/api/deployments"), lambda a: a.json() == [])
+    assert (await caller.complete()).status_code == 404
+
+
+async def test_replicas_of_one_version_share_its_requests(caller: Caller, gateway: Gateway) -> None:
+    loaded = await caller.load("demo", "v1", "toy:step_s=0.02", replicas=2)
+    await until(
+        lambda: caller.version("demo", "v1"), lambda v: [r["state"] for r in v["replicas"]] == ["READY", "READY"]
+    )
+    assert loaded["state"] == "READY"
+    asking = asyncio.gather(*(caller.complete(max_tokens=10) for _ in range(10)))
+    replicas = gateway.fleet.version("demo", "v1").replicas
+    await until(lambda: sorted(r.in_flight for r in replicas) == [5, 5])
+    await asking
+
+
+async def test_events_and_stats_come_as_they_happen(caller: Caller) -> None:
+    seen: dict[str, list[dict[str, object]]] = {"event": [], "stats": []}
+    async with caller.stream("GET", "/api/events") as answer:
+        assert answer.headers["Content-Type"] == "text/event-stream"
+        await caller.load("demo", "v1", FAST)
+        await caller.complete()
+        kind = ""
+        async for line in answer.aiter_lines():
+            if line.startswith("event: "):
+                kind = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                seen[kind].append(json.loads(line.removeprefix("data: ")))
+            if any(s["requests"] for s in seen["stats"]):
+                break
+    assert [e["kind"] for e in seen["event"]] == ["registered", "loading", "ready", "route"]
+    stats = seen["stats"][-1]
+    assert (stats["deployment"], stats["version"], stats["state"], stats["weight"]) == ("demo", "v1", "READY", 100)
+    assert 0 < stats["first_token_p95_s"] <= stats["p50_s"] <= stats["p99_s"] < 60  # type: ignore[operator]
+
+
+async def test_an_event_stream_resumes_after_the_last_event_seen(caller: Caller) -> None:
+    await caller.load("demo", "v1", FAST)
+    ids = [e["id"] for e in (await caller.get("/api/history")).json()]
+    async with caller.stream("GET", "/api/events", headers={"Last-Event-ID": str(ids[1])}) as answer:
+        lines = answer.aiter_lines()
+        resumed = [line async for line in _take(lines, 2 * 4)]
+    assert [line for line in resumed if line.startswith("id: ")] == [f"id: {i}" for i in ids[2:]]
+
+
+async def _take(lines, count):  # type: ignore[no-untyped-def]
+    async for line in lines:
+        yield line
+        count -= 1
+        if count == 0:
+            return
+
+
+async def test_logs_are_the_workers_own_words(caller: Caller) -> None:
+    await caller.load("demo", "v1", FAST)
+    logs = (await caller.get("/api/deployments/demo/versions/v1/logs?lines=50")).json()
+    assert logs.keys() == {"demo@v1#0"}
+    assert any("ready" in line for line in logs["demo@v1#0"])
+
+
+async def test_health_needs_no_key_and_ready_means_that_somebody_can_answer(caller: Caller, gateway: Gateway) -> None:
+    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False) as stranger:
+        assert (await stranger.get("/health/live")).status_code == 200
+        assert (await stranger.get("/health/ready")).status_code == 503
+        await caller.load("demo", "v1", FAST)
+        assert (await stranger.get("/health/ready")).status_code == 200
+
+
+@pytest.mark.parametrize("concurrency", [64])
+async def test_many_streams_at_once_are_all_whole(caller: Caller, concurrency: int) -> None:
+    await caller.load("demo", "v1", FAST)
+
+    async def ask(prompt: str) -> str:
+        events = [e async for e in caller.stream_complete(prompt=prompt, max_tokens=40)]
+        assert events[-1] == "[DONE]"
+        return "".join(e["choices"][0]["text"] for e in events[:-1])
+
+    prompts = [f"prompt {i}" for i in range(concurrency)]
+    assert await asyncio.gather(*map(ask, prompts)) == [toy_text(p, 40) for p in prompts]

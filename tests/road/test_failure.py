@@ -1,0 +1,156 @@
+"""Workers that die, hang or lie; the other version never notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+import grpc.aio
+import pytest
+
+from jupyter_dsserve.fleet import supervisor
+from jupyter_dsserve.gateway.server import Gateway
+from jupyter_dsserve.protocol import worker_pb2 as pb
+from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION
+from jupyter_dsserve.protocol.worker_pb2_grpc import LinkStub
+from tests.engine.test_loop import toy_text
+from tests.support import Caller, is_running, until
+
+
+async def pid_of(caller: Caller, version: str) -> int:
+    return int((await caller.version("demo", version))["replicas"][0]["pid"])
+
+
+async def test_a_worker_killed_mid_stream_ends_its_stream_with_an_error_and_comes_back(caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.02")
+    await caller.load("demo", "v2", "toy:step_s=0.02")
+    pid = await pid_of(caller, "v1")
+    other = asyncio.create_task(_events(caller, "demo@v2", 60))
+    events = []
+    async for event in caller.stream_complete("demo@v1", max_tokens=1000):
+        events.append(event)
+        if len(events) == 5:
+            os.kill(pid, signal.SIGKILL)
+    assert "demo@v1#0" in events[-2]["error"]["message"]
+    assert events[-2]["error"]["type"] == "server_error"
+    assert events[-1] == "[DONE]"
+    back = await caller.settled("demo", "v1", "READY")
+    assert back["replicas"][0]["pid"] != pid
+    assert (await caller.complete("demo@v1")).status_code == 200
+    assert "".join(e["choices"][0]["text"] for e in (await other)[:-1]) == toy_text("hello", 60)
+    kinds = [e["kind"] for e in (await caller.get("/api/history")).json() if e["version"] == "v1"]
+    assert kinds == ["registered", "loading", "ready", "replica_lost", "loading", "ready"]
+
+
+async def _events(caller: Caller, model: str, max_tokens: int) -> list[dict[str, object]]:
+    return [e async for e in caller.stream_complete(model, max_tokens=max_tokens)]
+
+
+async def test_while_a_worker_is_away_its_traffic_goes_to_the_other_ready_version(caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0,load_s=1")
+    await caller.load("demo", "v2", "toy:step_s=0")
+    await caller.put("/api/deployments/demo/route", json={"weights": {"v1": 90, "v2": 10}})
+    os.kill(await pid_of(caller, "v1"), signal.SIGKILL)
+    await caller.settled("demo", "v1", "QUEUED", "LOADING")
+    answers = [await caller.complete(max_tokens=1) for _ in range(10)]
+    assert {(a.status_code, a.headers["X-DSServe-Version"]) for a in answers} == {(200, "v2")}
+    await caller.settled("demo", "v1", "READY")
+    assert (await caller.get("/api/deployments/demo/route")).json()["weights"] == {"v1": 90, "v2": 10}
+
+
+async def test_a_worker_that_hangs_is_noticed_ended_and_replaced(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "MAX_SILENT_S", 2.5)
+    await caller.load("demo", "v1", "toy:")
+    pid = await pid_of(caller, "v1")
+    os.kill(pid, signal.SIGSTOP)
+    await until(lambda: not is_running(pid))
+    assert (await caller.settled("demo", "v1", "READY"))["replicas"][0]["pid"] != pid
+    assert any("silent" in e["reason"] for e in (await caller.get("/api/history")).json())
+
+
+async def test_a_first_load_that_dies_is_failed_with_its_reason_and_can_be_tried_again(caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:load_s=30", wait=False)
+    await caller.settled("demo", "v1", "LOADING")
+    os.kill(await pid_of(caller, "v1"), signal.SIGKILL)
+    failed = await caller.settled("demo", "v1")
+    assert (failed["state"], failed["reason"]) == ("FAILED", "the worker ended with signal 9")
+    assert (await caller.post("/api/deployments/demo/versions/v1/load")).status_code == 202
+    assert (await caller.version("demo", "v1"))["state"] in ("QUEUED", "LOADING")
+
+
+async def test_a_load_can_be_given_up_and_leaves_no_process(caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:load_s=30", wait=False)
+    await caller.settled("demo", "v1", "LOADING")
+    pid = await pid_of(caller, "v1")
+    await caller.post("/api/deployments/demo/versions/v1/unload")
+    await caller.settled("demo", "v1", "STOPPED")
+    assert not is_running(pid)
+
+
+async def test_an_answer_that_fails_before_its_first_token_is_a_plain_500(caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:fail_rate=1")
+    for stream in (False, True):
+        answer = await caller.complete(stream=stream)
+        assert answer.status_code == 500
+        assert "fail_rate" in answer.json()["error"]["message"]
+
+
+async def test_an_interpreter_without_the_package_is_said_to_be_so(caller: Caller, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'No module named jupyter_dsserve' >&2\nexit 1\n")
+    python.chmod(0o755)
+    await caller.load("demo", "v1", "toy:", python=str(python), wait=False)
+    failed = await caller.settled("demo", "v1")
+    assert failed["state"] == "FAILED"
+    assert "No module named jupyter_dsserve" in failed["reason"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"token": "guessed"}, "no replica"),
+        ({"replica": "demo@v9#0"}, "no replica"),
+        ({"protocol_version": PROTOCOL_VERSION + 1}, "pip install"),
+        ({"spec_digest": "other"}, "spec"),
+    ],
+)
+async def test_a_worker_that_does_not_fit_is_refused_with_the_remedy(
+    caller: Caller, gateway: Gateway, change: dict[str, object], said: str
+) -> None:
+    await caller.load("demo", "v1", "toy:load_s=30", wait=False)
+    await caller.settled("demo", "v1", "LOADING")
+    replica = gateway.fleet.version("demo", "v1").replicas[0]
+    right = {
+        "replica": replica.id,
+        "token": replica.token,
+        "spec_digest": replica.spec_digest,
+        "protocol_version": PROTOCOL_VERSION,
+    }
+    async with grpc.aio.insecure_channel(gateway.fleet.link_address) as channel:
+        stream = LinkStub(channel).Connect()
+        await stream.write(pb.FromWorker(hello=pb.Hello(**{**right, **change})))  # type: ignore[arg-type]
+        answer = await stream.read()
+    assert said in answer.refuse.reason
+
+
+async def test_the_workers_socket_is_reachable_by_its_owner_only(gateway: Gateway) -> None:
+    folder = os.path.dirname(gateway.fleet.link_address.removeprefix("unix:"))
+    assert os.stat(folder).st_mode & 0o777 == 0o700
+
+
+async def test_a_slow_reader_loses_nothing(caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0")
+    body = {"model": "demo", "prompt": "hello", "max_tokens": 3000, "stream": True}
+    text = ""
+    async with caller.stream("POST", "/v1/completions", json=body) as answer:
+        async for line in answer.aiter_lines():
+            if len(text) % 500 == 3:
+                await asyncio.sleep(0.05)
+            if line.startswith("data: {"):
+                text += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+    assert text == toy_text("hello", 3000)

@@ -1,0 +1,135 @@
+"""What tests share: an HTTP caller with the project's verbs, and the command line in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+Json = Any
+
+
+class Caller(httpx.AsyncClient):
+    """An HTTP client with the key, bypassing proxies."""
+
+    def __init__(self, url: str, key: str) -> None:
+        super().__init__(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60, trust_env=False)
+
+    async def load(self, name: str, version: str, model: str, *, wait: bool = True, **fields: Json) -> Json:
+        answer = await self.post("/api/deployments", json={"name": name, "version": version, "model": model, **fields})
+        assert answer.status_code == 202, answer.text
+        return await self.settled(name, version) if wait else answer.json()
+
+    async def version(self, name: str, version: str) -> Json:
+        return (await self.get(f"/api/deployments/{name}/versions/{version}")).json()
+
+    async def settled(self, name: str, version: str, *states: str, timeout_s: float = 60) -> Json:
+        """Wait until the version is in one of ``states`` (READY, FAILED or STOPPED unless told)."""
+        wanted = states or ("READY", "FAILED", "STOPPED")
+        return await until(lambda: self.version(name, version), lambda v: v["state"] in wanted, timeout_s)
+
+    async def complete(self, model: str = "demo", **fields: Json) -> httpx.Response:
+        return await self.post("/v1/completions", json={"model": model, "prompt": "hello", "max_tokens": 5, **fields})
+
+    async def stream_complete(self, model: str = "demo", **fields: Json) -> AsyncIterator[Json]:
+        """The data of each server-sent event; the closing [DONE] as that string."""
+        body = {"model": model, "prompt": "hello", "max_tokens": 5, "stream": True, **fields}
+        async with self.stream("POST", "/v1/completions", json=body) as answer:
+            assert answer.status_code == 200, await answer.aread()
+            async for line in answer.aiter_lines():
+                if line.startswith("data: "):
+                    data = line.removeprefix("data: ")
+                    yield data if data == "[DONE]" else json.loads(data)
+
+
+async def until(look: Callable[[], Any], is_there: Callable[[Any], bool] = bool, timeout_s: float = 30) -> Any:
+    """Look (``look`` may be a coroutine function) until it is there; fails with what was seen last."""
+    end = time.monotonic() + timeout_s
+    while True:
+        seen = look()
+        if asyncio.iscoroutine(seen):
+            seen = await seen
+        if is_there(seen):
+            return seen
+        assert time.monotonic() < end, f"not there within {timeout_s} s; last seen: {seen}"
+        await asyncio.sleep(0.02)
+
+
+def worker_pids(parent: int) -> list[int]:
+    """The worker processes that ``parent`` started and that still run."""
+    try:
+        children = psutil.Process(parent).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return [p.pid for p in children if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Command:
+    """``jupyter dsserve`` in a process of its own; ended at the latest when the block is left."""
+
+    def __init__(self, data_dir: Path, *options: str, stdin: int | None = subprocess.DEVNULL) -> None:
+        self.data_dir = data_dir
+        arguments = ["--port", "0", "--data-dir", str(data_dir), *options]
+        self.process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("jupyter-dsserve")), *arguments],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def key(self) -> str:
+        return (self.data_dir / "admin.key").read_text().strip()
+
+    async def caller(self) -> Caller:
+        """A caller once the gateway answers."""
+        holder = await until(self._holder)
+        return Caller(holder["url"], self.key)
+
+    def _holder(self) -> Json:
+        assert self.process.poll() is None, f"it ended: {self.output()}"
+        try:
+            holder = json.loads((self.data_dir / "gateway.lock").read_text())
+        except (OSError, ValueError):
+            return None
+        return holder if holder["pid"] == self.pid else None  # else a killed one's
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def output(self, timeout_s: float = 30) -> str:
+        """Everything it wrote, once it has ended."""
+        return self.process.communicate(timeout=timeout_s)[0]

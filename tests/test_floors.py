@@ -1,0 +1,65 @@
+"""Imports go down only, and what must stay light stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jupyter_dsserve
+
+PACKAGE = Path(jupyter_dsserve.__file__).parent
+
+# What each floor may import of the package, besides itself.
+BELOW = {
+    "protocol": set(),
+    "demo": set(),
+    "engine": {"protocol"},
+    "worker": {"protocol", "engine"},
+    "fleet": {"protocol", "demo"},
+    "gateway": {"protocol", "fleet"},
+}
+# Programs put floors together; nothing imports them.
+PROGRAMS = {"demo/__main__.py"}
+HEAVY = {"torch", "transformers", "deepspeed"}
+
+
+def _imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def _files(floor: str) -> list[Path]:
+    return [p for p in (PACKAGE / floor).rglob("*.py") if str(p.relative_to(PACKAGE)) not in PROGRAMS]
+
+
+@pytest.mark.parametrize("floor", BELOW)
+def test_a_floor_imports_only_floors_below_it(floor: str) -> None:
+    for path in _files(floor):
+        ours = {name.split(".")[1] for name in _imports(path) if name.startswith("jupyter_dsserve.")}
+        above = (ours & BELOW.keys()) - BELOW[floor] - {floor}
+        assert not above, f"{path.relative_to(PACKAGE)} imports {above}"
+
+
+@pytest.mark.parametrize("floor", ["protocol", "worker", "fleet", "gateway"])
+def test_torch_is_named_in_the_engine_only(floor: str) -> None:
+    for path in _files(floor):
+        heavy = {name.split(".")[0] for name in _imports(path)} & HEAVY
+        assert not heavy, f"{path.relative_to(PACKAGE)} imports {heavy}"
+
+
+def test_the_gateway_and_a_toy_worker_start_without_torch() -> None:
+    code = (
+        "import sys, jupyter_dsserve.gateway.app, jupyter_dsserve.worker.app\n"
+        f"print(sorted({HEAVY!r} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
