@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +84,17 @@ def is_running(pid: int) -> bool:
 class Command:
     """``jupyter dsserve`` in a process of its own; ended at the latest when the block is left."""
 
-    def __init__(self, data_dir: Path, *options: str, stdin: int | None = subprocess.DEVNULL) -> None:
+    def __init__(self, data_dir: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
         self.data_dir = data_dir
-        arguments = ["--port", "0", "--data-dir", str(data_dir), *options]
+        port = [] if "--port" in options else ["--port", "0"]
+        arguments = ["--data-dir", str(data_dir), *port, *options]
         self.process = subprocess.Popen(
             [str(Path(sys.executable).with_name("jupyter-dsserve")), *arguments],
-            stdin=stdin,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
         )
 
     def __enter__(self) -> Command:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import ipaddress
 import logging
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -59,6 +61,19 @@ class DSServeApp(JupyterApp):
     @default("dsserve_data_dir")
     def _default_data_dir(self) -> str:
         return str(Path(jupyter_data_dir()) / "dsserve")
+
+    def parse_command_line(self, argv: list[str] | None = None) -> None:
+        """As traitlets does, but an option it does not know is an error: traitlets only warns and goes on."""
+        own = [f"DSServeApp.{name}" for name in self.class_trait_names(config=True)]
+        known = [*self.aliases, *self.flags, *own, "help", "help-all", "version", "generate-config"]
+        for word in sys.argv[1:] if argv is None else argv:
+            name = word.removeprefix("--").partition("=")[0]
+            if word.startswith("--") and name and name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                self._quit(
+                    f"there is no option --{name}" + (f": did you mean --{near[0]}?" if near else "; see --help")
+                )
+        super().parse_command_line(argv)
 
     def start(self) -> None:
         super().start()

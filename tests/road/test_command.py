@@ -1,0 +1,216 @@
+"""`jupyter dsserve` in a process of its own: start, restart, every way to end, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jupyter_dsserve.gateway.data_dir import DataDir
+from jupyter_dsserve.protocol.errors import Conflict
+from tests.engine.test_loop import toy_text
+from tests.support import Command, is_running, until, worker_pids
+
+FAST = "demo=toy:step_s=0.001"
+
+
+async def test_one_line_serves_with_stdin_closed(data_dir: Path) -> None:
+    with Command(data_dir, "--load", FAST) as command:
+        async with await command.caller() as caller:
+            await caller.settled("demo", "v1", "READY")
+            answer = await caller.complete()
+            assert answer.json()["choices"][0]["text"] == toy_text("hello", 5)
+
+
+async def test_the_admin_key_is_its_owners_alone_and_stays_the_same(data_dir: Path) -> None:
+    first = DataDir(data_dir)
+    key = first.admin_key()
+    assert key.startswith("dsk_")
+    assert (data_dir / "admin.key").stat().st_mode & 0o777 == 0o600
+    first.release()
+    assert DataDir(data_dir).admin_key() == key
+
+
+def _lay_key(data_dir: Path, key: str) -> None:
+    data_dir.mkdir()
+    (data_dir / "admin.key").write_text(f"{key}\n")
+
+
+async def test_an_admin_key_that_lies_there_is_used(data_dir: Path) -> None:
+    _lay_key(data_dir, "dsk_mine")
+    with Command(data_dir) as command:
+        async with await command.caller() as caller:
+            assert caller.headers["Authorization"] == "Bearer dsk_mine"
+            assert (await caller.get("/api/status")).status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_lets_running_requests_end_and_leaves_no_process(data_dir: Path, number: signal.Signals) -> None:
+    with Command(data_dir, "--load", "demo=toy:step_s=0.02") as command:
+        async with await command.caller() as caller:
+            await caller.settled("demo", "v1", "READY")
+            workers = worker_pids(command.pid)
+            assert workers
+            asking = asyncio.create_task(caller.complete(max_tokens=40))
+            await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 1)
+            command.signal(number)
+            assert (await asking).json()["choices"][0]["text"] == toy_text("hello", 40)
+        await until(lambda: command.process.poll() == 0)
+        assert not any(map(is_running, workers))
+
+
+async def test_a_second_signal_ends_at_once(data_dir: Path) -> None:
+    with Command(data_dir, "--load", "demo=toy:step_s=0.02") as command:
+        async with await command.caller() as caller:
+            await caller.settled("demo", "v1", "READY")
+            workers = worker_pids(command.pid)
+            asking = asyncio.create_task(caller.complete(max_tokens=100_000))
+            await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 1)
+            command.signal(signal.SIGINT)
+            await asyncio.sleep(0.3)
+            assert command.process.poll() is None
+            command.signal(signal.SIGINT)
+            await until(lambda: command.process.poll() is not None, timeout_s=5)
+            await until(lambda: not any(map(is_running, workers)), timeout_s=5)
+            asking.cancel()
+
+
+async def test_killed_it_leaves_no_worker_and_everything_comes_back_with_it(data_dir: Path) -> None:
+    with Command(data_dir, "--load", FAST) as command:
+        async with await command.caller() as caller:
+            await caller.settled("demo", "v1", "READY")
+            await caller.load("demo", "v2", "toy:step_s=0.002", note="second")
+            await caller.load("demo", "v3", "toy:step_s=0.003")
+            await caller.post("/api/deployments/demo/versions/v3/unload")
+            await caller.settled("demo", "v3", "STOPPED")
+            await caller.put("/api/deployments/demo/route", json={"weights": {"v1": 90, "v2": 10}})
+            workers = worker_pids(command.pid)
+            assert len(workers) == 2
+            command.signal(signal.SIGKILL)
+        await until(lambda: not any(map(is_running, workers)), timeout_s=5)
+    with Command(data_dir) as again:
+        async with await again.caller() as caller:
+            await caller.settled("demo", "v1", "READY")
+            await caller.settled("demo", "v2", "READY")
+            demo = (await caller.get("/api/deployments/demo")).json()
+            assert demo["weights"] == {"v1": 90, "v2": 10}
+            assert [(v["version"], v["state"], v["note"]) for v in demo["versions"]] == [
+                ("v1", "READY", ""),
+                ("v2", "READY", "second"),
+                ("v3", "STOPPED", ""),
+            ]
+            assert (await caller.complete()).status_code == 200
+
+
+async def test_a_stop_in_good_order_brings_everything_back_too(data_dir: Path) -> None:
+    for options in (("--load", FAST), ()):
+        with Command(data_dir, *options) as command:
+            async with await command.caller() as caller:
+                await caller.settled("demo", "v1", "READY")
+                assert (await caller.complete()).status_code == 200
+            command.signal(signal.SIGTERM)
+            command.output()
+
+
+async def test_load_of_a_known_name_with_the_same_model_only_makes_sure_it_is_loaded(data_dir: Path) -> None:
+    with Command(data_dir, "--load", FAST) as command:
+        async with await command.caller() as caller:
+            await caller.settled("demo", "v1", "READY")
+            await caller.post("/api/deployments/demo/versions/v1/unload")
+            await caller.settled("demo", "v1", "STOPPED")
+        command.signal(signal.SIGTERM)
+        command.output()
+    with Command(data_dir, "--load", FAST) as command:
+        async with await command.caller() as caller:
+            await caller.settled("demo", "v1", "READY")
+            assert len((await caller.get("/api/deployments/demo")).json()["versions"]) == 1
+        command.signal(signal.SIGTERM)
+        command.output()
+    with Command(data_dir, "--load", "demo=toy:step_s=0.9") as command:
+        said = command.output()
+        assert command.process.returncode == 1
+        assert "toy:step_s=0.9" in said
+        assert "toy:step_s=0.001" in said
+
+
+async def test_a_second_gateway_on_the_same_data_directory_says_who_holds_it(data_dir: Path) -> None:
+    with Command(data_dir) as first:
+        async with await first.caller() as caller:
+            with Command(data_dir) as second:
+                said = second.output()
+            assert second.process.returncode == 1
+            assert str(first.pid) in said
+            assert str(caller.base_url).rstrip("/") in said
+            assert "Traceback" not in said
+
+
+def test_the_data_directory_is_free_again_once_it_is_released(data_dir: Path) -> None:
+    held = DataDir(data_dir)
+    held.announce("http://here")
+    with pytest.raises(Conflict, match="http://here"):
+        DataDir(data_dir)
+    held.release()
+    DataDir(data_dir).release()
+
+
+async def test_a_port_that_is_taken_is_named_with_the_remedy(data_dir: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with Command(data_dir, "--port", str(port)) as command:
+            said = command.output()
+    assert command.process.returncode == 1
+    assert f"port {port}" in said
+    assert "--port" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--load", "demo"], "NAME=MODEL"),
+        (["--load", "demo=/no/such/model"], "'/no/such/model' does not exist"),
+        (["--ip", "0.0.0.0"], "--insecure"),
+        (["--ip", "203.0.113.7", "--insecure"], "203.0.113.7"),
+        (["--prot", "1"], "did you mean --port"),
+        (["--DSServeApp.prot=1"], "did you mean --DSServeApp.port"),
+        (["--port", "many"], "many"),
+    ],
+)
+async def test_options_that_cannot_be_are_said_in_a_line(data_dir: Path, options: list[str], named: str) -> None:
+    with Command(data_dir, *options) as command:
+        said = command.output()
+    assert command.process.returncode == 1
+    assert named in said
+    assert "Traceback" not in said
+
+
+def test_a_worker_started_by_hand_says_what_it_is() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jupyter_dsserve.worker"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "gateway" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_socket_directory_is_left_behind(data_dir: Path) -> None:
+    runtime = data_dir.parent / "runtime"
+    with Command(data_dir, env={"JUPYTER_RUNTIME_DIR": str(runtime)}) as command:
+        asyncio.run(_wait(command))
+        assert os.listdir(runtime)
+        command.signal(signal.SIGTERM)
+        command.output()
+    assert os.listdir(runtime) == []
+
+
+async def _wait(command: Command) -> None:
+    async with await command.caller():
+        pass
