@@ -35,7 +35,7 @@ test-long: install
 	$(BIN)/python -m pytest -q -m long
 
 bench: install
-	$(BIN)/python tests/bench/bench_http.py
+	$(BIN)/python -m tests.bench.bench_http
 
 clean:
 	rm -rf .venv build dist

@@ -50,7 +50,11 @@ class Runner(Protocol):
     max_sequences: int  # that run at once
     max_step_tokens: int  # in one forward pass
     max_context: int  # tokens of a sequence, answer included
-    device: str
+
+    @property
+    def device(self) -> str:
+        """As torch names it: ``cpu``, ``cuda:0``."""
+        ...
 
     def begin(self, sequence: Sequence) -> None:
         """Called once when a sequence gets its slot, before its first step. May refuse it with a `DSServeError`."""

@@ -1,0 +1,93 @@
+"""`HFTokenizer`: the `Tokenizer` of a transformers checkpoint, on the fast (Rust) tokenizer behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import Any
+
+from jinja2 import TemplateError
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import DecodeStream
+from transformers import AutoTokenizer
+
+from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.request import Message
+
+
+class HFTokenizer:
+    """One thread's tokenizer; `copy` makes another thread's. ``eos_ids`` are the model's end tokens."""
+
+    def __init__(self, tokenizer: Any, eos_ids: frozenset[int], vocab_size: int) -> None:
+        self.eos_ids = eos_ids
+        self.vocab_size = vocab_size
+        self._tokenizer = tokenizer
+        self._backend: Backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
+        # A checkpoint's tokenizer may have been saved while it cut or filled up texts for training.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+
+    @classmethod
+    def load(cls, model_path: str, eos_ids: frozenset[int], vocab_size: int) -> HFTokenizer:
+        """The tokenizer of a directory or hub name; its own end token joins ``eos_ids``.
+
+        Raises `InvalidRequest` if there is none, or only a slow one.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError) as fault:
+            raise InvalidRequest(
+                f"model {model_path} has no tokenizer that loads ({fault}): add its tokenizer.json"
+            ) from fault
+        if not tokenizer.is_fast:
+            raise InvalidRequest(f"model {model_path} has only a slow tokenizer: convert it to a tokenizer.json")
+        own = frozenset() if tokenizer.eos_token_id is None else frozenset([int(tokenizer.eos_token_id)])
+        return cls(tokenizer, eos_ids | own, vocab_size)
+
+    def copy(self) -> HFTokenizer:
+        return HFTokenizer(self._tokenizer, self.eos_ids, self.vocab_size)
+
+    def encode_batch(self, texts: Seq[str], add_special_tokens: bool = True) -> list[list[int]]:
+        # The batch call lets other threads run; `encode` of a long text holds them all for half a second.
+        return [
+            found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        ]
+
+    def render_chat(self, messages: Seq[Message]) -> str:
+        if not self._tokenizer.chat_template:
+            raise InvalidRequest("the model has no chat template: send a plain prompt to completions", param="messages")
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError) as fault:
+            raise InvalidRequest(
+                f"the model's chat template refuses the messages: {fault}", param="messages"
+            ) from fault
+        return text
+
+    def detokenizer(self) -> HFDetokenizer:
+        return HFDetokenizer(self._backend)
+
+
+class HFDetokenizer:
+    """Text of one sequence as its tokens come; special tokens give none."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._unfinished: list[int] = []  # tokens since the last text
+
+    def push(self, token: int) -> str:
+        self._unfinished.append(token)
+        try:
+            text: str | None = self._stream.step(self._backend, token)
+        except Exception:  # the binding raises nothing narrower when new bytes change text that was given already
+            text = self.flush()
+        if text:
+            self._unfinished.clear()
+        return text or ""
+
+    def flush(self) -> str:
+        text: str = self._backend.decode(self._unfinished, skip_special_tokens=True)
+        self._unfinished.clear()
+        self._stream = DecodeStream(skip_special_tokens=True)
+        return text

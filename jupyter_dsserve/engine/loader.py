@@ -1,0 +1,266 @@
+"""From a directory or hub name to a `RaggedRunner`: safetensors into a transformers model, wrapped by DeepSpeed.
+
+Set ``OMP_WAIT_POLICY=passive`` in the environment of a process before it imports this (and so torch): OpenMP threads
+that spin between steps take the cores from the notebook's own work.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from jupyter_dsserve.engine import attention
+from jupyter_dsserve.engine.hf_tokenizer import HFTokenizer
+from jupyter_dsserve.engine.ragged import RaggedRunner
+from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.spec import WorkerSpec
+
+with redirect_stdout(sys.__stderr__):  # its logger keeps the stdout it finds, and stdout is not for logs
+    import deepspeed
+
+Progress = Callable[[str, float], None]  # stage, and the share of the load that is done, 0 to 1
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_DEFAULT_CONTEXT = 2048
+_LEAST_CONTEXT = 8
+_LOAD_FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+
+
+def load_runner(spec: WorkerSpec, model_path: str, progress: Progress) -> RaggedRunner:
+    """Load what ``spec`` says from ``model_path``; ``progress`` hears of every stage and of every weight.
+
+    Raises `InvalidRequest` with the reason if the model is none that the ragged runner serves.
+    """
+    torch.set_num_threads(spec.num_threads or max(1, _num_cores() - 1))
+    progress("config", 0.0)
+    device = _device(spec.device)
+    config = _config(model_path)
+    context = _context(spec, config)
+    dtype = _dtype(spec.dtype, config, device)
+    model = _model(model_path, config, dtype, lambda done: progress("weights", 0.05 + 0.8 * done))
+    progress("deepspeed", 0.85)
+    engine = _wrapped(model.to(device), dtype)
+    progress("tokenizer", 0.95)
+    tokenizer = HFTokenizer.load(model_path, _eos_ids(model), model.get_input_embeddings().num_embeddings)
+    progress("loaded", 1.0)
+    return RaggedRunner(
+        engine,
+        tokenizer,
+        name=spec.model,
+        max_sequences=spec.max_sequences,
+        max_step_tokens=spec.max_step_tokens,
+        max_context=context,
+    )
+
+
+def _num_cores() -> int:
+    """Cores this process may use (macOS cannot say, and has all)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or not number.isdigit():
+        raise InvalidRequest(f"device is {name!r}: use auto, cpu or cuda:N", param="device")
+    if int(number) >= torch.cuda.device_count():
+        raise InvalidRequest(
+            f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs here: use cpu or a lower number",
+            param="device",
+        )
+    torch.cuda.set_device(int(number))  # DeepSpeed works on the current one
+    return torch.device(name)
+
+
+def _config(model_path: str) -> Any:
+    """The model's config, if it is one of a causal language model whose layers we know."""
+    if os.path.isdir(model_path):
+        _refuse_directory(Path(model_path))
+    try:
+        config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
+    except _LOAD_FAULTS as fault:
+        raise InvalidRequest(f"model {model_path} has no config that loads: {fault}", param="model") from fault
+    causal = _causal_architectures(config.model_type)
+    named = config.architectures or sorted(causal)
+    if not causal.intersection(named):
+        raise InvalidRequest(
+            f"model {model_path} is a {named[0] if named else config.model_type}, not a causal language model: "
+            "choose one whose config names a …ForCausalLM architecture",
+            param="model",
+        )
+    if strange := set(getattr(config, "layer_types", None) or []) - _LAYER_TYPES:
+        raise InvalidRequest(
+            f"model {model_path} has layers of type {', '.join(sorted(strange))}; the ragged runner computes only "
+            f"{' and '.join(sorted(_LAYER_TYPES))}: choose a model of another architecture",
+            param="model",
+        )
+    return config
+
+
+def _refuse_directory(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise InvalidRequest(
+            f"model {path} has no config.json: give a directory that save_pretrained wrote", param="model"
+        )
+    if not any(path.glob("*.safetensors")):
+        raise InvalidRequest(
+            f"model {path} has no *.safetensors; weights in pickle files can run code when loaded: "
+            "save the model again with save_pretrained",
+            param="model",
+        )
+
+
+def _causal_architectures(model_type: str) -> set[str]:
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ())
+    return {names} if isinstance(names, str) else set(names)
+
+
+def _context(spec: WorkerSpec, config: Any) -> int:
+    """Tokens of the longest sequence: the model's own limit, or less where the version says so."""
+    if 0 < spec.max_context < _LEAST_CONTEXT:
+        raise InvalidRequest(
+            f"max_context is {spec.max_context}: use {_LEAST_CONTEXT} tokens or more", param="max_context"
+        )
+    own = getattr(config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
+    if short := _short_rope(config):
+        # Beyond its original length LongRoPE turns to other frequencies for the whole row, by the longest sequence in
+        # it: a long neighbour would change an answer. Dynamic RoPE does so only beyond max_position_embeddings, where
+        # we never go.
+        if spec.max_context > short:
+            raise InvalidRequest(
+                f"max_context is {spec.max_context}, but with LongRoPE sequences over {short} tokens change the "
+                f"answers of others in the batch: use {short} or less",
+                param="max_context",
+            )
+        own = min(own, short)
+    return min(own, spec.max_context or own)
+
+
+def _short_rope(config: Any) -> int:
+    """The length up to which a LongRoPE model keeps its short frequencies; 0 for any other model."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    lengths = [
+        kind.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    return min((int(length) for length in lengths if length), default=0)
+
+
+def _dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
+    """The numbers to compute with. ``auto`` is the checkpoint's own, where the device is not slow at it."""
+    if name == "fp16" and device.type == "cpu":
+        raise InvalidRequest(
+            "dtype is fp16, which DeepSpeed does not compute on a CPU: use fp32 or bf16", param="dtype"
+        )
+    if name != "auto":
+        return _DTYPES[name]
+    own: torch.dtype = config.dtype or torch.float32
+    # Measured at 16 sequences without bf16 instructions: the demo model gives half as many tokens in bf16 as in fp32,
+    # one of 16 M parameters less than a third.
+    if device.type == "cpu" and not (own == torch.bfloat16 and _has_fast_bf16()):
+        return torch.float32
+    return own
+
+
+def _has_fast_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _model(model_path: str, config: Any, dtype: torch.dtype, progress: Callable[[float], None]) -> Any:
+    """The model in memory-mapped weights, every one of them from the checkpoint, its attention ours."""
+    try:
+        with _reported(progress):
+            model, found = AutoModelForCausalLM.from_pretrained(
+                model_path,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except _LOAD_FAULTS as fault:
+        raise InvalidRequest(f"model {model_path} does not load: {fault}", param="model") from fault
+    if missing := sorted(found["missing_keys"]):
+        raise InvalidRequest(
+            f"model {model_path} lacks {len(missing)} weights, {missing[0]} among them, and random ones would stand "
+            "in: save the whole model again",
+            param="model",
+        )
+    model.set_attn_implementation(attention.NAME)
+    if model.config._attn_implementation != attention.NAME:
+        raise InvalidRequest(
+            f"model {model_path} ({type(model).__name__}) does not go through transformers' AttentionInterface, which "
+            "the ragged runner needs: choose a model of another architecture",
+            param="model",
+        )
+    return model.eval()
+
+
+@contextmanager
+def _reported(progress: Callable[[float], None]) -> Iterator[None]:
+    """Inside, ``progress`` hears the share of weights loaded, in place of transformers' progress bar."""
+
+    def hook(make_bar: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs.get("desc") == "Loading weights":
+            return counted(args[0])
+        return make_bar(*args, **kwargs)
+
+    def counted(weights: Iterable[Any]) -> Iterator[Any]:
+        todo = list(weights)
+        for done, weight in enumerate(todo):
+            progress(done / len(todo))
+            yield weight
+
+    transformers_logging.disable_progress_bar()
+    before = transformers_logging.set_tqdm_hook(hook)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(before)
+
+
+def _wrapped(model: torch.nn.Module, dtype: torch.dtype) -> Any:
+    """DeepSpeed's inference engine around ``model``.
+
+    It casts the whole module, what transformers keeps in fp32 (rotary frequencies, some routers) included; that is put
+    back, as positions beyond a few hundred would blur in bf16. ``keep_module_on_host`` says not to move it: it already
+    lies on its device.
+    """
+    exact = {
+        name: tensor.data
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if tensor.is_floating_point() and tensor.dtype != dtype
+    }
+    engine = deepspeed.init_inference(
+        model,
+        dtype=dtype,
+        tensor_parallel={"tp_size": 1},
+        replace_with_kernel_inject=False,
+        keep_module_on_host=True,
+    )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in exact:
+            tensor.data = exact[name]
+    return engine
+
+
+def _eos_ids(model: Any) -> frozenset[int]:
+    """End tokens as generation_config names them: none, one or several."""
+    ids = model.generation_config.eos_token_id
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])

@@ -1,0 +1,83 @@
+"""From logits to tokens: greedy, or temperature, top-k and top-p with one random number a token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import torch
+
+from jupyter_dsserve.engine.sequence import Sequence
+
+# Likely tokens looked at first: the nucleus of a trained model nearly always lies within, and a full sort of a
+# large vocabulary takes longer than a step of a small model.
+_NUCLEUS_GUESS = 1024
+
+
+class TorchLogits:
+    """Logits of the sampled rows of a step, ``[rows, vocabulary]``, on their device."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logits = logits
+
+    @torch.inference_mode()
+    def sample(self, sequences: Seq[Sequence]) -> list[int]:
+        """The next token of each row's sequence.
+
+        A row's token depends on its logits, its sampling parameters and its sequence's random numbers, never on the
+        other rows: so a seed gives the same answer in any company.
+        """
+        tokens: list[int] = self.logits.argmax(-1).tolist()
+        drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
+        if drawn:
+            logits = self.logits[drawn] if len(drawn) < len(tokens) else self.logits
+            for row, token in zip(drawn, _draw(logits, [sequences[row] for row in drawn]), strict=True):
+                tokens[row] = token
+        return tokens
+
+
+def _draw(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
+    """One token a row, by the inverse of the cumulated probabilities in the order of the vocabulary."""
+
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
+
+    scores = logits.float()
+    # The best score is moved to 0 first: dividing by a tiny temperature then gives -inf, never NaN.
+    scores = (scores - scores.amax(-1, keepdim=True)) / column([s.sampling.temperature for s in sequences]).float()
+    scores = keep_likely(scores, [s.sampling.top_k for s in sequences], [s.sampling.top_p for s in sequences])
+    # Single precision would lose the tail of a large vocabulary in the sum.
+    cumulated = scores.softmax(-1, dtype=torch.float64).cumsum(-1)
+    total = cumulated[:, -1:]
+    target = torch.minimum(column([s.random.random() for s in sequences]) * total, total.nextafter(total.new_zeros(())))
+    tokens: list[int] = torch.searchsorted(cumulated, target, right=True)[:, 0].tolist()
+    return tokens
+
+
+def keep_likely(scores: torch.Tensor, top_k: list[int], top_p: list[float]) -> torch.Tensor:
+    """``scores``, ``[rows, vocabulary]``, with -inf where a row's top-k and then its top-p leave a token out.
+
+    Each row gets the least score it keeps, and tokens as likely as the last one stay: the choice does not depend on how
+    a sort orders equals. 0 and 1 switch a filter off.
+    """
+    vocabulary = scores.shape[-1]
+    if any(0 < k < vocabulary for k in top_k):
+        best = scores.topk(min(max(top_k), vocabulary)).values
+        last = torch.tensor([min(k, vocabulary) - 1 if k > 0 else -1 for k in top_k], device=scores.device)[:, None]
+        least = best.gather(-1, last.clamp(min=0)).masked_fill_(last < 0, -torch.inf)
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    if any(p < 1 for p in top_p):
+        share = torch.tensor([p if p < 1 else 2.0 for p in top_p], dtype=torch.float64, device=scores.device)[:, None]
+        scores = scores.masked_fill(scores < _least_of_nucleus(scores, share), -torch.inf)
+    return scores
+
+
+def _least_of_nucleus(scores: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """The least score of the fewest tokens whose probabilities together reach ``share``; -inf where it is over 1."""
+    total = scores.double().logsumexp(-1, keepdim=True)
+    for num_likely in (min(_NUCLEUS_GUESS, scores.shape[-1]), scores.shape[-1]):
+        best = scores.topk(num_likely).values
+        reached = (best.double() - total).exp().cumsum(-1)
+        if bool(((reached[:, -1:] >= share) | (share > 1)).all()):
+            break
+    last = (reached < share).sum(-1, keepdim=True).clamp(max=num_likely - 1)
+    return best.gather(-1, last).masked_fill_(share > 1, -torch.inf)
