@@ -17,6 +17,15 @@ from jupyter_dsserve.protocol.toy import ToySettings
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# Computed by modules of their own in transformers, not through its AttentionInterface. The worker refuses whatever
+# else does not go through it; these are refused before a process is started.
+_OWN_ATTENTION = {
+    f"{name}ForCausalLM"
+    for name in (
+        *("Bloom", "CodeGen", "Falcon", "FalconMamba", "GPTJ", "GPTNeo", "GPTNeoXJapanese", "Mamba", "Mamba2", "Mpt"),
+        *("RoFormer", "Rwkv", "XGLM", "xLSTM"),
+    )
+}
 _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 
 
@@ -61,6 +70,11 @@ def _check_directory(path: Path) -> None:
         raise _refused(
             f"model {str(path)!r} is a {', '.join(map(str, architectures))}, which does not generate text: "
             "this deployment serves causal language models (…ForCausalLM)"
+        )
+    if outside := _OWN_ATTENTION.intersection(map(str, architectures)):
+        raise _refused(
+            f"model {str(path)!r} is a {outside.pop()}, which does not go through transformers' AttentionInterface, "
+            "and the ragged runner needs that: choose a model of another architecture"
         )
     if not any(path.glob("*.safetensors")):
         _refuse_without_safetensors(path)

@@ -45,31 +45,33 @@ class Supervisor:
     def start(self, version: Version) -> None:
         """Begin to keep the version's replicas up. The version must be wanted and not yet kept."""
         self._tasks[version] = [
-            asyncio.create_task(self._keep(version, index), name=f"keep {version.id}#{index}")
-            for index in range(version.num_replicas)
+            asyncio.create_task(self._keep(version, id), name=id)  # a task is named after its replica
+            for id in (f"{version.id}#{index}" for index in range(version.num_replicas))
         ]
 
     async def stop(self, version: Version, drain_s: float) -> None:
         """Drain the version's replicas for at most ``drain_s`` seconds, then end what is left. Never raises."""
         tasks = self._tasks.pop(version, [])
-        for replica in version.replicas:
-            if replica.state is VersionState.READY:
-                replica.drain()
+        serving = [r for r in version.replicas if r.state is VersionState.READY]
+        for replica in serving:
+            replica.drain()
         version.announce()
         # Only workers that serve are worth waiting for; one that still loads is ended at once.
-        draining = {t for t in tasks if any(r.state is VersionState.DRAINING for r in version.replicas)}
+        draining = {t for t in tasks if t.get_name() in {r.id for r in serving}}
+        for task in set(tasks) - draining:
+            task.cancel()
         if draining:
             await asyncio.wait(draining, timeout=drain_s)
-        for task in tasks:
+        for task in draining:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         version.announce()
 
-    async def _keep(self, version: Version, index: int) -> None:
+    async def _keep(self, version: Version, replica_id: str) -> None:
         num_failures = 0
         while version.is_wanted:
             kept = _Kept(version, self._record)
-            replica = Replica(f"{version.id}#{index}", version.spec.digest, kept.changed)
+            replica = Replica(replica_id, version.spec.digest, kept.changed)
             version.replicas.append(replica)
             self._link.expect(replica)
             try:
@@ -84,12 +86,22 @@ class Supervisor:
                 return
             num_failures = 1 if kept.was_healthy(time.monotonic()) else num_failures + 1
             if replica.failure or num_failures > MAX_RESTARTS or (num_failures == 1 and kept.ready_at is None):
-                version.failure = reason
-                self._record("failed", version, replica.id, reason)
-                version.announce()
+                self._give_up(version, replica, reason)
                 return
             self._record("replica_lost", version, replica.id, reason)
             await asyncio.sleep(backoff_s(num_failures))
+
+    def _give_up(self, version: Version, replica: Replica, reason: str) -> None:
+        """This replica will not come back: the version serves on with those that are READY, or is FAILED as a whole."""
+        if version.is_ready:
+            self._record("replica_failed", version, replica.id, reason)
+            return
+        version.failure = reason
+        for task in self._tasks.pop(version, []):
+            if task is not asyncio.current_task():
+                task.cancel()
+        self._record("failed", version, replica.id, reason)
+        version.announce()
 
     async def _run(self, version: Version, replica: Replica) -> str:
         """One life of a worker, from its launch to its end; the reason it ended. The process is gone afterwards."""

@@ -18,7 +18,7 @@ from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.toy import load_toy
 from jupyter_dsserve.protocol import codec
 from jupyter_dsserve.protocol import worker_pb2 as pb
-from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, InvalidRequest
+from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Message, SamplingParams
 from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION, WorkerLaunch
 from jupyter_dsserve.protocol.worker_pb2_grpc import LinkStub
@@ -178,13 +178,21 @@ class WorkerApp:
             self._loop.call_soon_threadsafe(ready.set_exception, fault)
             return
         self._loop.call_soon_threadsafe(ready.set_result, runner)
-        self._engine.run()
+        try:
+            self._engine.run()
+        except Exception:
+            log.exception("the engine ended")
+            os._exit(1)  # without it nobody would ever be answered: let the fleet start another worker
 
     def _load_runner(self) -> Runner:
         spec = self._launch.spec
         if spec.runner == "toy":
             return load_toy(spec.model, spec.max_context, self._loading)
-        raise InvalidRequest(f"runner {spec.runner!r} is not there yet: only toy models can be loaded so far")
+        self._loading("importing torch", 0.0)
+        # Only here: a toy worker must not pay for torch.
+        from jupyter_dsserve.engine.loader import load_runner
+
+        return load_runner(spec, self._launch.model_path, self._loading)
 
     def _loading(self, stage: str, fraction: float) -> None:
         self._progress(stage, _LOADED * fraction)

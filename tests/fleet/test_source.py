@@ -74,6 +74,12 @@ def test_a_model_that_does_not_generate_text_is_refused(tmp_path: Path) -> None:
     assert "BertForMaskedLM" in refusal(model)
 
 
+@pytest.mark.parametrize("architecture", ["BloomForCausalLM", "FalconForCausalLM", "GPTJForCausalLM"])
+def test_a_model_with_attention_of_its_own_is_refused(tmp_path: Path, architecture: str) -> None:
+    model = directory(tmp_path / "m", "model.safetensors", architectures=[architecture])
+    assert f"{architecture}, which does not go through transformers' AttentionInterface" in refusal(model)
+
+
 def test_an_adapter_is_told_to_be_merged(tmp_path: Path) -> None:
     assert "merge" in refusal(directory(tmp_path / "m", "adapter_config.json", "adapter_model.safetensors"))
 
