@@ -44,7 +44,7 @@ class Logits(Protocol):
 
 
 class Runner(Protocol):
-    """Built by `load_runner` in the worker's engine thread, and used by that thread only."""
+    """Built by `load_runner` in the worker's engine thread, and used by that thread only, but for `device_bytes`."""
 
     tokenizer: Tokenizer
     max_sequences: int  # that run at once

@@ -7,16 +7,19 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from jupyter_dsserve.fleet.events import Events
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
 from jupyter_dsserve.fleet.registry import Registry, VersionRow
 from jupyter_dsserve.fleet.route import Route
-from jupyter_dsserve.fleet.source import model_path
+from jupyter_dsserve.fleet.source import canonical, model_path
 from jupyter_dsserve.fleet.supervisor import Supervisor
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound, Unavailable
@@ -48,12 +51,14 @@ class Fleet:
 
     def __init__(self, data_dir: Path, drain_s: float = 30.0) -> None:
         self._drain_s = drain_s
-        self._registry = Registry(f"sqlite:///{data_dir / 'fleet.db'}")
+        self._registry = Registry(sa.URL.create("sqlite", database=str(data_dir / "fleet.db")))
         self._launcher = LocalLauncher(data_dir / "logs")
         self._link = Link(data_dir)
         self._supervisor = Supervisor(self._link, self._launcher, self._record)
         self._deployments: dict[str, Deployment] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._watching: set[asyncio.Task[None]] = set()  # cancelled at the stop
+        self._ending: set[asyncio.Task[None]] = set()  # awaited at the stop: they end workers
+        self._is_stopping = False
         self.events = Events(lambda _event: None)
 
     # ---- life
@@ -63,14 +68,16 @@ class Fleet:
         stored = self._registry.open(num_events=1000)
         self.events = Events(self._registry.add_event, stored.events)
         await self._link.start()
-        for name, route in stored.routes.items():
-            self._deployments[name] = Deployment(name, route)
         for row in stored.versions:
+            if row.deployment not in self._deployments:
+                self._deployments[row.deployment] = Deployment(
+                    row.deployment, stored.routes.get(row.deployment, Route())
+                )
             self._restore(row)
-        self._spawn(self._publish_stats())
+        self._spawn(self._publish_stats(), self._watching)
 
     def _restore(self, row: VersionRow) -> None:
-        deployment = self._deployments.setdefault(row.deployment, Deployment(row.deployment))
+        deployment = self._deployments[row.deployment]
         version = Version(row.deployment, row.name, row.spec, "", row.num_replicas, row.note, row.created_at)
         deployment.versions[row.name] = version
         version.is_wanted = row.is_wanted
@@ -83,15 +90,21 @@ class Fleet:
 
     async def stop(self) -> None:
         """Drain and end every worker, finish writing. What ran stays wanted, and comes back at the next start."""
-        for task in self._tasks:
+        self._is_stopping = True
+        for task in self._watching:
             task.cancel()
         versions = [v for d in self._deployments.values() for v in d.versions.values()]
         for version in versions:
             version.is_wanted = False
         await asyncio.gather(*(self._supervisor.stop(v, self._drain_s) for v in versions))
+        await asyncio.gather(*self._ending, return_exceptions=True)
         self.events.close()
         await self._link.stop()
         self._registry.close()
+
+    def hurry(self) -> None:
+        """End a stop that is under way without waiting for running requests."""
+        self._supervisor.hurry()
 
     # ---- verbs: versions
 
@@ -110,19 +123,26 @@ class Fleet:
                 "another name, or delete that one first",
                 param="version",
             )
+        self._refuse_while_stopping()
         path = model_path(spec.model, spec.runner)
+        # A version never changes: a relative path would mean another model to a gateway started elsewhere.
+        spec = replace(spec, model=canonical(spec.model))
         if not known:
             known = self._deployments[deployment] = Deployment(deployment)
-            self._registry.save_route(deployment, known.route)
         new = known.versions[version] = Version(deployment, version, spec, path, num_replicas, note, time.time())
-        await self._save(new)
+        try:
+            await self._registry.save_version(_row(new))
+        except SQLAlchemyError as fault:
+            self._forget(new)
+            raise Unavailable(f"{new.id} could not be written to the registry ({fault}): is its disk full?") from None
         self._record("registered", new, "", spec.model)
         return new
 
     async def load(self, deployment: str, version: str) -> Version:
         """Start a registered version's workers; one that is loaded already is left alone. Returns at once."""
+        self._refuse_while_stopping()
         found = self.version(deployment, version)
-        if found.state is VersionState.DRAINING:
+        if found.is_deleted or found.state is VersionState.DRAINING:
             raise Conflict(f"{found.id} is still DRAINING: load it again when it is STOPPED")
         if found.is_wanted and not found.failure:
             return found
@@ -135,49 +155,63 @@ class Fleet:
     async def unload(self, deployment: str, version: str) -> Version:
         """Move its traffic away, drain it and end its workers, in the background. It stays registered."""
         found = self.version(deployment, version)
-        await self._take_down(found)
-        self._spawn(self._supervisor.stop(found, self._drain_s))
+        self._take_down(found)
+        self._spawn(self._supervisor.stop(found, self._drain_s), self._ending)
+        await self._save(found)
         return found
 
-    async def delete(self, deployment: str, version: str) -> None:
-        """Unload and forget. The name is free again once its workers have ended."""
+    async def delete(self, deployment: str, version: str) -> VersionStatus:
+        """Unload and forget; how it stands now. The name is free again once its workers have ended."""
         found = self.version(deployment, version)
-        await self._take_down(found)
-        self._spawn(self._stop_and_forget(found))
+        if not found.is_deleted:
+            self._take_down(found)
+            found.is_deleted = True
+            self._spawn(self._stop_and_forget(found), self._ending)
+        status = self.version_status(deployment, version)
+        # Before its workers have ended: a gateway that is killed meanwhile must not bring it back.
+        await self._written(self._registry.forget_version(deployment, version))
+        return status
 
-    async def delete_deployment(self, name: str) -> None:
+    async def delete_deployment(self, name: str) -> list[VersionStatus]:
         """Unload and forget all versions, and the deployment with the last one."""
-        for version in list(self.deployment(name).versions.values()):
-            await self.delete(name, version.name)
-        if not self.deployment(name).versions:
-            await self._forget_deployment(self.deployment(name))
+        return [await self.delete(name, version) for version in list(self.deployment(name).versions)]
 
-    async def _take_down(self, version: Version) -> None:
+    def _take_down(self, version: Version) -> None:
         deployment = self._deployments[version.deployment]
         if version.is_wanted:
             version.is_wanted, version.failure = False, ""
             self._record("unloading", version, "", "")
-        await self._replace_route(deployment, deployment.route.without(version.name, deployment.ready))
-        await self._save(version)
+        self._replace_route(deployment, deployment.route.without(version.name, deployment.ready))
         version.announce()
 
     async def _stop_and_forget(self, version: Version) -> None:
         await self._supervisor.stop(version, self._drain_s)
-        deployment = self._deployments[version.deployment]
-        if deployment.versions.pop(version.name, None) is None:
-            return
         self._record("deleted", version, "", "")
-        await self._registry.forget_version(version.deployment, version.name)
+        self._launcher.forget_logs(version.id)
+        self._forget(version)
+
+    def _forget(self, version: Version) -> None:
+        deployment = self._deployments[version.deployment]
+        del deployment.versions[version.name]
         if not deployment.versions:
-            await self._forget_deployment(deployment)
+            del self._deployments[deployment.name]
+            self._registry.forget_deployment(deployment.name)
 
-    async def _forget_deployment(self, deployment: Deployment) -> None:
-        self._deployments.pop(deployment.name, None)
-        await self._registry.forget_deployment(deployment.name)
+    async def _save(self, version: Version) -> None:
+        if not version.is_deleted:
+            await self._written(self._registry.save_version(_row(version)))
 
-    async def _save(self, v: Version) -> None:
-        row = VersionRow(v.deployment, v.name, v.spec, v.num_replicas, v.note, v.created_at, v.is_wanted)
-        await self._registry.save_version(row)
+    async def _written(self, writing: Awaitable[None]) -> None:
+        """Wait until a change is on disk. If it cannot be written the change holds all the same, until the next start:
+        half a change would be worse, and history says so."""
+        try:
+            await writing
+        except SQLAlchemyError as fault:
+            self.events.record(time.time(), "registry_failed", reason=f"not written, and lost at a restart: {fault}")
+
+    def _refuse_while_stopping(self) -> None:
+        if self._is_stopping:
+            raise Unavailable("this gateway is stopping: ask the next one", retry_after_s=5)
 
     # ---- verbs: traffic
 
@@ -196,11 +230,11 @@ class Fleet:
                 raise Conflict(
                     f"{version.id} is {version.state.value}: only READY versions take traffic; load it first"
                 )
-        await self._replace_route(found, found.route.replaced(weights))
+        await self._written(self._replace_route(found, found.route.replaced(weights)))
         return found.route
 
     async def activate(self, deployment: str, version: str) -> Version:
-        """Give ``version`` all traffic once it is READY (loading it if need be); then the others drain and stop.
+        """Give ``version`` all traffic once it is READY (loading it if need be); then those that had it drain and stop.
 
         Returns at once. Until the version is READY, and if its load fails, the old ones serve on.
         """
@@ -212,7 +246,7 @@ class Fleet:
             await self._swap(found, candidate)
         else:
             found.activating = version
-            self._spawn(self._swap_when_ready(found, candidate))
+            self._spawn(self._swap_when_ready(found, candidate), self._watching)
         return candidate
 
     async def _swap_when_ready(self, deployment: Deployment, candidate: Version) -> None:
@@ -225,13 +259,15 @@ class Fleet:
                 self._record("activate_failed", candidate, "", reason)
         finally:
             deployment.activating = ""
+            self._route_first_ready(deployment)
 
     async def _swap(self, deployment: Deployment, candidate: Version) -> None:
         served = [deployment.versions[name] for name in deployment.route.weights if name != candidate.name]
-        await self._replace_route(deployment, deployment.route.replaced({candidate.name: 100.0}))
+        writing = self._replace_route(deployment, deployment.route.replaced({candidate.name: 100.0}))
         self._record("activated", candidate, "", "instead of " + (", ".join(v.name for v in served) or "nothing"))
         for version in served:
             await self.unload(version.deployment, version.name)
+        await self._written(writing)
 
     def _replace_route(self, deployment: Deployment, route: Route) -> Awaitable[None]:
         """At once for requests; awaiting the result waits until it is written down."""
@@ -318,20 +354,20 @@ class Fleet:
         self.events.record(
             time.time(), kind, deployment=version.deployment, version=version.name, replica=replica, reason=reason
         )
-        deployment = self._deployments[version.deployment]
-        if kind == "ready" and not deployment.route.weights and not deployment.activating:
-            # The first version of a deployment that is READY takes all of its traffic.
-            self._replace_route(deployment, deployment.route.replaced({version.name: 100.0}))
+        if kind == "ready":
+            self._route_first_ready(self._deployments[version.deployment])
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _route_first_ready(self, deployment: Deployment) -> None:
+        """The first version of a deployment that is READY takes all of its traffic."""
+        ready = [v.name for v in deployment.versions.values() if v.is_ready]  # is_ready: so it is also wanted
+        if ready and not deployment.route.weights and not deployment.activating:
+            self._replace_route(deployment, deployment.route.replaced({ready[0]: 100.0}))
+
+    def _spawn(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
         task = asyncio.create_task(work)
-        self._tasks.add(task)  # the loop itself holds tasks only weakly
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (fault := task.exception()):
-            log.error("a background change of the fleet failed", exc_info=fault)
+        among.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(among.discard)
+        task.add_done_callback(_log_failure)
 
     async def _publish_stats(self) -> None:
         while True:
@@ -342,3 +378,12 @@ class Fleet:
                     for version in deployment.versions.values():
                         weight = deployment.route.weights.get(version.name, 0.0)
                         self.events.publish(version.stats(weight, at, now))
+
+
+def _row(v: Version) -> VersionRow:
+    return VersionRow(v.deployment, v.name, v.spec, v.num_replicas, v.note, v.created_at, v.is_wanted)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (fault := task.exception()):
+        log.error("a background change of the fleet failed", exc_info=fault)

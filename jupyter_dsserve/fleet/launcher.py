@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import glob
 import os
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.spec import WorkerLaunch
 
 _KEPT_LOG_BYTES = 64_000
+_SHOWN_LOG_BYTES = 256_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,11 @@ class LocalLauncher:
     def log_path(self, replica: str) -> Path:
         return self._log_dir / f"{replica}.log"
 
+    def forget_logs(self, version_id: str) -> None:
+        """Remove the output of a version's replicas: another version may get its name."""
+        for path in self._log_dir.glob(f"{glob.escape(version_id)}#*.log"):
+            path.unlink(missing_ok=True)
+
     async def start(self, launch: WorkerLaunch) -> WorkerProcess:
         """Start it and hand it its launch line. Raises `InvalidRequest` if its interpreter cannot be run.
 
@@ -70,9 +77,9 @@ class LocalLauncher:
                     # Ctrl-C in our terminal must reach us only: we drain the workers, they do not end by themselves.
                     start_new_session=True,
                 )
-            except OSError as fault:
+            except (OSError, ValueError) as fault:
                 raise InvalidRequest(
-                    f"the interpreter {python!r} cannot be run ({fault.strerror}): give the path of a Python that "
+                    f"the interpreter {python!r} cannot be run ({fault}): give the path of a Python that "
                     "has jupyter_dsserve installed",
                     param="python",
                 ) from None
@@ -84,10 +91,12 @@ class LocalLauncher:
 
 
 def tail(path: Path, num_lines: int) -> list[str]:
-    """The last lines of a worker's output; empty if it never wrote any."""
-    if not path.exists():
+    """The last lines of a worker's output, from its last `_SHOWN_LOG_BYTES`; empty if it never wrote any."""
+    if not path.exists() or num_lines == 0:
         return []
-    return path.read_text(errors="replace").splitlines()[-num_lines:]
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - _SHOWN_LOG_BYTES))
+        return log.read().decode(errors="replace").splitlines()[-num_lines:]
 
 
 def _keep_tail(path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import grpc.aio
 from jupyter_core.paths import jupyter_runtime_dir
 
@@ -36,13 +39,18 @@ class Link(LinkServicer):
         self._expected: dict[str, Replica] = {}
         self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
         add_LinkServicer_to_server(self, self._server)
-        self._dir = _socket_dir(data_dir)
+        self._dir = _socket_dir(data_dir)  # made in `start`
 
     @property
     def address(self) -> str:
         return f"unix:{self._dir / 'link.sock'}"
 
     async def start(self) -> None:
+        self._dir.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Its name follows from the data directory, whose lock we hold: what a killed gateway left is ours to remove.
+        shutil.rmtree(self._dir, ignore_errors=True)
+        # Raises if somebody else's directory stands there: never put the socket into a place others can write to.
+        self._dir.mkdir(mode=0o700)
         self._server.add_insecure_port(self.address)
         await self._server.start()
 
@@ -71,20 +79,23 @@ class Link(LinkServicer):
             await context.write(pb.ToWorker(refuse=pb.Refuse(reason=refusal)))
             return
         assert replica is not None
+        replica.dialled(time.monotonic())
         sending = asyncio.create_task(_send(replica, context))
         try:
             async for message in request_iterator:
                 replica.receive(message, time.monotonic())
         finally:
-            # Not lost() here: the supervisor sees the process end, and a reason with it. The sender ends by itself:
-            # to cancel it within a write would break the stream, and with it what the worker still has to read.
+            replica.disconnected()
+            # The sender ends by itself: to cancel it within a write would break the stream, and with it what the worker
+            # still has to read.
             replica.commands.put_nowait(None)
             await asyncio.wait({sending})
 
 
 async def _send(replica: Replica, context: _Context) -> None:
-    while (command := await replica.commands.get()) is not None:
-        await context.write(command)
+    with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError):  # the worker is gone
+        while (command := await replica.commands.get()) is not None:
+            await context.write(command)
 
 
 def _refusal(hello: pb.Hello, replica: Replica | None) -> str:
@@ -103,15 +114,12 @@ def _refusal(hello: pb.Hello, replica: Replica | None) -> str:
 
 
 def _socket_dir(data_dir: Path) -> Path:
-    """A fresh 0700 directory with a path short enough for a socket: in the runtime directory, else the temporary one.
-
-    Its name follows from the data directory, whose lock we hold: what a killed gateway left there is ours to remove.
-    """
-    name = "dsserve-" + hashlib.blake2b(str(data_dir.resolve()).encode(), digest_size=6).hexdigest()
+    """A place for the socket whose path is short and plain enough: in the runtime directory, else the temporary one."""
+    name = "dsserve-" + hashlib.blake2b(os.fsencode(data_dir.resolve()), digest_size=6).hexdigest()
     parents = (Path(jupyter_runtime_dir()), Path(tempfile.gettempdir()), Path("/tmp"))
-    parent = next(p for p in parents if len(str(p / name / "link.sock")) <= _MAX_SOCKET_PATH)
-    parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    shutil.rmtree(parent / name, ignore_errors=True)
-    # Raises if somebody else's directory stands there: never put the socket into a place others can write to.
-    (parent / name).mkdir(mode=0o700)
-    return parent / name
+    return next(parent / name for parent in parents if _is_socket_path(parent / name / "link.sock"))
+
+
+def _is_socket_path(path: Path) -> bool:
+    # gRPC reads the path out of a URL, where these signs mean something.
+    return len(os.fsencode(path)) <= _MAX_SOCKET_PATH and not set("%#?") & set(str(path))

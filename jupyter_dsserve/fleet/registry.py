@@ -74,7 +74,7 @@ class Registry:
     Awaiting the result waits for the commit; a call whose result nobody awaits is still done, and logged if it fails.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: sa.URL) -> None:
         self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _be_careful)
@@ -121,7 +121,9 @@ class Registry:
 
         done = self._thread.submit(transaction)
         done.add_done_callback(_log_failure)
-        return asyncio.wrap_future(done)
+        waiting = asyncio.wrap_future(done)
+        waiting.add_done_callback(lambda w: w.cancelled() or w.exception())  # logged above, whether awaited or not
+        return waiting
 
 
 def _upsert(db: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -80,8 +80,22 @@ class Replica:
         elif kind == "ready":
             self.device, self.progress = message.ready.device, 1.0
             self._become(VersionState.READY)
+        elif kind == "draining":
+            self.drain()
         elif kind == "failed":
             self.failure = codec.error_from_pb(message.failed.error)
+
+    @property
+    def has_dialled(self) -> bool:
+        return self._seen > 0
+
+    def dialled(self, now: float) -> None:
+        """The worker's stream is open. ``now`` is monotonic seconds."""
+        self._seen = now
+
+    def disconnected(self) -> None:
+        """The worker's stream has ended: it takes nothing new. What it left unanswered ends with its process."""
+        self._become(VersionState.DRAINING)
 
     def launched(self, pid: int) -> None:
         self.pid = pid
@@ -115,8 +129,9 @@ class Replica:
         """
         if self.state is not VersionState.READY:
             raise Unavailable(f"the worker {self.id} is {self.state.value} and takes no requests")
+        command = codec.submit(request)
         inbox = self._in_flight[request.id] = _Inbox()
-        self.commands.put_nowait(codec.submit(request))
+        self.commands.put_nowait(command)
         is_ended = False
         try:
             while not is_ended:

@@ -7,6 +7,7 @@ worker finds out, and the version is FAILED with its reason.
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.toy import ToySettings
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_MAX_HUB_NAME = 96  # the hub's own limit
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Computed by modules of their own in transformers, not through its AttentionInterface. The worker refuses whatever
 # else does not go through it; these are refused before a process is started.
@@ -43,18 +45,33 @@ def model_path(model: str, runner: str) -> str:
         return model
     if model.startswith("builtin:"):
         return str(_builtin(model.removeprefix("builtin:")))
-    path = Path(model).expanduser()
-    if model and path.is_dir():
-        _check_directory(path)
-        return str(path.resolve())
-    if model and path.exists():
+    if _is_directory(model):
+        path = Path(canonical(model))
+        try:
+            _check_directory(path)
+        except OSError as fault:
+            raise _refused(f"model {model!r} cannot be read ({fault.strerror}): check its permissions") from None
+        return str(path)
+    if os.path.isfile(model):
         raise _refused(f"model {model!r} is a file: give the directory that holds config.json and *.safetensors")
-    if model.startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(model):
+    if model.startswith((".", "/", "~")) or len(model) > _MAX_HUB_NAME or not _HUB_NAME.fullmatch(model):
         raise _refused(
             f"model {model!r} does not exist here: give a directory, a hub name such as org/name, or one of "
             + ", ".join(f"builtin:{name}" for name in builtin_names())
         )
     return model
+
+
+def canonical(model: str) -> str:
+    """``model`` as it means the same wherever it is read: a directory by its absolute path, the rest as it is."""
+    return str(Path(model).expanduser().resolve()) if _is_directory(model) else model
+
+
+def _is_directory(model: str) -> bool:
+    try:
+        return bool(model) and Path(model).expanduser().is_dir()
+    except (OSError, RuntimeError):  # too long a name; no such user's home
+        return False
 
 
 def _builtin(name: str) -> Path:

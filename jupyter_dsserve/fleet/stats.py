@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 WINDOW_S = 30.0
+RATE_S = 5.0  # over which tokens per second are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +35,28 @@ class Window:
         self.requests += 1
         self.errors += served.is_error
         self._served.append(served)
+        self._forget_before(served.at)
 
     def add_tokens(self, at: float, num_tokens: int) -> None:
         """Tokens count when they come, not when their request ends: a long answer would look like a burst."""
         self._tokens.append((at, num_tokens))
+        self._forget_before(at)
 
     def good(self, now: float) -> list[Served]:
         """The window's answers that were not errors: an error's latency says nothing about a good answer's."""
-        while self._served and self._served[0].at < now - WINDOW_S:
-            self._served.popleft()
+        self._forget_before(now)
         return [s for s in self._served if not s.is_error]
 
-    def tokens_per_s(self, now: float, over_s: float = 5.0) -> float:
-        while self._tokens and self._tokens[0][0] < now - over_s:
+    def tokens_per_s(self, now: float) -> float:
+        self._forget_before(now)
+        return sum(n for _, n in self._tokens) / RATE_S
+
+    def _forget_before(self, now: float) -> None:
+        """On every addition too: nobody may ever ask."""
+        while self._served and self._served[0].at < now - WINDOW_S:
+            self._served.popleft()
+        while self._tokens and self._tokens[0][0] < now - RATE_S:
             self._tokens.popleft()
-        return sum(n for _, n in self._tokens) / over_s
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.version import Version
-from jupyter_dsserve.protocol.errors import DSServeError
+from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure
 from jupyter_dsserve.protocol.records import VersionState
 from jupyter_dsserve.protocol.spec import WorkerLaunch
 
@@ -23,6 +24,8 @@ MAX_RESTARTS = 6
 HEALTHY_S = 60.0
 # Heartbeats come every second, from a thread that a model step does not hold for long.
 MAX_SILENT_S = 15.0
+# A worker dials before it imports anything heavy.
+MAX_DIAL_S = 60.0
 
 # kind, version, replica id, reason
 Record = Callable[[str, Version, str, str], None]
@@ -41,6 +44,7 @@ class Supervisor:
         self._launcher = launcher
         self._record = record
         self._tasks: dict[Version, list[asyncio.Task[None]]] = {}
+        self._is_hurried = False
 
     def start(self, version: Version) -> None:
         """Begin to keep the version's replicas up. The version must be wanted and not yet kept."""
@@ -50,22 +54,36 @@ class Supervisor:
         ]
 
     async def stop(self, version: Version, drain_s: float) -> None:
-        """Drain the version's replicas for at most ``drain_s`` seconds, then end what is left. Never raises."""
-        tasks = self._tasks.pop(version, [])
+        """Drain the version's replicas for at most ``drain_s`` seconds, then end what is left. Never raises.
+
+        Several may call it for one version: each waits for the same end.
+        """
+        tasks = self._tasks.get(version, [])
         serving = [r for r in version.replicas if r.state is VersionState.READY]
         for replica in serving:
             replica.drain()
         version.announce()
         # Only workers that serve are worth waiting for; one that still loads is ended at once.
-        draining = {t for t in tasks if t.get_name() in {r.id for r in serving}}
-        for task in set(tasks) - draining:
+        draining = {r.id for r in version.replicas if r.state is VersionState.DRAINING}
+        serving_tasks = {t for t in tasks if t.get_name() in draining}
+        for task in set(tasks) - serving_tasks:
             task.cancel()
-        if draining:
-            await asyncio.wait(draining, timeout=drain_s)
-        for task in draining:
+        await self._wait_drained(serving_tasks, drain_s)
+        for task in serving_tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._tasks.get(version) is tasks:
+            del self._tasks[version]
         version.announce()
+
+    def hurry(self) -> None:
+        """Wait for no running request any more, in stops that are under way and in later ones."""
+        self._is_hurried = True
+
+    async def _wait_drained(self, tasks: set[asyncio.Task[None]], drain_s: float) -> None:
+        end = time.monotonic() + drain_s
+        while tasks and not self._is_hurried and (left := end - time.monotonic()) > 0:
+            _, tasks = await asyncio.wait(tasks, timeout=min(left, 0.1))
 
     async def _keep(self, version: Version, replica_id: str) -> None:
         num_failures = 0
@@ -78,6 +96,10 @@ class Supervisor:
                 reason = await self._run(version, replica)
             except DSServeError as fault:
                 replica.failure, reason = fault, fault.message
+            except Exception as fault:  # a full disk, say: whatever it is, the version must show it
+                log.exception("%s could not be started", replica.id)
+                reason = f"the worker could not be started: {type(fault).__name__}: {fault}"
+                replica.failure = EngineFailure(reason)
             finally:
                 self._link.forget(replica)
                 version.replicas.remove(replica)
@@ -110,9 +132,12 @@ class Supervisor:
         try:
             self._record("loading", version, replica.id, f"process {process.pid}")
             replica.launched(process.pid)
+            started = time.monotonic()
             while replica.silent_s(time.monotonic()) < MAX_SILENT_S:
                 if (code := await process.wait(timeout_s=1.0)) is not None:
                     return _reason(replica, code, process.log_path)
+                if not replica.has_dialled and time.monotonic() - started > MAX_DIAL_S:
+                    return f"the worker did not dial in within {MAX_DIAL_S:.0f} s: {_is_it_python(version)}"
             return f"the worker was silent for {MAX_SILENT_S:.0f} s and was ended"
         finally:
             # Shielded: whoever cancels us must still not leave a process.
@@ -135,6 +160,11 @@ class _Kept:
 
     def was_healthy(self, now: float) -> bool:
         return self.ready_at is not None and now - self.ready_at > HEALTHY_S
+
+
+def _is_it_python(version: Version) -> str:
+    python = version.spec.python or sys.executable
+    return f"is {python} a Python with jupyter_dsserve installed?"
 
 
 def _reason(replica: Replica, code: int, log_path: Path) -> str:

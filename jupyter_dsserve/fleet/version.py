@@ -39,6 +39,7 @@ class Version:
     created_at: float
     is_wanted: bool = False
     failure: str = ""
+    is_deleted: bool = False  # to be forgotten once its workers have ended
     replicas: list[Replica] = field(default_factory=list)
     window: Window = field(default_factory=Window)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)

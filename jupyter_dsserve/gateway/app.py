@@ -8,8 +8,7 @@ import ipaddress
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from jupyter_core.application import JupyterApp, base_aliases, base_flags
@@ -122,42 +121,34 @@ async def serve(config: GatewayConfig, on_start: Callable[[Gateway], Awaitable[N
     ``on_start`` is awaited once it answers. Raises `DSServeError` if the gateway or ``on_start`` cannot go on; no
     worker is left then either.
     """
-    signals: asyncio.Queue[None] = asyncio.Queue()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, None)
+    stopping = asyncio.Event()
     gateway = Gateway(config)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, _on_signal, stopping, gateway)
     await gateway.start()
     try:
-        async with _cancelled_by(signals):
-            await on_start(gateway)
-            await asyncio.Event().wait()
+        await _unless(stopping, on_start(gateway))
+        await stopping.wait()
     finally:
+        stopping.set()
         log.info("stopping: running requests have %g s to end (Ctrl-C again ends them now)", config.drain_s)
-        async with _cancelled_by(signals):
-            await gateway.stop()
+        await gateway.stop()
 
 
-@asynccontextmanager
-async def _cancelled_by(signals: asyncio.Queue[None]) -> AsyncIterator[None]:
-    """Leave the block early when a signal comes."""
-    me = asyncio.current_task()
-    assert me is not None
-    by_signal = False
+def _on_signal(stopping: asyncio.Event, gateway: Gateway) -> None:
+    if stopping.is_set():
+        gateway.hurry()
+    stopping.set()
 
-    async def watch() -> None:
-        nonlocal by_signal
-        await signals.get()
-        by_signal = True
-        me.cancel()
 
-    watching = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not by_signal:
-            raise
-    finally:
-        watching.cancel()
+async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> None:
+    """Do ``work``, but give it up when ``stopping`` is set. Raises what the work raises."""
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if working.done():
+        working.result()
+    working.cancel()
 
 
 def _is_loopback(ip: str) -> bool:

@@ -37,8 +37,8 @@ class LoadBody(Body):
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     python: str = ""
     max_sequences: Annotated[int, Field(ge=1, le=4096)] = 64
-    max_context: Annotated[int, Field(ge=0)] = 0
-    max_step_tokens: Annotated[int, Field(ge=1)] = 128
+    max_context: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    max_step_tokens: Annotated[int, Field(ge=1, lt=2**31)] = 128
     num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     note: str = ""
 
@@ -80,13 +80,13 @@ class _OpenAIBody(Body):
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] = 0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
-    user: str = ""
+    user: str | None = None
     # accepted because they change nothing in the answer
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None
@@ -118,7 +118,7 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
-MaxTokens = Annotated[int, Field(ge=1)]
+MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
 TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
 
 
@@ -195,6 +195,8 @@ def read_body(kind: type[B], raw: bytes) -> B:
     """The body as ``kind``. Raises `InvalidRequest` naming the first field that is wrong, its value, and the remedy."""
     try:
         found = json.loads(raw)
+        # Half a surrogate pair is a string to Python, but nothing can carry it further.
+        json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as fault:
         raise InvalidRequest(f"the body is not JSON ({fault}): send a JSON object") from None
     if not isinstance(found, dict):

@@ -29,9 +29,7 @@ class OneDeployment(Handler):
         self.answer(self.fleet.deployment_status(name))
 
     async def delete(self, name: str) -> None:
-        status = self.fleet.deployment_status(name)
-        await self.fleet.delete_deployment(name)
-        self.answer(status, 202)
+        self.answer(await self.fleet.delete_deployment(name), 202)
 
 
 class Versions(Handler):
@@ -48,8 +46,7 @@ class OneVersion(Handler):
         self.answer(self.fleet.version_status(name, version))
 
     async def delete(self, name: str, version: str) -> None:
-        await self.fleet.delete(name, version)
-        self.answer(self.fleet.version_status(name, version), 202)
+        self.answer(await self.fleet.delete(name, version), 202)
 
 
 class Load(Handler):
@@ -67,8 +64,8 @@ class Unload(Handler):
 class Logs(Handler):
     def get(self, name: str, version: str) -> None:
         text = self.get_query_argument("lines", "200")
-        if not text.isdecimal():
-            raise InvalidRequest(f"lines is {text!r}: give a whole number", param="lines")
+        if not _is_number(text):
+            raise InvalidRequest(f"lines is {text!r}: give a whole number of up to 9 digits", param="lines")
         self.answer(self.fleet.logs(name, version, int(text)))
 
 
@@ -106,7 +103,7 @@ class EventStream(Handler):
     @until_caller_leaves
     async def get(self) -> None:
         last_id = self.request.headers.get("Last-Event-ID", "")
-        if last_id and not last_id.isdecimal():
+        if last_id and not _is_number(last_id):
             raise InvalidRequest(f"Last-Event-ID is {last_id!r}: give the id of an event", param="Last-Event-ID")
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("Cache-Control", "no-cache")
@@ -132,6 +129,8 @@ class Live(Handler):
     def get(self) -> None:
         self.answer({"status": "live"})
 
+    head = get
+
 
 class Ready(Handler):
     """200 as soon as some version can answer."""
@@ -142,6 +141,12 @@ class Ready(Handler):
         if not any(self.fleet.deployment(d.name).ready for d in self.fleet.status()):
             raise Unavailable("no version is READY", retry_after_s=2)
         self.answer({"status": "ready"})
+
+    head = get
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10
 
 
 async def _load_new(handler: Handler, deployment: str, body: LoadBody) -> None:

@@ -19,9 +19,12 @@ class DataDir:
     """
 
     def __init__(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path = path
-        self._lock = os.open(path / "gateway.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(path / "gateway.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as fault:
+            raise Conflict(f"the data directory {path} cannot be used ({fault.strerror}): give another") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -46,9 +49,11 @@ class DataDir:
         """The key in ``admin.key``; made on first use, readable by its owner only."""
         path = self.path / "admin.key"
         if not path.exists():
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(fd, "w") as file:
+            # Written aside and then moved: a crash in between must not leave an empty key.
+            new = path.with_suffix(".new")
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.write(f"dsk_{secrets.token_urlsafe(32)}\n")
+            new.rename(path)
         key = path.read_text().strip()
         if not key:
             raise Conflict(f"{path} is empty: delete it to have a new key made, or put a key into it")

@@ -18,7 +18,7 @@ def start(handler: Handler, model: str, request: Request, user: str = "") -> Asy
     Names the version in ``X-DSServe-Version``. Raises `NotFound` and `Unavailable`.
     """
     version = handler.fleet.pick(model, user or request.id)
-    handler.set_header("X-DSServe-Version", version.name)
+    handler.keep_header("X-DSServe-Version", version.name)
     return version.generate(request)
 
 

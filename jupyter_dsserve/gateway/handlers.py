@@ -13,11 +13,20 @@ from http.client import responses
 from types import TracebackType
 from typing import Any, TypeVar
 
+from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.gateway.bodies import B, read_body
-from jupyter_dsserve.protocol.errors import DSServeError, NotAllowed, NotFound, TooLarge, Unauthorized, Unavailable
+from jupyter_dsserve.protocol.errors import (
+    DSServeError,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +51,8 @@ def until_caller_leaves(method: Callable[[H], Awaitable[None]]) -> Callable[[H],
         self.work = asyncio.current_task()
         try:
             await method(self)
+        except StreamClosedError:
+            pass  # the caller left while we wrote
         except asyncio.CancelledError:
             if not self.caller_left:
                 raise
@@ -62,6 +73,7 @@ class Handler(RequestHandler):
         self.fleet = context.fleet
         self.work: asyncio.Task[Any] | None = None
         self.caller_left = False
+        self._kept: dict[str, str] = {}
         self._body = bytearray()
 
     def set_default_headers(self) -> None:
@@ -87,6 +99,11 @@ class Handler(RequestHandler):
         if self.work:
             self.work.cancel()
 
+    def keep_header(self, name: str, value: str) -> None:
+        """Set a header that an error answer carries too: Tornado drops what was set before."""
+        self._kept[name] = value
+        self.set_header(name, value)
+
     # ---- answers
 
     def answer(self, value: object, status: int = 200) -> None:
@@ -101,6 +118,8 @@ class Handler(RequestHandler):
         fault = kwargs["exc_info"][1] if "exc_info" in kwargs else None
         error = self._as_ours(status_code, fault)
         self.set_status(error.status)
+        for name, value in self._kept.items():
+            self.set_header(name, value)
         if isinstance(error, Unavailable):
             self.set_header("Retry-After", str(error.retry_after_s))
         if isinstance(error, Unauthorized):
@@ -129,7 +148,7 @@ class Handler(RequestHandler):
         limit = self.context.max_body_bytes
         if num_bytes > limit:
             # What is still on its way is thrown away, and then the connection ends.
-            self.set_header("Connection", "close")
+            self.keep_header("Connection", "close")
             raise TooLarge(f"the body has {num_bytes} bytes or more, over the limit of {limit}: send a smaller one")
 
     def _as_ours(self, status_code: int, fault: BaseException | None) -> DSServeError:
@@ -139,6 +158,8 @@ class Handler(RequestHandler):
             return NotFound(f"there is no {self.request.path} here; the README lists the routes")
         if status_code == 405:
             return NotAllowed(f"{self.request.path} does not take {self.request.method}")
+        if isinstance(fault, HTTPError) and fault.status_code < 500:
+            return InvalidRequest(f"the request cannot be read: {fault.log_message or fault.reason or fault}")
         return DSServeError(f"{responses.get(status_code, 'error')}: the gateway's log says more")
 
 

@@ -6,8 +6,10 @@ import json
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from tornado.web import HTTPError
 
 from jupyter_dsserve.gateway.bodies import ChatBody, CompletionBody
 from jupyter_dsserve.gateway.generate import collect, start
@@ -23,7 +25,9 @@ class OpenAIHandler(Handler):
 
     def error_body(self, error: DSServeError) -> Json:
         kind = "invalid_request_error" if error.status < 500 else "server_error"
-        return {"error": {"message": error.message, "type": kind, "param": error.param, "code": _code(error)}}
+        # OpenAI knows models only: an unknown deployment or version is an unknown model.
+        param = "model" if isinstance(error, NotFound) and error.param else error.param
+        return {"error": {"message": error.message, "type": kind, "param": param, "code": _code(error)}}
 
 
 class Completions(OpenAIHandler):
@@ -32,7 +36,7 @@ class Completions(OpenAIHandler):
         body = self.body(CompletionBody)
         request = body.request()
         frame = _Frame(request.id, "text_completion", body.model)
-        chunks = start(self, body.model, request, body.user)
+        chunks = start(self, body.model, request, body.user or "")
         if body.stream:
             await _stream(self, chunks, frame, _text_choice, body.include_usage)
         else:
@@ -45,7 +49,7 @@ class ChatCompletions(OpenAIHandler):
         body = self.body(ChatBody)
         request = body.request()
         frame = _Frame(request.id, "chat.completion.chunk" if body.stream else "chat.completion", body.model)
-        chunks = start(self, body.model, request, body.user)
+        chunks = start(self, body.model, request, body.user or "")
         if body.stream:
             await _stream(self, chunks, frame, _delta_choice, body.include_usage, opening=_ROLE)
         else:
@@ -61,10 +65,20 @@ class Models(OpenAIHandler):
 
 
 class OneModel(OpenAIHandler):
+    """A deployment that can answer, or a pinned version."""
+
     def get(self, name: str) -> None:
-        if not self.fleet.deployment(name).ready:
-            raise NotFound(f"model {name!r} has no READY version", param="model")
+        deployment, _, version = name.partition("@")
+        ready = self.fleet.deployment(deployment).ready
+        if version not in ready if version else not ready:
+            raise NotFound(f"model {name!r} has no READY version: load one", param="model")
         self.answer(_model(name))
+
+
+class UnknownOpenAIPath(OpenAIHandler):
+    def prepare(self) -> None:
+        super().prepare()
+        raise HTTPError(404)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +138,17 @@ async def _stream(
     """Server-sent chunks, then ``[DONE]``. An error before the first chunk is an ordinary one, later it is an event."""
     async with aclosing(chunks):
         chunk = await anext(chunks)
-        if chunk.error:
+        if chunk.error and not chunk.text:
             raise chunk.error
         _begin_stream(handler)
         if opening:
             _send(handler, frame.around([opening], None))
         while True:
+            if chunk.text or (chunk.finish_reason and not chunk.error):  # a token may complete no character
+                whole = replace(chunk, finish_reason=None) if chunk.error else chunk
+                _send(handler, frame.around([choice(whole)], None))
             if chunk.error:
                 _send(handler, handler.error_body(chunk.error))
-            elif chunk.text or chunk.finish_reason:  # a token may complete no character
-                _send(handler, frame.around([choice(chunk)], None))
             if chunk.finish_reason:
                 break
             await handler.flush()
@@ -172,7 +187,9 @@ def _model(name: str) -> Json:
 def _code(error: DSServeError) -> str | None:
     if isinstance(error, Unauthorized):
         return "invalid_api_key"
-    return "model_not_found" if isinstance(error, NotFound) and error.param == "model" else None
+    if isinstance(error, NotFound):
+        return "model_not_found" if error.param else "unknown_url"
+    return None
 
 
 ROUTES: list[tuple[str, type[Handler]]] = [
@@ -180,4 +197,5 @@ ROUTES: list[tuple[str, type[Handler]]] = [
     (r"/v1/chat/completions", ChatCompletions),
     (r"/v1/models", Models),
     (r"/v1/models/([^/]+)", OneModel),
+    (r"/v1/.*", UnknownOpenAIPath),
 ]

@@ -6,17 +6,19 @@ import asyncio
 import errno
 import socket
 
+from sqlalchemy.exc import SQLAlchemyError
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from jupyter_dsserve.fleet.fleet import Fleet
+from jupyter_dsserve.fleet.source import canonical
 from jupyter_dsserve.gateway import control, generate, openai
 from jupyter_dsserve.gateway.bodies import LoadBody
 from jupyter_dsserve.gateway.config import GatewayConfig
 from jupyter_dsserve.gateway.data_dir import DataDir
 from jupyter_dsserve.gateway.handlers import Context, UnknownPath
-from jupyter_dsserve.protocol.errors import Conflict, DSServeError
+from jupyter_dsserve.protocol.errors import Conflict
 
 # How much of an oversized body is read and thrown away so that its sender gets to see our answer.
 _MAX_DISCARDED = 8
@@ -26,31 +28,33 @@ class Gateway:
     """One on a data directory. `start`, then `stop`; `url` is known after `start`."""
 
     def __init__(self, config: GatewayConfig) -> None:
-        """Takes the data directory and the port. Raises `Conflict` if either is held by another."""
+        """Takes the data directory and the port. Raises `Conflict` if either is held by another or cannot be used."""
         self.config = config
         self.data_dir = DataDir(config.data_dir)
         try:
+            self.admin_key = self.data_dir.admin_key()
             self._sockets = _bind(config.ip, config.port)
-            self.fleet = Fleet(config.data_dir, config.drain_s)
         except BaseException:
             self.data_dir.release()
             raise
+        self.fleet = Fleet(config.data_dir, config.drain_s)
         port = self._sockets[0].getsockname()[1]
         self.url = f"http://{f'[{config.ip}]' if ':' in config.ip else config.ip}:{port}"
-        self.admin_key = self.data_dir.admin_key()
         self._server = HTTPServer(
             make_app(Context(self.fleet, self.admin_key, config.max_body_bytes)),
             max_body_size=_MAX_DISCARDED * config.max_body_bytes,
         )
 
     async def start(self) -> None:
-        """Bring the fleet back, serve ``config.loads``, and answer. Raises `DSServeError` for a load that cannot be."""
+        """Bring the fleet back, serve ``config.loads``, and answer. Raises `DSServeError` if that cannot be."""
         try:
             await self.fleet.start()
             for name, model in self.config.loads:
                 await make_sure_loaded(self.fleet, name, model)
-        except DSServeError:
+        except BaseException as fault:
             await self.stop()
+            if isinstance(fault, OSError | SQLAlchemyError):
+                raise Conflict(f"the data directory {self.data_dir.path} cannot be used: {fault}") from fault
             raise
         self._server.add_sockets(self._sockets)
         self.data_dir.announce(self.url)
@@ -61,7 +65,13 @@ class Gateway:
         await self.fleet.stop()
         await self._server.close_all_connections()
         await asyncio.sleep(0)
+        for listening in self._sockets:
+            listening.close()
         self.data_dir.release()
+
+    def hurry(self) -> None:
+        """End a `stop` that is under way without waiting for running requests."""
+        self.fleet.hurry()
 
 
 def make_app(context: Context) -> Application:
@@ -86,7 +96,7 @@ async def make_sure_loaded(fleet: Fleet, name: str, model: str) -> None:
         await fleet.register(name, "v1", body.spec(), body.replicas, "")
         await fleet.load(name, "v1")
         return
-    same = next((v for v in known.versions if v.spec.model == model), None)
+    same = next((v for v in known.versions if v.spec.model == canonical(model)), None)
     if same is None:
         models = ", ".join(f"{v.version} is {v.spec.model}" for v in known.versions)
         raise Conflict(
@@ -99,6 +109,8 @@ async def make_sure_loaded(fleet: Fleet, name: str, model: str) -> None:
 def _bind(ip: str, port: int) -> list[socket.socket]:
     try:
         return bind_sockets(port, ip)
+    except OverflowError:
+        raise Conflict(f"port {port} is none: give a --port from 0 to 65535") from None
     except OSError as fault:
         if fault.errno == errno.EADDRINUSE:
             raise Conflict(

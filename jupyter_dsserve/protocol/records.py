@@ -45,7 +45,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class VersionStats:
-    """A version over the last seconds: counts since it was loaded, latencies (``_s``) over the window.
+    """A version over the last seconds: counts since it was registered, latencies (``_s``) over the window.
 
     ``requests`` counts ended ones, ``errors`` those among them that ended in our error (a caller who leaves is none).
     A latency is None while the window is empty. ``kv_used`` is a share from 0 to 1, ``device_bytes`` the worker's

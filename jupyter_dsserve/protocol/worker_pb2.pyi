@@ -7,36 +7,36 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class FromWorker(_message.Message):
-    __slots__ = ("hello", "progress", "ready", "failed", "output", "heartbeat")
+    __slots__ = ("hello", "progress", "ready", "failed", "output", "heartbeat", "draining")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     progress: Progress
     ready: Ready
     failed: Failed
     output: StepOutput
     heartbeat: Heartbeat
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., output: _Optional[_Union[StepOutput, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    draining: Draining
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., output: _Optional[_Union[StepOutput, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("replica", "token", "spec_digest", "protocol_version", "package_version", "pid")
+    __slots__ = ("replica", "token", "spec_digest", "protocol_version", "package_version")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     SPEC_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_VERSION_FIELD_NUMBER: _ClassVar[int]
-    PID_FIELD_NUMBER: _ClassVar[int]
     replica: str
     token: str
     spec_digest: str
     protocol_version: int
     package_version: str
-    pid: int
-    def __init__(self, replica: _Optional[str] = ..., token: _Optional[str] = ..., spec_digest: _Optional[str] = ..., protocol_version: _Optional[int] = ..., package_version: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+    def __init__(self, replica: _Optional[str] = ..., token: _Optional[str] = ..., spec_digest: _Optional[str] = ..., protocol_version: _Optional[int] = ..., package_version: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("stage", "fraction")
@@ -47,14 +47,10 @@ class Progress(_message.Message):
     def __init__(self, stage: _Optional[str] = ..., fraction: _Optional[float] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("device", "max_sequences", "max_context")
+    __slots__ = ("device",)
     DEVICE_FIELD_NUMBER: _ClassVar[int]
-    MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
-    MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     device: str
-    max_sequences: int
-    max_context: int
-    def __init__(self, device: _Optional[str] = ..., max_sequences: _Optional[int] = ..., max_context: _Optional[int] = ...) -> None: ...
+    def __init__(self, device: _Optional[str] = ...) -> None: ...
 
 class Failed(_message.Message):
     __slots__ = ("error",)
@@ -115,6 +111,10 @@ class Heartbeat(_message.Message):
     kv_used: float
     device_bytes: int
     def __init__(self, num_steps: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_used: _Optional[float] = ..., device_bytes: _Optional[int] = ...) -> None: ...
+
+class Draining(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class ToWorker(_message.Message):
     __slots__ = ("submit", "abort", "drain", "refuse")

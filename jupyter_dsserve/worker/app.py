@@ -27,7 +27,7 @@ from jupyter_dsserve.worker.outbox import Outbox
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
-_FAREWELL_S = 2.0
+_FAREWELL_S = 30.0  # for the gateway to read what was sent; it ends us sooner if it wants to
 _LOADED = 0.9  # of the progress to READY; the rest is warming
 
 
@@ -39,7 +39,7 @@ class WorkerApp:
         self._outbox = Outbox()
         self._engine: Engine | None = None
         self._open: set[str] = set()  # requests that have not had their last chunk
-        self._accepting: set[asyncio.Task[None]] = set()
+        self._accepting: dict[str, asyncio.Task[None]] = {}  # requests that are being tokenized
         self._draining = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -49,7 +49,7 @@ class WorkerApp:
     async def run(self) -> int:
         """Serve until drained or cut off. 0: drained or the gateway left; 1: the load failed or Hello was refused."""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_signal_handler(signal.SIGTERM, self._draining.set)
+        self._loop.add_signal_handler(signal.SIGTERM, self._outbox.put, pb.FromWorker(draining=pb.Draining()))
         async with grpc.aio.insecure_channel(self._launch.gateway, options=UNLIMITED_MESSAGES) as channel:
             stream = LinkStub(channel).Connect()
             self._outbox.put(self._hello())
@@ -79,7 +79,6 @@ class WorkerApp:
                 spec_digest=launch.spec.digest,
                 protocol_version=PROTOCOL_VERSION,
                 package_version=__version__,
-                pid=os.getpid(),
             )
         )
 
@@ -90,8 +89,8 @@ class WorkerApp:
                 kind = message.WhichOneof("kind")
                 if kind == "submit":
                     self._submit(message.submit)
-                elif kind == "abort" and self._engine:
-                    self._engine.abort(message.abort.request_id)
+                elif kind == "abort":
+                    self._abort(message.abort.request_id)
                 elif kind == "drain":
                     self._draining.set()
                 elif kind == "refuse":
@@ -104,9 +103,15 @@ class WorkerApp:
     def _submit(self, message: pb.Submit) -> None:
         self._open.add(message.request_id)
         self._idle.clear()
-        task = asyncio.create_task(self._accept(message))
-        self._accepting.add(task)  # the loop itself holds tasks only weakly
-        task.add_done_callback(self._accepting.discard)
+        task = self._accepting[message.request_id] = asyncio.create_task(self._accept(message))
+        task.add_done_callback(lambda _: self._accepting.pop(message.request_id))
+
+    def _abort(self, request_id: str) -> None:
+        if task := self._accepting.get(request_id):  # the engine does not know it yet
+            task.cancel()
+            self._send_chunks([Chunk(request_id, finish_reason=FinishReason.ABORT)])
+        elif self._engine:
+            self._engine.abort(request_id)
 
     async def _accept(self, message: pb.Submit) -> None:
         """Tokenize and hand over to the engine; a refusal goes back as the request's only chunk."""
@@ -157,11 +162,7 @@ class WorkerApp:
             self._outbox.put(pb.FromWorker(failed=pb.Failed(error=codec.error_to_pb(error))))
             return
         log.info("ready on %s", runner.device)
-        self._outbox.put(
-            pb.FromWorker(
-                ready=pb.Ready(device=runner.device, max_sequences=runner.max_sequences, max_context=runner.max_context)
-            )
-        )
+        self._outbox.put(pb.FromWorker(ready=pb.Ready(device=runner.device)))
         while True:
             self._outbox.put(self._heartbeat(runner))
             await asyncio.sleep(HEARTBEAT_S)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from jupyter_dsserve.fleet.registry import Registry, VersionRow
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.protocol.records import Event
@@ -14,7 +16,7 @@ ROW = VersionRow("demo", "v1", WorkerSpec("builtin:demo-v1", dtype="bf16"), 2, "
 
 
 def opened(path: Path) -> Registry:
-    return Registry(f"sqlite:///{path / 'fleet.db'}")
+    return Registry(sa.URL.create("sqlite", database=str(path / "fleet.db")))
 
 
 async def test_versions_routes_and_events_are_there_again(tmp_path: Path) -> None:

@@ -114,9 +114,17 @@ def test_the_window_forgets_what_is_old_and_leaves_errors_out_of_latencies() -> 
     assert (window.requests, window.errors) == (3, 1)
 
 
+def test_the_window_stays_small_although_nobody_looks() -> None:
+    window = Window()
+    for at in range(10_000):
+        window.add(Served(float(at), 1.0, 0.1, 5, is_error=False))
+        window.add_tokens(float(at), 1)
+    assert (len(window._served), len(window._tokens)) == (31, 6)
+
+
 def test_tokens_per_second_are_those_of_the_last_seconds() -> None:
     window = Window()
     for at in range(10):
         window.add_tokens(float(at), 10)
-    assert window.tokens_per_s(now=9.0, over_s=5.0) == pytest.approx(12)  # those at 4, 5, … 9
+    assert window.tokens_per_s(now=9.0) == pytest.approx(12)  # those at 4, 5, … 9
     assert window.tokens_per_s(now=100.0) == 0

@@ -49,6 +49,9 @@ async def error(caller: Caller, method: str, path: str, body: Any, status: int) 
         ({**DEMO, "device": "tpu"}, "tpu"),
         ({**DEMO, "runner": "ragged"}, "toy"),
         ({**DEMO, "model": None}, "null"),
+        ({**DEMO, "model": "x" * 300}, "does not exist"),
+        ({**DEMO, "model": "~nosuchuser/x"}, "does not exist"),
+        ({**DEMO, "max_context": 2**31}, "2147483648"),
         ({"name": "demo", "version": "v2"}, "'model' is missing"),
         ([], "list"),
     ],
@@ -108,6 +111,8 @@ async def test_a_route_to_a_version_that_is_not_ready_is_refused(served: Caller)
         ("/v1/completions", {**COMPLETION, "prompt": [300]}, "prompt", "0 to 255"),
         ("/v1/completions", {**COMPLETION, "prompt": ["a", "b"]}, "prompt", "b"),
         ("/v1/completions", {**COMPLETION, "prompt": "x" * 50_000, "max_tokens": 1_048_570}, "max_tokens", "at most"),
+        ("/v1/completions", {**COMPLETION, "max_tokens": 2**31}, "max_tokens", "2147483648"),
+        ("/v1/completions", {**COMPLETION, "top_k": 2**31}, "top_k", "2147483648"),
         ("/v1/completions", {**COMPLETION, "temperature": 3}, "temperature", "3"),
         ("/v1/completions", {**COMPLETION, "top_p": 0}, "top_p", "0"),
         ("/v1/completions", {**COMPLETION, "stop": [""]}, "stop", '""'),
@@ -156,6 +161,7 @@ async def test_a_body_that_is_no_json_object_is_refused(served: Caller, raw: byt
 async def test_a_body_over_the_limit_is_answered_413_with_the_limit(served: Caller) -> None:
     answer = await served.complete(prompt="x" * 200_000)
     assert answer.status_code == 413
+    assert answer.headers["Connection"] == "close"
     assert "100000" in answer.json()["error"]["message"]
 
 
@@ -171,12 +177,12 @@ async def test_a_chunked_body_over_the_limit_is_answered_413_too(served: Caller)
 
 def every_route() -> list[str]:
     routes = [(path, handler) for path, handler in (*openai.ROUTES, *generate.ROUTES, *control.ROUTES)]
-    return [path.replace("([^/]+)", "demo") for path, handler in routes if not handler.is_open]
+    return [path.replace("([^/]+)", "demo").replace(".*", "other") for path, handler in routes if not handler.is_open]
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer dsk_wrong"}, {"Authorization": "Basic eDp5"}])
 async def test_every_route_but_health_wants_the_key(gateway: Gateway, headers: dict[str, str]) -> None:
-    assert len(every_route()) == 17
+    assert len(every_route()) == 18
     async with Caller(gateway.url, "") as stranger:
         del stranger.headers["Authorization"]
         for path in every_route():
@@ -191,6 +197,36 @@ async def test_a_wrong_key_on_v1_has_openais_code(gateway: Gateway) -> None:
     async with Caller(gateway.url, "dsk_wrong") as stranger:
         found = await error(stranger, "POST", "/v1/completions", COMPLETION, 401)
     assert found["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize("field", ["prompt", "user", "model"])
+async def test_half_a_surrogate_pair_is_refused_and_leaves_nothing_in_flight(
+    served: Caller, gateway: Gateway, field: str
+) -> None:
+    raw = json.dumps({**COMPLETION, field: "\ud800"})
+    answer = await served.post("/v1/completions", content=raw)
+    assert answer.status_code == 400
+    assert gateway.fleet.version("demo", "v1").replicas[0].in_flight == 0
+
+
+async def test_what_openai_does_not_know_has_openais_shape_too(served: Caller) -> None:
+    assert (await error(served, "GET", "/v1/nothing", None, 404))["code"] == "unknown_url"
+    for path in ("/v1/models/nobody", "/v1/models/demo@v9"):
+        found = await error(served, "GET", path, None, 404)
+        assert (found["param"], found["code"]) == ("model", "model_not_found")
+    assert (await served.get("/v1/models/demo@v1")).json()["id"] == "demo@v1"
+
+
+async def test_an_error_answer_names_its_version_too(served: Caller) -> None:
+    answer = await served.complete(prompt="")
+    assert (answer.status_code, answer.headers["X-DSServe-Version"]) == (400, "v1")
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/deployments/%ff", "/api/deployments/demo/versions/v1/logs?lines=%ff", "/v1/models/%ff"]
+)
+async def test_a_path_that_is_no_utf8_is_a_400(served: Caller, path: str) -> None:
+    assert (await served.get(path)).status_code == 400
 
 
 async def test_unknown_paths_and_methods_say_so(served: Caller) -> None:

@@ -57,16 +57,18 @@ async def test_a_signal_lets_running_requests_end_and_leaves_no_process(data_dir
             await caller.settled("demo", "v1", "READY")
             workers = worker_pids(command.pid)
             assert workers
-            asking = asyncio.create_task(caller.complete(max_tokens=40))
+            asking = asyncio.create_task(caller.complete(max_tokens=150))
             await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 1)
             command.signal(number)
-            assert (await asking).json()["choices"][0]["text"] == toy_text("hello", 40)
+            assert (await asking).json()["choices"][0]["text"] == toy_text("hello", 150)
         await until(lambda: command.process.poll() == 0)
         assert not any(map(is_running, workers))
 
 
 async def test_a_second_signal_ends_at_once(data_dir: Path) -> None:
-    with Command(data_dir, "--load", "demo=toy:step_s=0.02") as command:
+    runtime = data_dir.parent / "runtime"
+    env = {"JUPYTER_RUNTIME_DIR": str(runtime)}
+    with Command(data_dir, "--load", "demo=toy:step_s=0.02", env=env) as command:
         async with await command.caller() as caller:
             await caller.settled("demo", "v1", "READY")
             workers = worker_pids(command.pid)
@@ -76,9 +78,11 @@ async def test_a_second_signal_ends_at_once(data_dir: Path) -> None:
             await asyncio.sleep(0.3)
             assert command.process.poll() is None
             command.signal(signal.SIGINT)
-            await until(lambda: command.process.poll() is not None, timeout_s=5)
+            await until(lambda: command.process.poll() == 0, timeout_s=5)
             await until(lambda: not any(map(is_running, workers)), timeout_s=5)
-            asking.cancel()
+            assert "ended while it was answering" in (await asking).text
+        assert "Traceback" not in command.output()
+    assert os.listdir(runtime) == []
 
 
 async def test_killed_it_leaves_no_worker_and_everything_comes_back_with_it(data_dir: Path) -> None:
@@ -190,6 +194,34 @@ async def test_options_that_cannot_be_are_said_in_a_line(data_dir: Path, options
     assert command.process.returncode == 1
     assert named in said
     assert "Traceback" not in said
+
+
+async def test_signs_that_mean_something_in_a_url_may_stand_in_the_data_directory(tmp_path: Path) -> None:
+    with Command(tmp_path / "what?x=1#y%40 é", "--load", FAST) as command:
+        async with await command.caller() as caller:
+            await caller.settled("demo", "v1", "READY")
+        command.signal(signal.SIGTERM)
+        command.output()
+    assert (tmp_path / "what?x=1#y%40 é" / "fleet.db").exists()
+
+
+@pytest.mark.parametrize("spoil", ["file", "database", "key"])
+def test_a_data_directory_that_cannot_be_used_is_said_in_a_line(tmp_path: Path, spoil: str) -> None:
+    data_dir, runtime = tmp_path / "data", tmp_path / "runtime"
+    runtime.mkdir()
+    if spoil == "file":
+        data_dir.write_text("")
+    else:
+        data_dir.mkdir()
+        (data_dir / {"database": "fleet.db", "key": "admin.key"}[spoil]).write_text(
+            "" if spoil == "key" else "x" * 5000
+        )
+    with Command(data_dir, env={"JUPYTER_RUNTIME_DIR": str(runtime)}) as command:
+        said = command.output()
+    assert command.process.returncode == 1
+    assert str(data_dir) in said
+    assert "Traceback" not in said
+    assert os.listdir(runtime) == []
 
 
 def test_a_worker_started_by_hand_says_what_it_is() -> None:

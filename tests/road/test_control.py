@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy.exc import OperationalError
 
+from jupyter_dsserve.gateway.config import GatewayConfig
 from jupyter_dsserve.gateway.server import Gateway
 from tests.engine.test_loop import toy_text
-from tests.support import Caller, until, worker_pids
+from tests.support import Caller, Command, until, worker_pids
 
 FAST = "toy:step_s=0.001"
 
@@ -102,7 +107,7 @@ async def test_200_requests_at_32_concurrency_survive_a_swap(caller: Caller) -> 
 
 async def test_activate_loads_what_is_not_loaded_and_the_old_version_serves_meanwhile(caller: Caller) -> None:
     await caller.load("demo", "v1", FAST)
-    await caller.load("demo", "v2", "toy:step_s=0.001,load_s=0.4")
+    await caller.load("demo", "v2", "toy:step_s=0.001,load_s=3")
     await caller.post("/api/deployments/demo/versions/v2/unload")
     await caller.settled("demo", "v2", "STOPPED")
     answer = await caller.post("/api/deployments/demo/activate", json={"version": "v2"})
@@ -180,13 +185,108 @@ async def test_a_deleted_deployment_is_gone_with_its_workers(caller: Caller, gat
     assert (await caller.complete()).status_code == 404
 
 
+async def test_a_second_delete_changes_nothing(caller: Caller, gateway: Gateway) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.02")
+    asking = asyncio.create_task(caller.complete(max_tokens=60))
+    await until(lambda: gateway.fleet.version("demo", "v1").replicas[0].in_flight == 1)
+    for _ in range(2):
+        assert (await caller.delete("/api/deployments/demo/versions/v1")).status_code == 202
+        assert (await caller.version("demo", "v1"))["state"] == "DRAINING"
+    assert (await caller.post("/api/deployments/demo/versions/v1/load")).status_code == 409
+    assert (await asking).json()["choices"][0]["text"] == toy_text("hello", 60)
+
+
+async def test_a_stop_waits_for_a_version_that_is_being_unloaded(caller: Caller, data_dir: Path) -> None:
+    async with _second_gateway(data_dir) as (gateway, other):
+        await other.load("demo", "v1", "toy:step_s=0.02")
+        asking = asyncio.create_task(other.complete(max_tokens=60))
+        await until(lambda: gateway.fleet.version("demo", "v1").replicas[0].in_flight == 1)
+        await other.post("/api/deployments/demo/versions/v1/unload")
+        await gateway.stop()
+        assert (await asking).json()["choices"][0]["text"] == toy_text("hello", 60)
+
+
+async def test_a_deleted_version_does_not_come_back_although_the_gateway_was_killed(
+    caller: Caller, data_dir: Path
+) -> None:
+    with Command(data_dir.parent / "other", "--load", f"demo={FAST}") as command:
+        async with await command.caller() as other:
+            await other.settled("demo", "v1", "READY")
+            await other.load("demo", "v2", "toy:step_s=0.02")
+            asking = asyncio.create_task(other.complete("demo@v2", max_tokens=100_000))
+            await until(lambda: other.version("demo", "v2"), lambda v: v["replicas"][0]["in_flight"] == 1)
+            assert (await other.delete("/api/deployments/demo/versions/v2")).status_code == 202
+            command.process.kill()
+            with contextlib.suppress(httpx.HTTPError):
+                await asking
+    with Command(data_dir.parent / "other") as command:
+        async with await command.caller() as other:
+            versions = (await other.get("/api/deployments/demo")).json()["versions"]
+            assert [v["version"] for v in versions] == ["v1"]
+
+
+@contextlib.asynccontextmanager
+async def _second_gateway(data_dir: Path) -> AsyncIterator[tuple[Gateway, Caller]]:
+    """One that the test itself stops."""
+    gateway = Gateway(GatewayConfig(data_dir.parent / "second", port=0, drain_s=10))
+    await gateway.start()
+    async with Caller(gateway.url, gateway.admin_key) as caller:
+        yield gateway, caller
+
+
+async def test_a_ready_version_is_routed_once_the_activation_beside_it_has_failed(caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:load_s=1", wait=False)
+    await caller.load("demo", "v2", "toy:load_s=30", wait=False)
+    assert (await caller.post("/api/deployments/demo/activate", json={"version": "v2"})).status_code == 202
+    await caller.settled("demo", "v1", "READY")
+    assert await route(caller) == {}
+    await caller.post("/api/deployments/demo/versions/v2/unload")
+    await caller.settled("demo", "v2", "STOPPED")
+    assert await route(caller) == {"v1": 100}
+
+
+async def test_a_directory_is_registered_by_its_absolute_path(
+    caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    (model / "model.safetensors").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    loading = await caller.load("demo", "v1", "./model", wait=False)
+    assert loading["spec"]["model"] == str(model)
+
+
+async def test_a_registry_that_cannot_be_written_fails_a_registration_and_no_traffic_verb(
+    caller: Caller, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await caller.load("demo", "v1", FAST)
+    await caller.load("demo", "v2", FAST)
+
+    def full(_work: object) -> asyncio.Future[None]:
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        failed.set_exception(OperationalError("INSERT", {}, Exception("database or disk is full")))
+        return failed
+
+    monkeypatch.setattr(gateway.fleet._registry, "_write", full)
+    body = {"name": "demo", "version": "v3", "model": FAST}
+    for _ in range(2):
+        refused = await caller.post("/api/deployments", json=body)
+        assert refused.status_code == 503
+        assert "disk" in refused.json()["error"]["message"]
+    assert (await caller.post("/api/deployments/demo/activate", json={"version": "v2"})).status_code == 200
+    await caller.settled("demo", "v1", "STOPPED")
+    assert await route(caller) == {"v2": 100}
+    assert "registry_failed" in {e["kind"] for e in (await caller.get("/api/history")).json()}
+
+
 async def test_replicas_of_one_version_share_its_requests(caller: Caller, gateway: Gateway) -> None:
-    loaded = await caller.load("demo", "v1", "toy:step_s=0.02", replicas=2)
+    loaded = await caller.load("demo", "v1", "toy:step_s=0.05", replicas=2)
     await until(
         lambda: caller.version("demo", "v1"), lambda v: [r["state"] for r in v["replicas"]] == ["READY", "READY"]
     )
     assert loaded["state"] == "READY"
-    asking = asyncio.gather(*(caller.complete(max_tokens=10) for _ in range(10)))
+    asking = asyncio.gather(*(caller.complete(max_tokens=60) for _ in range(10)))
     replicas = gateway.fleet.version("demo", "v1").replicas
     await until(lambda: sorted(r.in_flight for r in replicas) == [5, 5])
     await asking

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -50,7 +51,7 @@ async def _events(caller: Caller, model: str, max_tokens: int) -> list[dict[str,
 
 
 async def test_while_a_worker_is_away_its_traffic_goes_to_the_other_ready_version(caller: Caller) -> None:
-    await caller.load("demo", "v1", "toy:step_s=0,load_s=1")
+    await caller.load("demo", "v1", "toy:step_s=0,load_s=4")
     await caller.load("demo", "v2", "toy:step_s=0")
     await caller.put("/api/deployments/demo/route", json={"weights": {"v1": 90, "v2": 10}})
     os.kill(await pid_of(caller, "v1"), signal.SIGKILL)
@@ -100,6 +101,58 @@ async def test_a_version_serves_on_with_the_replicas_that_are_left(
     await until(
         lambda: caller.version("demo", "v1"), lambda v: [r["state"] for r in v["replicas"]] == ["READY", "READY"]
     )
+
+
+async def test_a_worker_told_to_end_loses_no_request(caller: Caller) -> None:
+    """As an operator, or a service manager that stops the whole group, does it."""
+    await caller.load("demo", "v1", "toy:step_s=0.005", replicas=2)
+    both = await until(
+        lambda: caller.version("demo", "v1"), lambda v: [r["state"] for r in v["replicas"]] == ["READY", "READY"]
+    )
+    limit, answers = asyncio.Semaphore(16), []
+
+    async def ask() -> None:
+        async with limit:
+            answers.append(await caller.complete(max_tokens=20))
+
+    asking = asyncio.gather(*(ask() for _ in range(200)))
+    await until(lambda: len(answers) > 40)
+    os.kill(both["replicas"][0]["pid"], signal.SIGTERM)
+    await asking
+    assert {(a.status_code, a.json()["choices"][0]["text"]) for a in answers} == {(200, toy_text("hello", 20))}
+    again = await until(
+        lambda: caller.version("demo", "v1"), lambda v: [r["state"] for r in v["replicas"]] == ["READY", "READY"]
+    )
+    assert both["replicas"][0]["pid"] not in {r["pid"] for r in again["replicas"]}
+
+
+@pytest.mark.parametrize("python", ["a\x00b", "/dev/null"])
+async def test_what_cannot_be_started_is_failed_with_its_reason(caller: Caller, python: str) -> None:
+    await caller.load("demo", "v1", "toy:", python=python, wait=False)
+    failed = await caller.settled("demo", "v1")
+    assert failed["state"] == "FAILED"
+    assert "interpreter" in failed["reason"]
+
+
+async def test_a_log_that_cannot_be_written_fails_the_version_and_says_so(caller: Caller, data_dir: Path) -> None:
+    shutil.rmtree(data_dir / "logs")
+    await caller.load("demo", "v1", "toy:", wait=False)
+    failed = await caller.settled("demo", "v1")
+    assert failed["state"] == "FAILED"
+    assert "logs" in failed["reason"]
+
+
+async def test_an_interpreter_that_never_dials_is_given_up(
+    caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "MAX_DIAL_S", 0.5)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 600\n")
+    python.chmod(0o755)
+    await caller.load("demo", "v1", "toy:", python=str(python), wait=False)
+    failed = await caller.settled("demo", "v1")
+    assert failed["state"] == "FAILED"
+    assert "did not dial in" in failed["reason"]
 
 
 async def test_a_load_can_be_given_up_and_leaves_no_process(caller: Caller) -> None:

@@ -1,0 +1,91 @@
+"""The worker's asyncio half, without a gateway and with an engine that only listens."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence as Seq
+
+from jupyter_dsserve.engine.sequence import Sequence
+from jupyter_dsserve.engine.toy import ToyTokenizer
+from jupyter_dsserve.protocol import worker_pb2 as pb
+from jupyter_dsserve.protocol.request import Chunk, FinishReason
+from jupyter_dsserve.protocol.spec import WorkerLaunch, WorkerSpec
+from jupyter_dsserve.worker.app import WorkerApp
+from jupyter_dsserve.worker.outbox import Outbox
+from tests.support import until
+
+
+class Listening:
+    """Stands for the engine: keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.posted: list[str] = []
+        self.aborted: list[str] = []
+
+    def post(self, sequence: Sequence) -> None:
+        self.posted.append(sequence.id)
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+
+
+class SlowTokenizer(ToyTokenizer):
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+
+    def encode_batch(self, texts: Seq[str], add_special_tokens: bool = True) -> list[list[int]]:
+        self.may_go_on.wait(10)
+        return super().encode_batch(texts, add_special_tokens)
+
+
+async def test_an_abort_that_overtakes_tokenizing_keeps_the_request_from_the_engine() -> None:
+    app = WorkerApp(WorkerLaunch("demo@v1#0", "unix:/nowhere", "t", "toy:", WorkerSpec("toy:", runner="toy")))
+    engine, tokenizer = Listening(), SlowTokenizer()
+    app._loop = asyncio.get_running_loop()
+    app._engine, app._request_tokenizer = engine, tokenizer  # type: ignore[assignment]
+    app._submit(pb.Submit(request_id="gone", text="hello"))
+    app._submit(pb.Submit(request_id="stays", text="hello"))
+    await asyncio.sleep(0)
+    app._abort("gone")
+    tokenizer.may_go_on.set()
+    await until(lambda: engine.posted)
+    app._abort("stays")
+    assert (engine.posted, engine.aborted) == (["stays"], ["stays"])
+    ended = app._outbox._messages[0].output.chunks[0]
+    assert (ended.request_id, ended.finish_reason) == ("gone", "abort")
+    assert app._open == {"stays"}
+
+
+class SlowStream:
+    """Takes one message at a time, when told to."""
+
+    def __init__(self) -> None:
+        self.may_take = asyncio.Semaphore(0)
+        self.taken: list[pb.FromWorker] = []
+        self.is_done = False
+
+    async def write(self, message: pb.FromWorker, /) -> None:
+        await self.may_take.acquire()
+        self.taken.append(message)
+
+    async def done_writing(self) -> None:
+        self.is_done = True
+
+
+async def test_steps_that_wait_for_a_slow_stream_go_out_as_one_message() -> None:
+    outbox, stream = Outbox(), SlowStream()
+    outbox.put_chunks([Chunk("a", "1", 1)])
+    sending = asyncio.create_task(outbox.send_to(stream))
+    await asyncio.sleep(0)
+    outbox.put_chunks([Chunk("a", "2", 1), Chunk("b", "x", 1)])
+    outbox.put_chunks([Chunk("a", "3", 1, FinishReason.STOP)])
+    outbox.close()
+    for _ in range(2):
+        stream.may_take.release()
+    await asyncio.wait_for(sending, 5)
+    assert [[(c.request_id, c.text) for c in m.output.chunks] for m in stream.taken] == [
+        [("a", "1")],
+        [("a", "2"), ("b", "x"), ("a", "3")],
+    ]
+    assert stream.is_done
