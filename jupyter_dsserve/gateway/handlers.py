@@ -155,7 +155,7 @@ class Handler(RequestHandler):
         if isinstance(fault, DSServeError):
             return fault
         if status_code == 404:
-            return NotFound(f"there is no {self.request.path} here; the README lists the routes")
+            return NotFound(f"there is no {self.request.path} here; docs/architecture.md lists the routes")
         if status_code == 405:
             return NotAllowed(f"{self.request.path} does not take {self.request.method}")
         if isinstance(fault, HTTPError) and fault.status_code < 500:

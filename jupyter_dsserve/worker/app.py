@@ -26,6 +26,10 @@ from jupyter_dsserve.worker.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
+_UNLIMITED_MESSAGES: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+]
 HEARTBEAT_S = 1.0
 _FAREWELL_S = 30.0  # for the gateway to read what was sent; it ends us sooner if it wants to
 _LOADED = 0.9  # of the progress to READY; the rest is warming
@@ -50,7 +54,7 @@ class WorkerApp:
         """Serve until drained or cut off. 0: drained or the gateway left; 1: the load failed or Hello was refused."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_signal_handler(signal.SIGTERM, self._outbox.put, pb.FromWorker(draining=pb.Draining()))
-        async with grpc.aio.insecure_channel(self._launch.gateway, options=UNLIMITED_MESSAGES) as channel:
+        async with grpc.aio.insecure_channel(self._launch.gateway, options=_UNLIMITED_MESSAGES) as channel:
             stream = LinkStub(channel).Connect()
             self._outbox.put(self._hello())
             sending = asyncio.create_task(self._outbox.send_to(stream))
@@ -220,9 +224,3 @@ def _generate_one_token(runner: Runner) -> None:
     """READY means that a token was really generated: do so."""
     sequence = Sequence("warm-up", [0], SamplingParams(), slot=0)
     runner.forward(Step([Span(sequence, start=0, num_tokens=1, is_sampled=True)], num_decoding=0)).sample([sequence])
-
-
-UNLIMITED_MESSAGES: list[tuple[str, int]] = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-]

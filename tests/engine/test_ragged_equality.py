@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from jupyter_dsserve.demo import builtin_names, builtin_path
 from jupyter_dsserve.engine.ragged import RaggedRunner
 from jupyter_dsserve.engine.runner import Span, Step
 from jupyter_dsserve.engine.sequence import Sequence
@@ -19,7 +19,6 @@ from tests.engine import tiny_models
 
 NUM_TOKENS = 24
 NUM_DISTINCT = 8  # in each answer: a model that repeats one token proves little
-BUILTIN = Path(str(files("jupyter_dsserve"))) / "demo" / "models"
 CODE = '''"""Read lines of a file and count the words in them."""
 
 import os
@@ -93,11 +92,9 @@ def test_the_self_check_passes(runner: RaggedRunner) -> None:
     runner.check()
 
 
-@pytest.mark.parametrize("name", ["demo-v1", "demo-v2"])
+@pytest.mark.parametrize("name", builtin_names())
 def test_a_built_in_model_answers_as_generate_does_alone_and_in_a_batch(name: str) -> None:
-    folder = BUILTIN / name
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not there")
+    folder = builtin_path(name)
     runner = tiny_models.load(folder)
     code = runner.tokenizer.encode_batch([CODE])[0]
     prompts = [code[:length] for length in range(4, len(code), 5)]

@@ -1,0 +1,105 @@
+"""The built-in models under DeepSpeed, through the whole road."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+import pytest_asyncio
+from openai import AsyncOpenAI
+
+from jupyter_dsserve.gateway.config import GatewayConfig
+from jupyter_dsserve.gateway.server import Gateway
+from tests.support import Caller, until
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
+    """demo@v1 and demo@v2, both READY: loaded once for all tests here."""
+    gateway = Gateway(GatewayConfig(tmp_path_factory.mktemp("data"), port=0, drain_s=20))
+    await gateway.start()
+    async with Caller(gateway.url, gateway.admin_key) as caller:
+        for version in ("v1", "v2"):
+            model = f"builtin:demo-{version}"
+            await caller.load("demo", version, model, wait=False, num_threads=1, dtype="fp32")
+        for version in ("v1", "v2"):
+            loaded = await caller.settled("demo", version, timeout_s=150)
+            assert loaded["state"] == "READY", loaded["reason"]
+        await caller.put("/api/deployments/demo/route", json={"weights": {"v1": 100}})
+    yield gateway
+    await gateway.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(served: Gateway) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key=served.admin_key, max_retries=0) as client:
+        yield client
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.mark.parametrize("model", ["demo@v1", "demo@v2"])
+async def test_a_completion_looks_like_python(client: AsyncOpenAI, model: str) -> None:
+    answer = await client.completions.create(model=model, prompt="def fibonacci(n):\n", max_tokens=60, temperature=0)
+    text = answer.choices[0].text
+    assert any(word in text for word in ("return ", "if ", "for ", "self", '"""')), text
+    assert "    " in text, text
+
+
+async def test_it_chats_and_streams_the_same_words(client: AsyncOpenAI) -> None:
+    ask = {
+        "model": "demo@v2",
+        "messages": [{"role": "user", "content": "What does os.path.join do?"}],
+        "max_tokens": 40,
+        "temperature": 0,
+    }
+    whole = await client.chat.completions.create(**ask)  # type: ignore[call-overload]
+    stream = await client.chat.completions.create(**ask, stream=True)  # type: ignore[call-overload]
+    text = "".join([c.choices[0].delta.content or "" async for c in stream])
+    assert text == whole.choices[0].message.content
+    assert len(text.split()) > 3
+
+
+async def test_a_seed_gives_the_same_answer_in_whatever_company(client: AsyncOpenAI) -> None:
+    async def ask(prompt: str, seed: int) -> str:
+        answer = await client.completions.create(
+            model="demo@v1", prompt=prompt, max_tokens=24, temperature=0.8, top_p=0.9, seed=seed
+        )
+        return answer.choices[0].text
+
+    alone = await ask("import os\n", 5)
+    among = await asyncio.gather(ask("import os\n", 5), *(ask(f"class A{i}:", i) for i in range(7)))
+    assert among[0] == alone
+    assert await ask("import os\n", 6) != alone
+
+
+async def test_a_prompt_longer_than_the_context_is_refused_with_both_lengths(served: Gateway) -> None:
+    async with Caller(served.url, served.admin_key) as caller:
+        answer = await caller.complete("demo@v1", prompt="def f(x):\n    return x\n" * 2000)
+    assert answer.status_code == 400
+    assert "1024" in answer.json()["error"]["message"]
+
+
+async def test_200_requests_at_32_concurrency_survive_a_swap(served: Gateway) -> None:
+    async with Caller(served.url, served.admin_key) as caller:
+        limit = asyncio.Semaphore(32)
+        answers: list[httpx.Response] = []
+
+        async def ask(number: int) -> None:
+            async with limit:
+                prompt = f"def function_{number}(self):\n"
+                answers.append(await caller.complete(prompt=prompt, max_tokens=16, ignore_eos=True, temperature=0))
+
+        asking = asyncio.gather(*(ask(number) for number in range(200)))
+        await until(lambda: len(answers) >= 60)
+        swapped = await caller.post("/api/deployments/demo/activate", json={"version": "v2"})
+        assert swapped.status_code == 200
+        await asking
+        assert Counter(a.status_code for a in answers) == {200: 200}
+        assert Counter(a.json()["usage"]["completion_tokens"] for a in answers) == {16: 200}
+        assert Counter(a.headers["X-DSServe-Version"] for a in answers).keys() == {"v1", "v2"}
+        assert (await caller.settled("demo", "v1", "STOPPED"))["weight"] == 0
