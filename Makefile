@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml
 	@echo "==> making .venv and installing (torch, transformers, deepspeed: some minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[lab,dev,test]"
 	touch $@
 
 demo: install

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_dsserve.gateway.config import GatewayConfig
 from jupyter_dsserve.gateway.server import Gateway
+from jupyter_dsserve.protocol.config import GatewayConfig
 from tests.support import Caller
 
 

@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -134,3 +136,105 @@ class Command:
     def output(self, timeout_s: float = 30) -> str:
         """Everything it wrote, once it has ended."""
         return self.process.communicate(timeout=timeout_s)[0]
+
+
+class JupyterServer:
+    """A Jupyter server with the extension, in a process of its own; ended at the latest when the block is left.
+
+    Settings and runtime files lie below ``home``; two servers with one ``home`` are two of one user.
+    """
+
+    token = "jupyter-token"
+
+    def __init__(
+        self, home: Path, *options: str, base_url: str = "/", program: str = "jupyter_server", cwd: Path | None = None
+    ) -> None:
+        self.home = home
+        self.data_dir = home / "data/dsserve"
+        self.base_url = base_url
+        self.log_path = home / f"server-{uuid.uuid4().hex[:6]}.log"
+        home.mkdir(parents=True, exist_ok=True)
+        self.env = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "JPY"))},
+            "JUPYTER_DATA_DIR": str(home / "data"),
+            "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+            "JUPYTER_CONFIG_DIR": str(home / "config"),
+            "IPYTHONDIR": str(home / "ipython"),
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+        }
+        arguments = [
+            "--no-browser",
+            "--allow-root",
+            "--ServerApp.ip=127.0.0.1",
+            f"--ServerApp.port={free_port()}",
+            f"--ServerApp.base_url={base_url}",
+            f"--IdentityProvider.token={self.token}",
+            "--ServerApp.allow_unauthenticated_access=False",
+            *options,
+        ]
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.env,
+                cwd=cwd or home,
+            )
+
+    def __enter__(self) -> JupyterServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end(signal.SIGTERM)
+
+    def end(self, *signals: signal.Signals, timeout_s: float = 15) -> None:
+        """Send the signals, wait for the end, and see to it that it comes."""
+        for number in signals:
+            if self.process.poll() is None:
+                self.process.send_signal(number)
+                time.sleep(0.3)
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    @property
+    def info(self) -> Json:
+        """What it wrote down about itself, once it answers."""
+        path = self.home / "runtime" / f"jpserver-{self.process.pid}.json"
+        end = time.monotonic() + 30
+        while not path.exists():
+            assert self.process.poll() is None, self.log_path.read_text()
+            assert time.monotonic() < end, self.log_path.read_text()
+            time.sleep(0.05)
+        return json.loads(path.read_text())
+
+    @property
+    def url(self) -> str:
+        """Of the server, without a slash at its end."""
+        return str(self.info["url"]).rstrip("/")
+
+    def caller(self, token: str | None = None) -> Caller:
+        """A caller of everything below /dsserve, with Jupyter's token."""
+        return Caller(f"{self.url}/dsserve", self.token if token is None else token)
+
+    def processes(self) -> list[int]:
+        """The gateway (if it is ours) and its workers."""
+        return [
+            p.pid for p in psutil.Process(self.process.pid).children(recursive=True) if "jupyter_dsserve" in _line(p)
+        ]
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])

@@ -21,6 +21,8 @@ BELOW = {
     "worker": {"protocol", "engine"},
     "fleet": {"protocol", "demo"},
     "gateway": {"protocol", "fleet"},
+    "extension": {"protocol"},
+    "notebook": {"protocol"},
 }
 # Programs put floors together; nothing imports them.
 PROGRAMS = {"demo/__main__.py"}
@@ -49,17 +51,27 @@ def test_a_floor_imports_only_floors_below_it(floor: str) -> None:
         assert not above, f"{path.relative_to(PACKAGE)} imports {above}"
 
 
-@pytest.mark.parametrize("floor", ["protocol", "worker", "fleet", "gateway"])
+@pytest.mark.parametrize("floor", ["protocol", "worker", "fleet", "gateway", "extension", "notebook"])
 def test_torch_is_named_in_the_engine_only(floor: str) -> None:
     for path in _files(floor):
         heavy = {name.split(".")[0] for name in _imports(path)} & HEAVY
         assert not heavy, f"{path.relative_to(PACKAGE)} imports {heavy}"
 
 
-def test_the_gateway_and_a_toy_worker_start_without_torch() -> None:
-    code = (
-        "import sys, jupyter_dsserve.gateway.app, jupyter_dsserve.worker.app\n"
-        f"print(sorted({HEAVY!r} & sys.modules.keys()))"
-    )
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        ("gateway.app, jupyter_dsserve.gateway.__main__, jupyter_dsserve.worker.app", {*HEAVY, "jupyter_server"}),
+        ("extension.app", HEAVY),
+    ],
+)
+def test_only_the_engine_loads_torch_and_only_the_extension_the_jupyter_server(
+    modules: str, unwanted: set[str]
+) -> None:
+    code = f"import sys, jupyter_dsserve.{modules}\nprint(sorted({unwanted!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_the_extension_stays_thin() -> None:
+    assert sum(len(path.read_text().splitlines()) for path in _files("extension")) < 500

@@ -14,10 +14,10 @@ import tempfile
 from pathlib import Path
 
 from jupyter_dsserve.fleet.version import SETTLED, Version
-from jupyter_dsserve.gateway.app import serve
 from jupyter_dsserve.gateway.bodies import LoadBody
-from jupyter_dsserve.gateway.config import GatewayConfig
+from jupyter_dsserve.gateway.serve import serve
 from jupyter_dsserve.gateway.server import Gateway
+from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import DSServeError
 
 _PROMPT = {"model": "demo", "prompt": "def fibonacci(n):", "max_tokens": 60, "temperature": 0.6, "seed": 1}

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,8 @@ class Fleet:
 
     # ---- life
 
-    async def start(self) -> None:
-        """Open the registry, bring back what ran, and accept workers."""
+    async def start(self, restore: bool = True) -> None:
+        """Open the registry and accept workers. ``restore``: load what ran; without it everything is STOPPED."""
         stored = self._registry.open(num_events=1000)
         self.events = Events(self._registry.add_event, stored.events)
         await self._link.start()
@@ -73,14 +73,16 @@ class Fleet:
                 self._deployments[row.deployment] = Deployment(
                     row.deployment, stored.routes.get(row.deployment, Route())
                 )
-            self._restore(row)
+            self._bring_back(row, restore)
         self._spawn(self._publish_stats(), self._watching)
 
-    def _restore(self, row: VersionRow) -> None:
+    def _bring_back(self, row: VersionRow, restore: bool) -> None:
         deployment = self._deployments[row.deployment]
         version = Version(row.deployment, row.name, row.spec, "", row.num_replicas, row.note, row.created_at)
         deployment.versions[row.name] = version
-        version.is_wanted = row.is_wanted
+        version.is_wanted = row.is_wanted and restore
+        if version.is_wanted != row.is_wanted:  # so that a crash of ours brings back what ran today
+            self._registry.save_version(_row(version))
         try:
             version.model_path = model_path(row.spec.model, row.spec.runner)
         except InvalidRequest as gone:  # the directory was moved since: shown as FAILED, the others still come back
@@ -109,24 +111,22 @@ class Fleet:
     # ---- verbs: versions
 
     async def register(self, deployment: str, version: str, spec: WorkerSpec, num_replicas: int, note: str) -> Version:
-        """Make a new version known. Raises `InvalidRequest` for what cannot be, `Conflict` for a name that is taken."""
+        """Make a version known; one that is already registered as just this is left alone.
+
+        Raises `InvalidRequest` for what cannot be, `Conflict` for a name that stands for another version.
+        """
+        self._refuse_while_stopping()
         for kind, name in (("deployment", deployment), ("version", version)):
             if not _NAME.fullmatch(name):
                 raise InvalidRequest(
                     f"{kind} name {name!r}: use letters, digits, '.', '_' and '-', at most 63 of them", param=kind
                 )
-        known = self._deployments.get(deployment)
-        if known and version in known.versions:
-            taken = known.versions[version]
-            raise Conflict(
-                f"{taken.id} exists already (model {taken.spec.model}): versions never change, so give this one "
-                "another name, or delete that one first",
-                param="version",
-            )
-        self._refuse_while_stopping()
         path = model_path(spec.model, spec.runner)
         # A version never changes: a relative path would mean another model to a gateway started elsewhere.
         spec = replace(spec, model=canonical(spec.model))
+        known = self._deployments.get(deployment)
+        if known and version in known.versions:
+            return _same(known.versions[version], spec, num_replicas)
         if not known:
             known = self._deployments[deployment] = Deployment(deployment)
         new = known.versions[version] = Version(deployment, version, spec, path, num_replicas, note, time.time())
@@ -321,6 +321,12 @@ class Fleet:
     def status(self) -> list[DeploymentStatus]:
         return [self.deployment_status(name) for name in sorted(self._deployments)]
 
+    @property
+    def num_requests(self) -> int:
+        """Requests taken since the start: ended and running ones."""
+        versions = [v for d in self._deployments.values() for v in d.versions.values()]
+        return sum(v.window.requests + sum(r.in_flight for r in v.replicas) for v in versions)
+
     def deployment_status(self, name: str) -> DeploymentStatus:
         found = self.deployment(name)
         versions = [self.version_status(name, v) for v in found.versions]
@@ -382,6 +388,20 @@ class Fleet:
 
 def _row(v: Version) -> VersionRow:
     return VersionRow(v.deployment, v.name, v.spec, v.num_replicas, v.note, v.created_at, v.is_wanted)
+
+
+def _same(taken: Version, spec: WorkerSpec, num_replicas: int) -> Version:
+    """``taken``, if that is what is asked for. Raises `Conflict` with the differences if not."""
+    have = asdict(taken.spec) | {"replicas": taken.num_replicas}
+    want = asdict(spec) | {"replicas": num_replicas}
+    different = ", ".join(f"{name} is {have[name]!r}, not {want[name]!r}" for name in have if have[name] != want[name])
+    if different:
+        raise Conflict(
+            f"{taken.id} exists already, and its {different}: versions never change, so give this one another name, or "
+            "delete that one first",
+            param="version",
+        )
+    return taken
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

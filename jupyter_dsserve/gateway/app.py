@@ -6,9 +6,7 @@ import asyncio
 import difflib
 import ipaddress
 import logging
-import signal
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from jupyter_core.application import JupyterApp, base_aliases, base_flags
@@ -16,8 +14,9 @@ from jupyter_core.paths import jupyter_data_dir
 from traitlets import Bool, Float, Int, List, Unicode, default
 
 from jupyter_dsserve import __version__
-from jupyter_dsserve.gateway.config import GatewayConfig
+from jupyter_dsserve.gateway.serve import serve
 from jupyter_dsserve.gateway.server import Gateway
+from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import DSServeError
 
 log = logging.getLogger(__name__)
@@ -113,42 +112,6 @@ class DSServeApp(JupyterApp):
     def _quit(self, message: str) -> None:
         self.log.critical(message)
         self.exit(1)
-
-
-async def serve(config: GatewayConfig, on_start: Callable[[Gateway], Awaitable[None]]) -> None:
-    """Run a gateway until SIGINT or SIGTERM; a second one stops waiting for requests that still run.
-
-    ``on_start`` is awaited once it answers. Raises `DSServeError` if the gateway or ``on_start`` cannot go on; no
-    worker is left then either.
-    """
-    stopping = asyncio.Event()
-    gateway = Gateway(config)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, _on_signal, stopping, gateway)
-    await gateway.start()
-    try:
-        await _unless(stopping, on_start(gateway))
-        await stopping.wait()
-    finally:
-        stopping.set()
-        log.info("stopping: running requests have %g s to end (Ctrl-C again ends them now)", config.drain_s)
-        await gateway.stop()
-
-
-def _on_signal(stopping: asyncio.Event, gateway: Gateway) -> None:
-    if stopping.is_set():
-        gateway.hurry()
-    stopping.set()
-
-
-async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> None:
-    """Do ``work``, but give it up when ``stopping`` is set. Raises what the work raises."""
-    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
-    await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if working.done():
-        working.result()
-    working.cancel()
 
 
 def _is_loopback(ip: str) -> bool:

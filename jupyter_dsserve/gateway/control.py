@@ -86,7 +86,7 @@ class Activate(Handler):
 
 class Status(Handler):
     def get(self) -> None:
-        self.answer({"deployments": self.fleet.status()})
+        self.answer({"deployments": self.fleet.status(), "num_requests": self.fleet.num_requests})
 
 
 class History(Handler):

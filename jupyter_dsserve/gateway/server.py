@@ -11,13 +11,13 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
+from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.source import canonical
 from jupyter_dsserve.gateway import control, generate, openai
 from jupyter_dsserve.gateway.bodies import LoadBody
-from jupyter_dsserve.gateway.config import GatewayConfig
-from jupyter_dsserve.gateway.data_dir import DataDir
 from jupyter_dsserve.gateway.handlers import Context, UnknownPath
+from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict
 
 # How much of an oversized body is read and thrown away so that its sender gets to see our answer.
@@ -48,7 +48,7 @@ class Gateway:
     async def start(self) -> None:
         """Bring the fleet back, serve ``config.loads``, and answer. Raises `DSServeError` if that cannot be."""
         try:
-            await self.fleet.start()
+            await self.fleet.start(self.config.restore)
             for name, model in self.config.loads:
                 await make_sure_loaded(self.fleet, name, model)
         except BaseException as fault:

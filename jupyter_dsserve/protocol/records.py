@@ -110,3 +110,37 @@ class DeploymentStatus:
     revision: int
     activating: str
     versions: list[VersionStatus]
+
+
+class GatewayState(str, Enum):
+    """What the gateway of a Jupyter server is doing.
+
+    OFF       it was not needed yet, or was stopped; the first use starts it
+    STARTING  a process runs and does not answer yet; uses wait
+    RUNNING   it answers
+    FAILED    it could not be started, or crashed too often; `reason` says why, the next use tries again
+    """
+
+    OFF = "OFF"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayStatus:
+    """The gateway as a Jupyter server sees it. ``is_attached``: another server of the same user runs it."""
+
+    state: GatewayState
+    url: str = ""
+    pid: int = 0
+    is_attached: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayAddress:
+    """Where a gateway answers and the key that opens it. Keep it out of logs and messages."""
+
+    url: str
+    key: str

@@ -75,7 +75,7 @@ async def test_directories_that_are_no_model_are_refused(served: Caller, tmp_pat
 
 async def test_a_version_name_that_is_taken_is_refused_with_what_has_it(served: Caller) -> None:
     found = await error(served, "POST", "/api/deployments", {**DEMO, "version": "v1"}, 409)
-    assert "demo@v1 exists already" in found["message"]
+    assert "demo@v1 exists already, and its model is 'toy:step_s=0,', not 'toy:'" in found["message"]
     assert found["type"] == "Conflict"
 
 

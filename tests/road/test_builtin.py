@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
 
-from jupyter_dsserve.gateway.config import GatewayConfig
 from jupyter_dsserve.gateway.server import Gateway
+from jupyter_dsserve.protocol.config import GatewayConfig
 from tests.support import Caller, until
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_dsserve.gateway.data_dir import DataDir
+from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.protocol.errors import Conflict
 from tests.engine.test_loop import toy_text
 from tests.support import Command, is_running, until, worker_pids
@@ -224,12 +224,13 @@ def test_a_data_directory_that_cannot_be_used_is_said_in_a_line(tmp_path: Path, 
     assert os.listdir(runtime) == []
 
 
-def test_a_worker_started_by_hand_says_what_it_is() -> None:
+@pytest.mark.parametrize(("module", "advice"), [("worker", "a gateway starts workers"), ("gateway", "jupyter dsserve")])
+def test_a_process_that_programs_start_says_so_when_a_person_does(module: str, advice: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "jupyter_dsserve.worker"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [sys.executable, "-m", f"jupyter_dsserve.{module}"], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "gateway" in done.stderr
+    assert advice in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from jupyter_dsserve.gateway.config import GatewayConfig
 from jupyter_dsserve.gateway.server import Gateway
+from jupyter_dsserve.protocol.config import GatewayConfig
 from tests.engine.test_loop import toy_text
 from tests.support import Caller, Command, until, worker_pids
 
@@ -355,3 +355,22 @@ async def test_many_streams_at_once_are_all_whole(caller: Caller, concurrency: i
 
     prompts = [f"prompt {i}" for i in range(concurrency)]
     assert await asyncio.gather(*map(ask, prompts)) == [toy_text(p, 40) for p in prompts]
+
+
+async def test_loading_just_the_same_version_again_only_makes_sure_that_it_is_loaded(caller: Caller) -> None:
+    """A notebook that is run again from the top."""
+    first = await caller.load("demo", "v1", FAST)
+    assert (await caller.load("demo", "v1", FAST, note="again"))["replicas"] == first["replicas"]
+    await caller.post("/api/deployments/demo/versions/v1/unload")
+    await caller.settled("demo", "v1", "STOPPED")
+    assert (await caller.load("demo", "v1", FAST))["state"] == "READY"
+    other = await caller.post("/api/deployments", json={"name": "demo", "version": "v1", "model": FAST, "replicas": 2})
+    assert other.status_code == 409
+    assert "its replicas is 1, not 2" in other.json()["error"]["message"]
+
+
+async def test_the_status_counts_the_requests_that_were_taken(caller: Caller) -> None:
+    await caller.load("demo", "v1", FAST)
+    for _ in range(3):
+        await caller.complete()
+    assert (await caller.get("/api/status")).json()["num_requests"] == 3

@@ -1,0 +1,1 @@
+"""In the Jupyter server: starts, watches and stops the gateway, and forwards ``/dsserve/*`` to it."""

@@ -1,0 +1,94 @@
+"""`DSServeExtension`: the door from the Jupyter server's settings to the gateway's, and the order of start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from jupyter_core.paths import jupyter_data_dir
+from jupyter_server.extension.application import ExtensionApp
+from traitlets import Bool, Float, Int, Unicode, default
+
+from jupyter_dsserve.extension.forward import Forwarder
+from jupyter_dsserve.extension.handlers import HANDLERS
+from jupyter_dsserve.extension.keeper import Keeper
+from jupyter_dsserve.protocol.config import GatewayConfig
+from jupyter_dsserve.protocol.errors import DSServeError
+
+ACTIVITY_S = 15.0
+
+
+class DSServeExtension(ExtensionApp):
+    """Serve models with DeepSpeed beside the notebook."""
+
+    name = "jupyter_dsserve"
+    load_other_extensions = True
+
+    autostart = Bool(
+        False, help="Start the gateway with the server and load what ran last; else it starts, empty, at first use."
+    ).tag(config=True)
+    port = Int(0, min=0, max=65535, help="The gateway's port on 127.0.0.1; 0 takes a free one.").tag(config=True)
+    dsserve_data_dir = Unicode(help="Where keys, versions, routes and logs are kept.").tag(config=True)
+    drain_s = Float(
+        30.0, min=0, help="Seconds that running requests get to end when a version is unloaded; 0 ends at once."
+    ).tag(config=True)
+    stop_s = Float(
+        3.0, min=0, help="Seconds that running requests get to end when the server stops; 0 ends at once."
+    ).tag(config=True)
+    start_wait_s = Float(
+        30.0, min=0, help="Seconds that calls wait while the gateway starts; 0 answers 503 until it runs."
+    ).tag(config=True)
+    max_body_bytes = Int(16 * 1024 * 1024, min=1, help="The most bytes a request's body may have.").tag(config=True)
+
+    @default("dsserve_data_dir")
+    def _default_data_dir(self) -> str:
+        return str(Path(jupyter_data_dir()) / "dsserve")
+
+    keeper: Keeper
+
+    @cached_property
+    def forwarder(self) -> Forwarder:
+        return Forwarder()
+
+    def initialize_settings(self) -> None:
+        self._watching: asyncio.Task[None] | None = None
+        config = GatewayConfig(
+            data_dir=Path(self.dsserve_data_dir).expanduser(),
+            port=self.port,
+            drain_s=self.drain_s,
+            max_body_bytes=self.max_body_bytes,
+            restore=self.autostart,
+        )
+        self.keeper = Keeper(config, self.stop_s, self.log)
+
+    def initialize_handlers(self) -> None:
+        self.handlers.extend(HANDLERS)
+
+    async def _start_jupyter_server_extension(self, _serverapp: Any) -> None:
+        self._watching = asyncio.create_task(self._watch())
+
+    async def stop_extension(self) -> None:
+        if self._watching:
+            self._watching.cancel()
+        await self.keeper.stop()
+        await self.forwarder.close()
+
+    async def _watch(self) -> None:
+        """Serving keeps an idle culler away, also when callers go straight to the gateway's port."""
+        if self.autostart:
+            with contextlib.suppress(DSServeError):  # the status shows it, and the next use says it
+                await self.keeper.address(self.start_wait_s)
+        seen = 0
+        while True:
+            await asyncio.sleep(ACTIVITY_S)
+            with contextlib.suppress(DSServeError, aiohttp.ClientError, OSError):
+                address = self.keeper.running()
+                num_requests = await self.forwarder.num_requests(address) if address else seen
+                if num_requests != seen and self.serverapp:
+                    self.serverapp.web_app.settings["last_activity_times"][self.name] = datetime.now(timezone.utc)
+                seen = num_requests

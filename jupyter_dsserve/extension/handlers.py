@@ -1,0 +1,154 @@
+"""``/dsserve``: the gateway's state and address, and everything else forwarded to it, behind Jupyter's own doors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+import aiohttp
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import APIHandler
+from jupyter_server.extension.handler import ExtensionHandlerMixin
+from jupyter_server.utils import url_path_join
+from tornado.iostream import StreamClosedError
+from tornado.web import HTTPError, authenticated
+
+from jupyter_dsserve.extension.forward import answer_headers
+from jupyter_dsserve.protocol.errors import DSServeError
+from jupyter_dsserve.protocol.records import GatewayAddress
+
+# Looking never starts the gateway.
+_LOOKING = ("health/", "api/status", "metrics")
+
+
+class _Handler(ExtensionHandlerMixin, APIHandler):
+    auth_resource = "dsserve"
+
+    @property
+    def extension(self) -> Any:
+        """The `DSServeExtension`, which imports this module."""
+        return self.extensionapp
+
+    async def address(self, wait_s: float) -> GatewayAddress:
+        try:
+            found: GatewayAddress = await self.extension.keeper.address(wait_s)
+        except DSServeError as fault:
+            raise HTTPError(fault.status, fault.message) from None
+        return found
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        if status_code == 503:
+            self.set_header("Retry-After", "2")
+        super().write_error(status_code, **kwargs)
+
+
+class GatewayHandler(_Handler):
+    """GET says how the gateway is and never starts it; POST starts it if need be, and tells address and key."""
+
+    _track_activity = False
+
+    @authenticated
+    @authorized
+    def get(self) -> None:
+        self.finish(json.dumps(asdict(self.extension.keeper.status())))
+
+    @authenticated
+    @authorized
+    async def post(self) -> None:
+        self.set_header("Cache-Control", "no-store")
+        self.finish(json.dumps(asdict(await self.address(self.extension.start_wait_s))))
+
+
+def _forwarding() -> Any:
+    """A method of its own for each verb: `authorized` remembers the action of the first call of what it decorates."""
+
+    @authenticated
+    @authorized
+    async def method(self: ForwardHandler, _path: str) -> None:
+        await self.forward()
+
+    return method
+
+
+class ForwardHandler(_Handler):
+    """Any path of the gateway. Cancelled when the caller leaves: the gateway then cancels its request."""
+
+    _work: asyncio.Task[Any] | None = None
+    _caller_left = False
+
+    get, head, post, put, delete = (_forwarding() for _ in range(5))
+
+    async def prepare(self) -> None:  # type: ignore[override]  # as Jupyter's own APIHandler does
+        await super().prepare()
+        # Looking is polled: it must not keep an idle server from being culled.
+        self._track_activity = self.request.method not in ("GET", "HEAD")
+
+    def on_connection_close(self) -> None:
+        self._caller_left = True
+        if self._work:
+            self._work.cancel()
+
+    async def forward(self) -> None:
+        self._work = asyncio.current_task()
+        try:
+            async with await self._ask() as answer:
+                await self._hand_on(answer)
+        except StreamClosedError:
+            pass  # the caller left while we wrote
+        except asyncio.CancelledError:
+            if not self._caller_left:
+                raise
+        finally:
+            self._work = None
+
+    async def _ask(self) -> aiohttp.ClientResponse:
+        """The gateway's answer, as soon as its headers are there. Waits while the gateway starts or comes back."""
+        # As it came: Tornado's own path argument is decoded, and `a%2Fb` must not become two segments.
+        path = self.request.path[len(url_path_join(self.base_url, "dsserve/")) :]
+        keeper, end = self.extension.keeper, time.monotonic() + self.extension.start_wait_s
+        if path.startswith(_LOOKING) and not keeper.running():
+            state = keeper.status().state.value
+            raise HTTPError(503, f"the gateway is {state}: it starts when a model is loaded or asked")
+        while True:
+            address = await self.address(max(0.0, end - time.monotonic()))
+            try:
+                return await self.extension.forwarder.send(self.request, path, address)
+            except aiohttp.ClientConnectorError as fault:  # nothing was sent yet: it has just ended
+                if time.monotonic() > end:
+                    raise HTTPError(503, f"the gateway cannot be reached: {fault}") from None
+                await asyncio.sleep(0.1)
+            except aiohttp.ClientError as fault:
+                raise HTTPError(503, f"the gateway ended before it answered ({fault}): ask again") from None
+
+    async def _hand_on(self, answer: aiohttp.ClientResponse) -> None:
+        self.set_status(answer.status, answer.reason)
+        headers = answer_headers(answer)
+        for name, value in headers.items():
+            self.set_header(name, value)
+        if answer.content_type == "text/event-stream":
+            # Not through Jupyter's compression: a token is smaller than what gzip adds to it. And each is a packet of
+            # its own, which must not wait for the acknowledgement of the one before.
+            self.set_header("Content-Encoding", "identity")
+            connection: Any = self.request.connection
+            connection.stream.set_nodelay(True)
+            await self.flush()
+        try:
+            async for piece in answer.content.iter_any():
+                self.write(piece)
+                await self.flush()
+        except aiohttp.ClientError as fault:
+            if not self._headers_written:
+                raise HTTPError(503, f"the gateway ended while it answered ({fault}): ask again") from None
+            # Cut off, so that the caller sees that the end is missing: to finish would look like a whole answer.
+            self.detach().close()
+            return
+        self.finish(set_content_type=headers.get("Content-Type", "application/json"))
+
+
+HANDLERS: list[tuple[str, type[_Handler]]] = [
+    (r"/dsserve/gateway", GatewayHandler),
+    (r"/dsserve/(.*)", ForwardHandler),
+]

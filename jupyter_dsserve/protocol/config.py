@@ -1,0 +1,31 @@
+"""`GatewayConfig`: what a gateway is told, whichever door it came through."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """``port`` 0 takes a free one. ``drain_s`` seconds are given to running requests at the end. ``loads`` are
+    (deployment, model) pairs to serve from the start. ``restore``: versions that ran when the last gateway on this
+    directory ended are loaded again; without it they are only registered."""
+
+    data_dir: Path
+    ip: str = "127.0.0.1"
+    port: int = 8899
+    drain_s: float = 30.0
+    max_body_bytes: int = 16 * 1024 * 1024
+    loads: tuple[tuple[str, str], ...] = ()
+    restore: bool = True
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self) | {"data_dir": str(self.data_dir)})
+
+    @staticmethod
+    def from_json(text: str) -> GatewayConfig:
+        raw = json.loads(text)
+        loads = tuple((name, model) for name, model in raw["loads"])
+        return GatewayConfig(**(raw | {"data_dir": Path(raw["data_dir"]), "loads": loads}))

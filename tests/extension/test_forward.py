@@ -1,0 +1,179 @@
+"""Through the Jupyter server at /dsserve: everything the gateway answers, as it answers it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import AsyncOpenAI
+
+from tests.engine.test_loop import toy_text
+from tests.support import Caller, Json, JupyterServer, until
+
+
+@pytest.fixture
+def client(server: JupyterServer, through: Caller) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{server.url}/dsserve/v1", api_key=server.token, max_retries=0)
+
+
+async def collected(stream: AsyncIterator[Json]) -> list[Json]:
+    return [item async for item in stream]
+
+
+async def running(caller: Caller) -> int:
+    """Requests on demo@v1's workers."""
+    return sum(int(r["in_flight"]) for r in (await caller.version("demo", "v1"))["replicas"])
+
+
+async def test_the_openai_client_completes_with_jupyters_token(client: AsyncOpenAI) -> None:
+    raw = await client.completions.with_raw_response.create(model="demo", prompt="hello", max_tokens=7)
+    assert raw.parse().choices[0].text == toy_text("hello", 7)
+    assert raw.headers["X-DSServe-Version"] == "v1"
+    assert [m.id async for m in client.models.list()] == ["demo"]
+
+
+async def test_it_streams_token_by_token(client: AsyncOpenAI, through: Caller) -> None:
+    await through.load("slow", "v1", "toy:step_s=0.2")
+    stream = await client.completions.create(model="slow", prompt="hello", max_tokens=4, stream=True)
+    loop = asyncio.get_running_loop()
+    seen = [(loop.time(), chunk.choices[0].text) async for chunk in stream]
+    assert "".join(text for _, text in seen) == toy_text("hello", 4)
+    assert len(seen) == 4
+    assert seen[-1][0] - seen[0][0] > 0.4, "they came together instead of one after the other"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_it_is_cancelled_on_the_worker_when_the_client_leaves(
+    client: AsyncOpenAI, through: Caller, stream: bool
+) -> None:
+    asking = asyncio.create_task(
+        client.completions.create(model="demo", prompt="hello", max_tokens=1_000_000, stream=stream)
+    )
+    await until(lambda: running(through), lambda n: n == 1)
+    if stream:
+        await (await asking).response.aclose()  # type: ignore[union-attr]
+    else:
+        asking.cancel()
+    await until(lambda: running(through), lambda n: n == 0, timeout_s=3)
+
+
+async def test_the_gateways_errors_come_through_as_they_are(through: Caller, client: AsyncOpenAI) -> None:
+    missing = await through.complete("nobody")
+    assert missing.status_code == 404
+    assert missing.json()["error"]["code"] == "model_not_found"
+    late = await through.put("/api/deployments/demo/route", json={"weights": {"v1": 100}, "revision": 99})
+    assert late.status_code == 409
+    assert late.json()["error"]["type"] == "Conflict"
+    assert (await through.put("/v1/completions")).status_code == 405
+    assert (await through.post("/v1/completions", content=b"x" * 20_000_000)).status_code == 413
+
+
+async def test_every_verb_arrives_with_its_body_and_its_query(through: Caller) -> None:
+    await through.load("other", "v1", "toy:")
+    await through.load("other", "v2", "toy:")
+    route = await through.put("/api/deployments/other/route", json={"weights": {"v1": 40, "v2": 60}})
+    assert route.json()["weights"] == {"v1": 40, "v2": 60}
+    logs = (await through.get("/api/deployments/other/versions/v1/logs", params={"lines": "1"})).json()
+    assert all(len(lines) <= 1 for lines in logs.values())
+    assert (await through.head("/health/live")).status_code == 200
+    assert (await through.delete("/api/deployments/other")).status_code == 202
+    slash = await through.get("/api/deployments/a%2Fb%20c")
+    assert "'a/b c'" in slash.json()["error"]["message"]
+
+
+async def test_what_opens_jupyter_does_not_reach_the_gateway(server: JupyterServer, through: Caller) -> None:
+    """Seen by a gateway that says what it was sent: ours, at its lock file's address."""
+    heard: list[str] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nSet-Cookie: a=b\r\nConnection: close\r\n\r\n{}")
+        writer.close()
+
+    # The test is the gateway of a second user: it holds the lock of the data directory.
+    from jupyter_dsserve.data_dir import DataDir
+
+    listener = await asyncio.start_server(listen, "127.0.0.1", 0)
+    with JupyterServer(server.home.parent / "second-user") as other:
+        held = DataDir(other.data_dir)
+        key = held.admin_key()
+        held.announce(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+        async with httpx.AsyncClient(trust_env=False) as browser:
+            url = f"{other.url}/dsserve/v1/models"
+            answer = await browser.get(
+                url, params={"token": other.token, "kept": "1 2"}, headers={"Cookie": "c=secret", "X-XSRFToken": "x"}
+            )
+        held.release()
+    listener.close()
+    assert answer.status_code == 200
+    assert "Set-Cookie" not in answer.headers or "a=b" not in answer.headers["Set-Cookie"]
+    assert heard[0].startswith("GET /v1/models?kept=1+2 HTTP/1.1")
+    assert f"Authorization: Bearer {key}" in heard[0]
+    assert not any(word in heard[0] for word in (other.token, "secret", "XSRF", "Cookie"))
+
+
+async def test_calls_wait_while_the_gateway_starts_and_looking_does_not_start_it(home: Path) -> None:
+    with JupyterServer(home) as server:
+        async with server.caller() as caller:
+            for path in ("/health/ready", "/api/status", "/metrics"):
+                answer = await caller.get(path)
+                assert answer.status_code == 503
+                assert "OFF" in answer.json()["message"]
+                assert answer.headers["Retry-After"] == "2"
+            assert (await caller.get("/gateway")).json()["state"] == "OFF"
+            answers = await asyncio.gather(*(caller.get("/v1/models") for _ in range(5)))
+            assert [a.status_code for a in answers] == [200] * 5
+            assert len(server.processes()) == 1
+
+
+async def test_calls_say_that_it_is_still_starting_when_their_time_is_over(home: Path) -> None:
+    with JupyterServer(home, "--DSServeExtension.start_wait_s=0.1") as server:
+        async with server.caller() as caller:
+            answer = await caller.get("/v1/models")
+            assert answer.status_code == 503
+            assert "still starting after 0.1 s" in answer.json()["message"]
+            await until(lambda: caller.get("/gateway"), lambda a: a.json()["state"] == "RUNNING")
+            assert (await caller.get("/v1/models")).status_code == 200
+
+
+async def test_a_gateway_that_cannot_start_says_why(home: Path) -> None:
+    (home / "data").mkdir(parents=True)
+    (home / "data/dsserve").write_text("in the way")
+    with JupyterServer(home) as server:
+        async with server.caller() as caller:
+            answer = await caller.get("/v1/models")
+            assert answer.status_code == 503
+            assert "dsserve cannot be used" in answer.json()["message"]
+            status = (await caller.get("/gateway")).json()
+            assert status["state"] == "FAILED"
+            assert "dsserve cannot be used" in status["reason"]
+            os.unlink(home / "data/dsserve")
+            assert (await caller.get("/v1/models")).status_code == 200
+
+
+async def test_an_answer_that_the_gateway_could_not_finish_is_cut_off(home: Path) -> None:
+    with JupyterServer(home) as server:
+        async with server.caller() as caller:
+            await caller.load("demo", "v1", "toy:step_s=0.02")
+            pid = (await caller.get("/gateway")).json()["pid"]
+            stream = caller.stream_complete(max_tokens=100_000)
+            await anext(stream)
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(httpx.RemoteProtocolError):
+                await collected(stream)
+
+
+async def test_events_come_through(through: Caller) -> None:
+    seen: list[Json] = []
+    async with through.stream("GET", "/api/events") as answer:
+        async for line in answer.aiter_lines():
+            if line.startswith("data: "):
+                seen.append(json.loads(line.removeprefix("data: ")))
+                break
+    assert seen[0]["deployment"]

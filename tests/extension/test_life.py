@@ -1,0 +1,157 @@
+"""The gateway's life under Jupyter servers: one of a user, back after a crash, never left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+
+from jupyter_dsserve.extension.keeper import backoff_s
+from tests.engine.test_loop import toy_text
+from tests.support import Caller, Json, JupyterServer, is_running, until
+
+TOY = "toy:step_s=0.001"
+
+
+async def state(caller: Caller) -> Json:
+    return (await caller.get("/gateway")).json()
+
+
+async def test_a_gateway_that_crashed_comes_back_at_its_address_with_what_ran(home: Path) -> None:
+    with JupyterServer(home) as server:
+        async with server.caller() as caller:
+            await caller.load("demo", "v1", TOY)
+            await caller.load("demo", "v2", TOY)
+            await caller.put("/api/deployments/demo/route", json={"weights": {"v1": 70, "v2": 30}})
+            before = await state(caller)
+            os.kill(before["pid"], signal.SIGKILL)
+            # Nobody asks for it meanwhile: it comes back because it was there.
+            after = await until(lambda: state(caller), lambda s: s["state"] == "RUNNING" and s["pid"] != before["pid"])
+            assert after["url"] == before["url"]
+            for version in ("v1", "v2"):
+                await caller.settled("demo", version, "READY")
+            assert (await caller.get("/api/deployments/demo")).json()["weights"] == {"v1": 70, "v2": 30}
+
+
+async def test_a_new_server_knows_what_was_registered_and_loads_nothing_by_itself(home: Path) -> None:
+    with JupyterServer(home) as server:
+        async with server.caller() as caller:
+            await caller.load("demo", "v1", TOY)
+    with JupyterServer(home) as server:
+        async with server.caller() as caller:
+            assert (await state(caller))["state"] == "OFF"
+            assert (await caller.get("/api/deployments/demo/versions/v1")).json()["state"] == "STOPPED"
+            await caller.load("demo", "v1", TOY)  # the same again is no conflict
+            assert (await caller.complete()).json()["choices"][0]["text"] == toy_text("hello", 5)
+    with JupyterServer(home, "--DSServeExtension.autostart=True") as server:
+        async with server.caller() as caller:
+            await until(lambda: state(caller), lambda s: s["state"] == "RUNNING")
+            await caller.settled("demo", "v1", "READY")
+
+
+async def test_a_crash_after_a_quiet_start_brings_back_only_what_was_loaded_since(home: Path) -> None:
+    with JupyterServer(home) as server:
+        async with server.caller() as caller:
+            await caller.load("old", "v1", TOY)
+    with JupyterServer(home) as server:
+        async with server.caller() as caller:
+            await caller.load("new", "v1", TOY)
+            before = await state(caller)
+            os.kill(before["pid"], signal.SIGKILL)
+            await until(lambda: state(caller), lambda s: s["state"] == "RUNNING" and s["pid"] != before["pid"])
+            await caller.settled("new", "v1", "READY")
+            assert (await caller.version("old", "v1"))["state"] == "STOPPED"
+
+
+async def test_a_second_server_of_the_user_shows_the_firsts_and_takes_over_with_an_empty_one(home: Path) -> None:
+    with JupyterServer(home) as second:
+        with JupyterServer(home) as first:
+            async with first.caller() as one, second.caller() as two:
+                await one.load("demo", "v1", TOY)
+                assert [d["name"] for d in (await two.get("/api/deployments")).json()] == ["demo"]
+                assert (await two.complete()).json()["choices"][0]["text"] == toy_text("hello", 5)
+                assert ((await state(one))["is_attached"], (await state(two))["is_attached"]) == (False, True)
+                assert second.processes() == []
+        async with second.caller() as two:
+            assert (await state(two))["state"] == "OFF"
+            assert (await two.version("demo", "v1"))["state"] == "STOPPED"
+            assert (await state(two))["is_attached"] is False
+            assert len(second.processes()) == 1
+
+
+async def test_whoever_starts_it_after_a_crash_brings_back_what_ran(home: Path) -> None:
+    """The owner waits a moment before it does; a second server whose use comes first does it too."""
+    with JupyterServer(home) as first, JupyterServer(home) as second:
+        async with first.caller() as one, second.caller() as two:
+            await one.load("demo", "v1", TOY)
+            assert (await two.complete()).status_code == 200
+            pid = (await state(one))["pid"]
+            os.kill(pid, signal.SIGKILL)
+            assert (await two.get("/v1/models")).status_code == 200
+            await two.settled("demo", "v1", "READY")
+            assert (await one.complete()).status_code == 200
+            assert len(first.processes()) + len(second.processes()) == 2
+
+
+async def test_a_running_jupyter_dsserve_on_the_directory_is_used(home: Path) -> None:
+    from tests.support import Command
+
+    with Command(home / "data/dsserve", "--load", f"demo={TOY}") as command:
+        async with await command.caller() as direct:
+            await direct.settled("demo", "v1", "READY")
+            with JupyterServer(home) as server:
+                async with server.caller() as caller:
+                    assert (await state(caller))["is_attached"]
+                    assert (await caller.complete()).status_code == 200
+            assert (await direct.complete()).status_code == 200, "it was stopped with a server that did not start it"
+        command.signal(signal.SIGTERM)
+        command.output()
+
+
+async def _shut_down_by_its_route(server: JupyterServer) -> None:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        await client.post(f"{server.url}/api/shutdown", headers={"Authorization": f"token {server.token}"})
+
+
+@pytest.mark.parametrize("way", ["SIGTERM", "route", "SIGINT twice", "SIGKILL"])
+async def test_however_the_server_ends_no_process_is_left_after_five_seconds(home: Path, way: str) -> None:
+    with JupyterServer(home) as server:
+        async with server.caller() as caller:
+            await caller.load("demo", "v1", "toy:step_s=0.05")
+            stream = caller.stream_complete(max_tokens=100_000)
+            await anext(stream)  # a request that does not end by itself
+            left = server.processes()
+            assert len(left) == 2
+            if way == "route":
+                await _shut_down_by_its_route(server)
+            elif way == "SIGINT twice":
+                server.process.send_signal(signal.SIGINT)
+                await until(lambda: "Interrupted" in server.log_path.read_text(), timeout_s=5)
+                server.process.send_signal(signal.SIGINT)
+            else:
+                server.process.send_signal(signal.Signals[way])
+            await until(lambda: not any(map(is_running, left)), timeout_s=5)
+            await stream.aclose()
+        await until(lambda: server.process.poll() is not None, timeout_s=5)
+
+
+async def test_running_requests_end_before_the_server_does(home: Path) -> None:
+    with JupyterServer(home) as server:
+        async with server.caller() as caller, httpx.AsyncClient(trust_env=False) as direct:
+            await caller.load("demo", "v1", "toy:step_s=0.02")
+            where = (await caller.post("/gateway")).json()
+            body = {"model": "demo", "prompt": "hello", "max_tokens": 50, "stream": True}
+            headers = {"Authorization": f"Bearer {where['key']}"}
+            async with direct.stream("POST", f"{where['url']}/v1/completions", json=body, headers=headers) as answer:
+                lines = answer.aiter_lines()
+                await anext(lines)
+                server.process.send_signal(signal.SIGTERM)
+                rest = [line async for line in lines]
+            assert rest[-2:] == ["data: [DONE]", ""]
+
+
+def test_crashes_are_followed_by_longer_and_longer_waits() -> None:
+    assert [backoff_s(n) for n in (1, 2, 3, 9)] == [0.5, 1.0, 2.0, 30.0]
