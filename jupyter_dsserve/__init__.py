@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
@@ -11,3 +12,25 @@ def _jupyter_server_extension_points() -> list[dict[str, Any]]:
     from jupyter_dsserve.extension.app import DSServeExtension
 
     return [{"module": "jupyter_dsserve", "app": DSServeExtension}]
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """``%load_ext jupyter_dsserve``."""
+    from jupyter_dsserve.notebook import magics
+
+    magics.load_ipython_extension(shell)
+
+
+# In the kernel: imported when they are asked for, so that workers and the gateway do without widgets.
+_FROM = {
+    "Client": "jupyter_dsserve.notebook.client",
+    "AsyncClient": "jupyter_dsserve.notebook.client",
+    "panel": "jupyter_dsserve.notebook.panel",
+}
+__all__ = ["AsyncClient", "Client", "panel"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FROM:
+        raise AttributeError(f"module 'jupyter_dsserve' has no attribute {name!r}")
+    return getattr(import_module(_FROM[name]), name)

@@ -63,6 +63,7 @@ def test_torch_is_named_in_the_engine_only(floor: str) -> None:
     [
         ("gateway.app, jupyter_dsserve.gateway.__main__, jupyter_dsserve.worker.app", {*HEAVY, "jupyter_server"}),
         ("extension.app", HEAVY),
+        ("notebook.magics, jupyter_dsserve.notebook.panel", {*HEAVY, "jupyter_server"}),
     ],
 )
 def test_only_the_engine_loads_torch_and_only_the_extension_the_jupyter_server(

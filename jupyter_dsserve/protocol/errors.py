@@ -88,6 +88,11 @@ def error_named(name: str, message: str, param: str | None = None) -> DSServeErr
     return _BY_NAME.get(name, DSServeError)(message, param=param)
 
 
+def error_with(status: int, message: str, param: str | None = None) -> DSServeError:
+    """The most general error of an HTTP status; a `DSServeError` for one that none of ours has."""
+    return next((kind for kind in _BY_NAME.values() if kind.status == status), DSServeError)(message, param=param)
+
+
 def _tree(root: type[DSServeError]) -> dict[str, type[DSServeError]]:
     return {root.__name__: root} | {k: v for sub in root.__subclasses__() for k, v in _tree(sub).items()}
 

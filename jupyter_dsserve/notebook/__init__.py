@@ -1,0 +1,1 @@
+"""In the kernel: `Client`, the ``%dsserve`` magics, figures and panels."""

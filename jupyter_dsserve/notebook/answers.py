@@ -1,0 +1,88 @@
+"""Between OpenAI's JSON and `Answer`: what is asked, the whole answer, and one that comes in pieces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from jupyter_dsserve.notebook.views import Answer
+from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+
+
+def asked(model: str, prompt: Prompt, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Path and body of the request for ``prompt``. Options that are None are left out."""
+    given = {key: value for key, value in options.items() if value is not None}
+    if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
+        messages = [dict(m) for m in prompt if isinstance(m, Mapping)]
+        return "/v1/chat/completions", {"model": model, "messages": messages, **given}
+    return "/v1/completions", {"model": model, "prompt": prompt if isinstance(prompt, str) else list(prompt), **given}
+
+
+def answer_of(response: httpx.Response, model: str) -> Answer:
+    """The answer that came in one piece."""
+    raw = response.json()
+    choice = raw["choices"][0]
+    return Answer(
+        text=choice["message"]["content"] if "message" in choice else choice["text"],
+        model=model,
+        version=response.headers.get("X-DSServe-Version", ""),
+        finish_reason=choice["finish_reason"],
+        prompt_tokens=raw["usage"]["prompt_tokens"],
+        completion_tokens=raw["usage"]["completion_tokens"],
+        latency_s=response.elapsed.total_seconds(),
+    )
+
+
+class Pieces:
+    """Reads the lines of a streamed answer. Time is an argument: monotonic seconds."""
+
+    def __init__(self, model: str, version: str, started: float) -> None:
+        self._model, self._version = model, version
+        self._started, self._first, self._last = started, None, started
+        self._texts: list[str] = []
+        self._end = ""
+        self._usage: Mapping[str, int] = {}
+
+    _first: float | None
+
+    def feed(self, line: str, now: float) -> str:
+        """The text in one line, often none. Raises the error that ended the answer."""
+        if not line.startswith("data: ") or line == "data: [DONE]":
+            return ""
+        raw = json.loads(line.removeprefix("data: "))
+        if "error" in raw:
+            raise EngineFailure(f"after {len(self.text)} characters: {raw['error']['message']}")
+        self._usage = raw.get("usage") or self._usage
+        text = ""
+        for choice in raw["choices"]:
+            text += (choice["delta"].get("content") or "") if "delta" in choice else choice["text"]
+            self._end = choice["finish_reason"] or self._end
+        if text:
+            self._first = self._first or now
+            self._texts.append(text)
+        self._last = now
+        return text
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    def answer(self) -> Answer:
+        """The whole of what came. Raises `DSServeError` if the end did not come."""
+        if not self._end:
+            raise DSServeError(f"the answer broke off after {len(self.text)} characters: the gateway ended; ask again")
+        return Answer(
+            text=self.text,
+            model=self._model,
+            version=self._version,
+            finish_reason=self._end,
+            prompt_tokens=self._usage.get("prompt_tokens", 0),
+            completion_tokens=self._usage.get("completion_tokens", 0),
+            latency_s=self._last - self._started,
+            first_token_s=None if self._first is None else self._first - self._started,
+        )

@@ -1,0 +1,257 @@
+"""`Client` and `AsyncClient`: two drivers of the conversations in `verbs`."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import TypeAdapter
+
+from jupyter_dsserve.notebook.answers import Pieces, Prompt, asked
+from jupyter_dsserve.notebook.verbs import Send, Talk, Verbs
+from jupyter_dsserve.notebook.views import Answer
+from jupyter_dsserve.protocol.errors import Unavailable
+from jupyter_dsserve.protocol.records import Event, VersionStats
+
+_CONNECT_S = 5.0
+# The event stream says something at least this often (the gateway's keepalive is shorter).
+_SILENT_S = 30.0
+_EVENT = TypeAdapter(Event)
+_STATS = TypeAdapter(VersionStats)
+
+# A Jupyter server on this machine may have made its own certificate; nothing leaves the machine on the way to it.
+_LOOPBACK = "https://127.0.0.1"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+M = TypeVar("M")
+Record = Event | VersionStats
+
+
+def _blocking(talk: Callable[Concatenate[Any, P], Talk[T]]) -> Callable[Concatenate[Client, P], T]:
+    @wraps(talk)
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._run(talk(self._verbs, *args, **kwargs))
+
+    return _with_result(method, talk)
+
+
+def _awaiting(talk: Callable[Concatenate[Any, P], Talk[T]]) -> Callable[Concatenate[AsyncClient, P], Awaitable[T]]:
+    @wraps(talk)
+    async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(talk(self._verbs, *args, **kwargs))
+
+    return _with_result(method, talk)
+
+
+def _with_result(method: M, talk: Callable[..., Any]) -> M:
+    """For help and completion: the signature says what comes back, not how it is talked over."""
+    signature = inspect.signature(talk)
+    result = str(signature.return_annotation).removeprefix("Talk[").removesuffix("]")
+    method.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
+    return method
+
+
+def _is_remote(url: str) -> bool:
+    """Whether a proxy may stand in between: never on the way to this machine itself."""
+    return bool(url) and urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1")
+
+
+class Client:
+    """A gateway, from Python. Without ``url`` and ``key`` it is the one of this kernel's Jupyter server, started at
+    first use.
+
+    ``timeout_s``: how long an answer may be silent. Raises the errors of `jupyter_dsserve.protocol.errors`. May be
+    used from several threads.
+    """
+
+    def __init__(self, url: str = "", key: str = "", *, timeout_s: float = 600.0) -> None:
+        self._verbs = Verbs(url, key)
+        self._http = httpx.Client(
+            timeout=httpx.Timeout(timeout_s, connect=_CONNECT_S),
+            trust_env=_is_remote(url),
+            mounts={_LOOPBACK: httpx.HTTPTransport(verify=False)},
+        )
+
+    gateway = _blocking(Verbs.gateway)
+    address = _blocking(Verbs.address)
+    status = _blocking(Verbs.status)
+    deployment = _blocking(Verbs.deployment)
+    version = _blocking(Verbs.version)
+    logs = _blocking(Verbs.logs)
+    history = _blocking(Verbs.history)
+    load = _blocking(Verbs.load)
+    unload = _blocking(Verbs.unload)
+    delete = _blocking(Verbs.delete)
+    activate = _blocking(Verbs.activate)
+    route = _blocking(Verbs.route)
+    generate = _blocking(Verbs.generate)
+
+    def stream(self, model: str, prompt: Prompt, **options: Any) -> AnswerStream:
+        """The answer in pieces: ``for piece in client.stream("demo", "def f"): print(piece, end="")``.
+
+        Takes what `generate` takes. To leave the loop early cancels the request on the gateway.
+        """
+        return AnswerStream(self, model, prompt, options)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _run(self, talk: Talk[T]) -> T:
+        try:
+            step = next(talk)
+            while True:
+                try:
+                    answer = self._do(step)
+                except httpx.HTTPError as fault:
+                    step = talk.throw(fault)
+                else:
+                    step = talk.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _do(self, step: Send | float) -> httpx.Response | None:
+        if isinstance(step, float):
+            time.sleep(step)
+            return None
+        response = self._http.send(step.request, stream=step.stream)
+        if response.is_error:
+            response.read()
+        return response
+
+
+class AsyncClient:
+    """`Client`, awaiting. Belongs to the event loop that uses it first."""
+
+    def __init__(self, url: str = "", key: str = "", *, timeout_s: float = 600.0) -> None:
+        self._verbs = Verbs(url, key)
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(timeout_s, connect=_CONNECT_S),
+            trust_env=_is_remote(url),
+            mounts={_LOOPBACK: httpx.AsyncHTTPTransport(verify=False)},
+        )
+
+    gateway = _awaiting(Verbs.gateway)
+    address = _awaiting(Verbs.address)
+    status = _awaiting(Verbs.status)
+    deployment = _awaiting(Verbs.deployment)
+    version = _awaiting(Verbs.version)
+    logs = _awaiting(Verbs.logs)
+    history = _awaiting(Verbs.history)
+    load = _awaiting(Verbs.load)
+    unload = _awaiting(Verbs.unload)
+    delete = _awaiting(Verbs.delete)
+    activate = _awaiting(Verbs.activate)
+    route = _awaiting(Verbs.route)
+    generate = _awaiting(Verbs.generate)
+
+    def stream(self, model: str, prompt: Prompt, **options: Any) -> AsyncAnswerStream:
+        """As `Client.stream`, for ``async for``."""
+        return AsyncAnswerStream(self, model, prompt, options)
+
+    async def events(self, *, start: bool = True) -> AsyncGenerator[Record, None]:
+        """What happens from now on, and each version's numbers every second, until the gateway ends.
+
+        ``start`` False: a gateway that does not run is not started. Raises `Unavailable` when it is gone.
+        """
+        response = await self._run(self._verbs.send("GET", "/api/events", stream=True, start=start))
+        kind = ""
+        try:
+            lines = response.aiter_lines()
+            while True:
+                line = await asyncio.wait_for(anext(lines), _SILENT_S)
+                if line.startswith("event: "):
+                    kind = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    raw = json.loads(line.removeprefix("data: "))
+                    yield (_EVENT if kind == "event" else _STATS).validate_python(raw)
+        except (httpx.HTTPError, asyncio.TimeoutError, StopAsyncIteration):
+            raise Unavailable("the gateway ended, or fell silent") from None
+        finally:
+            await response.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def _run(self, talk: Talk[T]) -> T:
+        try:
+            step = next(talk)
+            while True:
+                try:
+                    answer = await self._do(step)
+                except httpx.HTTPError as fault:
+                    step = talk.throw(fault)
+                else:
+                    step = talk.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    async def _do(self, step: Send | float) -> httpx.Response | None:
+        if isinstance(step, float):
+            await asyncio.sleep(step)
+            return None
+        response = await self._http.send(step.request, stream=step.stream)
+        if response.is_error:
+            await response.aread()
+        return response
+
+
+class AnswerStream:
+    """Pieces of text as they come; ``answer`` is the whole once it has ended."""
+
+    def __init__(self, client: Client, model: str, prompt: Prompt, options: dict[str, Any]) -> None:
+        self._client = client
+        self._model, self._prompt, self._options = model, prompt, options
+        self.answer: Answer | None = None
+
+    def __iter__(self) -> Generator[str, None, None]:
+        started = time.monotonic()
+        response = self._client._run(_opened(self._client._verbs, self._model, self._prompt, self._options))
+        pieces = Pieces(self._model, response.headers.get("X-DSServe-Version", ""), started)
+        try:
+            for line in response.iter_lines():
+                if text := pieces.feed(line, time.monotonic()):
+                    yield text
+        except httpx.HTTPError:
+            pass  # `answer` says that the end is missing
+        finally:
+            response.close()
+        self.answer = pieces.answer()
+
+
+class AsyncAnswerStream:
+    """As `AnswerStream`, for ``async for``."""
+
+    def __init__(self, client: AsyncClient, model: str, prompt: Prompt, options: dict[str, Any]) -> None:
+        self._client = client
+        self._model, self._prompt, self._options = model, prompt, options
+        self.answer: Answer | None = None
+
+    async def __aiter__(self) -> AsyncGenerator[str, None]:
+        started = time.monotonic()
+        response = await self._client._run(_opened(self._client._verbs, self._model, self._prompt, self._options))
+        pieces = Pieces(self._model, response.headers.get("X-DSServe-Version", ""), started)
+        try:
+            async for line in response.aiter_lines():
+                if text := pieces.feed(line, time.monotonic()):
+                    yield text
+        except httpx.HTTPError:
+            pass  # `answer` says that the end is missing
+        finally:
+            await response.aclose()
+        self.answer = pieces.answer()
+
+
+def _opened(verbs: Verbs, model: str, prompt: Prompt, options: dict[str, Any]) -> Talk[httpx.Response]:
+    given = {"max_tokens": 128, **options, "stream": True, "stream_options": {"include_usage": True}}
+    path, body = asked(model, prompt, given)
+    return (yield from verbs.send("POST", path, body, stream=True))

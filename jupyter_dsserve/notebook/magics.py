@@ -1,0 +1,228 @@
+"""``%dsserve VERB …`` and ``%%dsserve NAME``."""
+
+from __future__ import annotations
+
+import difflib
+import getpass
+import textwrap
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import Magics, line_cell_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.display import display
+
+from jupyter_dsserve.notebook import session
+from jupyter_dsserve.notebook.panel import Panel, panel
+from jupyter_dsserve.notebook.progress import LoadBar
+from jupyter_dsserve.notebook.views import Deployment, Status, Version, footnote
+from jupyter_dsserve.protocol.errors import DSServeError
+
+# Enough for the eye, and far below what a notebook's connection carries.
+_FLUSH_S = 0.05
+
+
+class Said:
+    """A line below a cell's output."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        return {"text/plain": self._text, "text/html": footnote(self._text)}
+
+
+@magics_class
+class DSServeMagics(Magics):
+    """Each verb is a method named after it."""
+
+    @line_cell_magic("dsserve")  # type: ignore[arg-type]
+    def dsserve(self, line: str, cell: str | None = None) -> object:
+        """Serve models beside the notebook.
+
+        %dsserve VERB …   load, unload, status, route, activate, logs, panel, connect; %dsserve VERB --help says more
+        %%dsserve NAME …  the cell is the prompt, and the answer streams into the output
+        """
+        if cell is not None:
+            return _in_one_line(self.ask, line, cell)
+        verb, _, rest = line.strip().partition(" ")
+        if verb in ("", "help", "--help", "-h"):
+            print(_help())
+            return None
+        if verb not in VERBS:
+            near = difflib.get_close_matches(verb, VERBS, n=1)
+            raise UsageError(
+                f"%dsserve {verb}: " + (f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(VERBS)}")
+            )
+        method: Callable[[str], object] = getattr(self, verb)
+        if {"--help", "-h"} & set(rest.split()):
+            print(textwrap.dedent((method.__doc__ or "").removeprefix("::\n")).strip())
+            return None
+        return _in_one_line(method, rest)
+
+    # ---- verbs
+
+    @magic_arguments("dsserve load")
+    @argument("name", help="The deployment, such as demo; demo@v2 names the version too.")
+    @argument("--model", default="", help="A directory, a hub name or builtin:NAME; none loads a registered version.")
+    @argument("--version", default="", help="Its name; none takes the next free of v1, v2, …")
+    @argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], help="auto is the checkpoint's own.")
+    @argument("--device", help="auto, cpu or cuda:N.")
+    @argument("--replicas", type=int, help="How many workers.")
+    @argument("--python", help="The workers' interpreter; 'kernel' is this kernel's.")
+    @argument("--runner", choices=["ragged", "toy"], help="The engine.")
+    @argument("--max-sequences", type=int, help="How many requests run at once; the rest wait.")
+    @argument("--max-context", type=int, help="Tokens; 0 is the model's own.")
+    @argument("--max-step-tokens", type=int, help="The most tokens of one forward pass.")
+    @argument("--num-threads", type=int, help="Processor threads; 0 leaves one core to the notebook.")
+    @argument("--note", help="A word about it, in quotes.")
+    @argument("--no-wait", action="store_true", help="Do not wait until it is READY.")
+    def load(self, line: str) -> Version:
+        """Load a model as a version of a deployment, and wait until it is READY."""
+        given = vars(parse_argstring(self.load, line))
+        name, version = _name_and_version(given.pop("name"), given.pop("version"))
+        wait, note = not given.pop("no_wait"), given.pop("note")
+        with LoadBar() as bar:
+            return session.client().load(
+                name, given.pop("model"), version, note=_unquoted(note), wait=wait, on_progress=bar, **given
+            )
+
+    @magic_arguments("dsserve unload")
+    @argument("name", help="demo@v1, or demo for all of its versions.")
+    def unload(self, line: str) -> Deployment:
+        """Drain a version and end its workers; it stays registered, and `load demo@v1` loads it again."""
+        return session.client().unload(*_name_and_version(parse_argstring(self.unload, line).name))
+
+    @magic_arguments("dsserve status")
+    @argument("name", nargs="?", default="", help="One deployment; none shows all.")
+    def status(self, line: str) -> Status | Deployment:
+        """What is served. Starts nothing."""
+        name = parse_argstring(self.status, line).name
+        return session.client().deployment(name) if name else session.client().status()
+
+    @magic_arguments("dsserve route")
+    @argument("name", help="The deployment.")
+    @argument("weights", nargs="*", help="v1=90 v2=10: percent that sum to 100; none shows them.")
+    def route(self, line: str) -> Deployment:
+        """Split the traffic between versions."""
+        given = parse_argstring(self.route, line)
+        return session.client().route(given.name, dict(map(_weight, given.weights)) or None)
+
+    @magic_arguments("dsserve activate")
+    @argument("name", help="The deployment, or demo@v2.")
+    @argument("version", nargs="?", default="", help="The version that takes all traffic.")
+    def activate(self, line: str) -> Deployment:
+        """Give a version all traffic, loading it if need be; the others then drain and stop. Nothing is lost."""
+        given = parse_argstring(self.activate, line)
+        name, version = _name_and_version(given.name, given.version)
+        if not version:
+            raise UsageError(f"%dsserve activate {name}: name the version too, such as {name}@v2")
+        with LoadBar() as bar:
+            return session.client().activate(name, version, on_progress=bar)
+
+    @magic_arguments("dsserve logs")
+    @argument("name", help="demo@v1.")
+    @argument("--lines", type=int, default=50, help="How many of the last.")
+    def logs(self, line: str) -> None:
+        """What a version's workers wrote."""
+        given = parse_argstring(self.logs, line)
+        name, version = _name_and_version(given.name)
+        if not version:
+            raise UsageError(f"%dsserve logs {name}: name the version too, such as {name}@v1")
+        for worker, lines in session.client().logs(name, version, given.lines).items():
+            print(f"---- {worker}", *lines, sep="\n")
+
+    @magic_arguments("dsserve panel")
+    @argument("name", nargs="?", default="", help="The deployment; none takes the first.")
+    def panel(self, line: str) -> Panel:
+        """Versions, sliders and a live plot."""
+        return panel(parse_argstring(self.panel, line).name)
+
+    @magic_arguments("dsserve connect")
+    @argument("url", nargs="?", default="", help="Of a gateway: http://127.0.0.1:8899; none is the kernel's own.")
+    @argument("--key", default="", help="The key that opens it; without it you are asked.")
+    def connect(self, line: str) -> Status:
+        """Talk to another gateway from now on."""
+        given = parse_argstring(self.connect, line)
+        key = given.key or (getpass.getpass(f"Key for {given.url}: ") if given.url else "")
+        return session.connect(given.url, key).client.status()
+
+    # ---- the cell
+
+    @magic_arguments("dsserve")
+    @argument("name", help="A deployment, or one version of it: demo@v2.")
+    @argument("--max-tokens", type=int, default=128, help="The longest answer.")
+    @argument("--temperature", type=float, help="0 takes the likeliest token; 1 is the default.")
+    @argument("--top-p", type=float, help="Only the likeliest tokens that make up this probability.")
+    @argument("--top-k", type=int, help="Only this many of the likeliest tokens; 0 is all.")
+    @argument("--seed", type=int, help="The same seed and prompt give the same answer.")
+    @argument("--stop", action="append", help="Ends the answer; may be given several times.")
+    @argument("--user", help="Keeps their version while the weights stand.")
+    @argument("--chat", action="store_true", help="The cell is a user's message instead of a text to go on with.")
+    def ask(self, line: str, cell: str) -> None:
+        """Ask a deployment; the answer streams into the output, and interrupting the cell cancels it."""
+        given = vars(parse_argstring(self.ask, line))
+        name, is_chat = given.pop("name"), given.pop("chat")
+        # The line break at the end is the notebook's, not the writer's.
+        text = cell.removesuffix("\n")
+        prompt = [{"role": "user", "content": text}] if is_chat else text
+        stream = session.client().stream(name, prompt, **given)
+        flushed = 0.0
+        # Closed here, however the loop ends: an interrupt's traceback would keep the request alive.
+        with closing(iter(stream)) as pieces:
+            for piece in pieces:
+                now = time.monotonic()
+                is_due = now - flushed > _FLUSH_S
+                print(piece, end="", flush=is_due)
+                flushed = now if is_due else flushed
+        print(flush=True)
+        assert stream.answer
+        display(Said(stream.answer.summary))
+
+
+VERBS = ("load", "unload", "status", "route", "activate", "logs", "panel", "connect")
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """``%load_ext jupyter_dsserve``."""
+    shell.register_magics(DSServeMagics)
+
+
+def _in_one_line(verb: Callable[..., Any], *arguments: str) -> Any:
+    """Errors without a traceback, and an interrupt that says what became of the request."""
+    try:
+        return verb(*arguments)
+    except DSServeError as fault:
+        raise UsageError(fault.message) from None
+    except KeyboardInterrupt:
+        raise UsageError("interrupted: what was being answered is cancelled; what was loading goes on") from None
+
+
+def _help() -> str:
+    said = {verb: getattr(DSServeMagics, verb).parser.description.strip().splitlines()[0] for verb in VERBS}
+    lines = [f"%dsserve {verb:<9} {text}" for verb, text in said.items()]
+    return "\n".join([*lines, "%%dsserve NAME     The cell is the prompt; the answer streams into the output."])
+
+
+def _name_and_version(text: str, version: str = "") -> tuple[str, str]:
+    name, _, pinned = text.partition("@")
+    if pinned and version and pinned != version:
+        raise UsageError(f"{text} and --version {version} name two versions: leave one of them out")
+    return name, pinned or version
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UsageError(f"weight {text!r}: write VERSION=PERCENT, such as v1=90") from None
+
+
+def _unquoted(text: str | None) -> str | None:
+    """IPython leaves the quotes on."""
+    return text.strip("\"'") if text else text

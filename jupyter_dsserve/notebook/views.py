@@ -1,0 +1,155 @@
+"""What the client returns: the protocol's records, and how they show themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from zlib import crc32
+
+from jupyter_dsserve.protocol.records import DeploymentStatus, GatewayState, GatewayStatus, VersionState, VersionStatus
+
+# Okabe and Ito (2008), without black and yellow: told apart by colour-blind people, readable on light and dark.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_SIGNS = {VersionState.READY: "●", VersionState.FAILED: "✕", VersionState.STOPPED: "○"}
+
+_LEFT = 'style="text-align:left"'
+
+Bundle = dict[str, str]
+
+
+def colour_of(version: str) -> str:
+    """The colour of a version, everywhere: v1, v2, … take the colours in turn, other names by their letters."""
+    number = re.search(r"\d{1,6}$", version)
+    return COLOURS[(int(number[0]) - 1 if number else crc32(version.encode())) % len(COLOURS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Version(VersionStatus):
+    """A version as it was when it was asked for."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.deployment}@{self.version}"
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state is VersionState.READY
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        return _bundle([self], f"{self.id}: {state_text(self)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment(DeploymentStatus):
+    """A deployment as it was when it was asked for."""
+
+    versions: list[Version]  # type: ignore[assignment]  # the same records, which can show themselves
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        shares = " ".join(f"{name}={weight:g}" for name, weight in self.weights.items()) or "no version has weight"
+        return _bundle(self.versions, f"{self.name}: {shares}", _traffic_bar(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The gateway, and everything on it."""
+
+    gateway: GatewayStatus
+    deployments: list[Deployment] = field(default_factory=list)
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        if self.gateway.state is not GatewayState.RUNNING:
+            why = f": {self.gateway.reason}" if self.gateway.reason else "; it starts when a model is loaded"
+            text = f"the gateway is {self.gateway.state.value}{why}"
+            return {"text/plain": text, "text/html": escape(text)}
+        if not self.deployments:
+            text = f"nothing is served at {self.gateway.url} yet: %dsserve load NAME --model MODEL"
+            return {"text/plain": text, "text/html": escape(text)}
+        parts = [d._repr_mimebundle_() for d in self.deployments]
+        return {kind: "\n".join(part[kind] for part in parts) for kind in ("text/plain", "text/html")}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a version said. ``latency_s`` and ``first_token_s`` are seconds as the caller saw them (the second is None
+    if the answer came in one piece)."""
+
+    text: str
+    model: str
+    version: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    latency_s: float
+    first_token_s: float | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def summary(self) -> str:
+        """Who answered, how much and how fast, in one line."""
+        first = f" · first token {1000 * self.first_token_s:.0f} ms" if self.first_token_s is not None else ""
+        end = "" if self.finish_reason in ("stop", "length") else f" · {self.finish_reason}"
+        name = f"{self.model.partition('@')[0]}@{self.version}"
+        return f"{name} · {self.completion_tokens} tokens · {self.latency_s:.2f} s{first}{end}"
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        return {
+            "text/plain": f"{self.text}\n[{self.summary}]",
+            "text/html": f"<pre>{escape(self.text)}</pre>{footnote(self.summary)}",
+        }
+
+
+def footnote(text: str) -> str:
+    """A line below an answer."""
+    return f'<div style="opacity:.6;font-size:85%">{escape(text)}</div>'
+
+
+def state_text(version: VersionStatus) -> str:
+    """``READY``, ``LOADING weights 40 %``, ``FAILED: reason``."""
+    if version.reason:
+        return f"{version.state.value}: {version.reason}"
+    if version.state in (VersionState.LOADING, VersionState.WARMING):
+        return f"{version.state.value} {version.stage} {100 * version.progress:.0f} %"
+    return version.state.value
+
+
+def _bundle(versions: Sequence[Version], title: str, picture: str = "") -> Bundle:
+    head = ("version", "state", "traffic", "workers", "model", "note")
+    rows = [_cells(v) for v in versions]
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+    html_rows = "".join(f"<tr>{_html_row(row)}</tr>" for row in rows)
+    html_head = "".join(f"<th {_LEFT}>{name}</th>" for name in head)
+    return {
+        "text/plain": "\n".join([title, *(line.rstrip() for line in lines)]),
+        "text/html": f"<b>{escape(title)}</b>{picture}<table><tr>{html_head}</tr>{html_rows}</table>",
+    }
+
+
+def _cells(version: Version) -> tuple[str, ...]:
+    sign = _SIGNS.get(version.state, "◐")
+    ready = sum(r.state is VersionState.READY for r in version.replicas)
+    share = f"{version.weight:g} %" if version.weight else "–"
+    return (version.version, f"{sign} {state_text(version)}", share, str(ready), version.spec.model, version.note)
+
+
+def _html_row(cells: Sequence[str]) -> str:
+    name, *rest = map(escape, cells)
+    return f'<td {_LEFT}><b style="color:{colour_of(cells[0])}">{name}</b></td>' + "".join(
+        f"<td {_LEFT}>{c}</td>" for c in rest
+    )
+
+
+def _traffic_bar(deployment: Deployment) -> str:
+    """One bar, 100 % wide, a piece for each version that has weight."""
+    pieces = "".join(
+        f'<div style="width:{version.weight:g}%;background:{colour_of(version.version)}" '
+        f'title="{escape(version.version)}: {version.weight:g} %"></div>'
+        for version in deployment.versions
+        if version.weight
+    )
+    return f'<div style="display:flex;height:8px;max-width:32em;background:#8884">{pieces}</div>'

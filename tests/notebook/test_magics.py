@@ -1,0 +1,135 @@
+"""``%dsserve`` and ``%%dsserve`` in a real kernel, beside a real Jupyter server."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from jupyter_dsserve.notebook.magics import VERBS
+from tests.engine.test_loop import toy_text
+from tests.notebook.conftest import Kernel
+from tests.support import Command, until
+
+
+@pytest.fixture(scope="module")
+def loaded(kernel: Kernel) -> Kernel:
+    """demo@v1 is READY."""
+    assert kernel.run("%dsserve load demo --model toy:step_s=0.001").shown
+    return kernel
+
+
+def test_looking_starts_nothing_and_loading_starts_the_gateway(kernel: Kernel) -> None:
+    assert kernel.run("%dsserve status").shown[0]["text/plain"].startswith("the gateway is OFF")
+    assert kernel.server.processes() == []
+    loading = kernel.run('%dsserve load first --model toy:load_s=0.5 --note "the first one"')
+    bar, table = loading.shown
+    assert "application/vnd.jupyter.widget-view+json" in bar, "no progress bar was shown"
+    assert "application/json" not in table
+    assert "first@v1: READY" in table["text/plain"]
+    assert "the first one" in table["text/html"]
+    assert len(kernel.server.processes()) == 2
+    kernel.run("%dsserve unload first")
+
+
+def test_the_cell_is_the_prompt_and_the_answer_streams_into_the_output(loaded: Kernel) -> None:
+    said = loaded.run("%%dsserve demo --max-tokens 20\ndef fibonacci(n):")
+    assert said.text == toy_text("def fibonacci(n):", 20) + "\n"
+    assert re.search(r"demo@v1 · 20 tokens · \d\.\d\d s · first token \d+ ms", said.shown[0]["text/plain"])
+    chat = loaded.run("%%dsserve demo@v1 --max-tokens 6 --chat\nhi")
+    assert chat.text == toy_text("user: hi\n", 6) + "\n"
+
+
+async def test_an_interrupt_cancels_the_request_on_the_server_in_one_line(loaded: Kernel) -> None:
+    loaded.begin("%%dsserve demo --max-tokens 1000000\nhello")
+    loaded.wait_for_text()
+    async with loaded.server.caller() as caller:
+
+        async def in_flight() -> int:
+            return int((await caller.version("demo", "v1"))["replicas"][0]["in_flight"])
+
+        assert await in_flight() == 1
+        loaded.interrupt()
+        said = loaded.finish()
+        await until(in_flight, lambda n: n == 0, timeout_s=2)
+    assert loaded.is_error_reply(), "a run of all cells would go on"
+    assert said.errors.strip().splitlines() == [
+        "UsageError: interrupted: what was being answered is cancelled; what was loading goes on"
+    ]
+    assert loaded.run("1 + 1").shown[0]["text/plain"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("%dsserve lod demo", "did you mean load?"),
+        ("%dsserve frobnicate", "the verbs are load, unload"),
+        ("%dsserve load demo --model builtin:nope", "there are demo-v1, demo-v2"),
+        ("%dsserve load demo --modle toy:", "--modle"),
+        ("%dsserve load demo@v1 --version v2 --model toy:", "two versions"),
+        ("%dsserve load bad --model toy: --python /no/such/python", "bad@v1 is FAILED: "),
+        ("%dsserve route demo v1", "'v1': write VERSION=PERCENT"),
+        ("%dsserve route demo v1=50", "sum to 50"),
+        ("%dsserve activate demo", "demo@v2"),
+        ("%dsserve activate demo v9", "'v9'"),
+        ("%dsserve logs demo", "demo@v1"),
+        ("%dsserve status nobody", "'nobody'"),
+        ("%%dsserve nobody\nhi", "'nobody'"),
+        ("%%dsserve demo --max-tokens 0\nhi", "max_tokens"),
+    ],
+)
+def test_errors_are_one_line(loaded: Kernel, line: str, said: str) -> None:
+    output = loaded.run(line)
+    lines = [text for text in output.errors.strip().splitlines() if text]
+    assert len(lines) == 1, output
+    assert lines[0].startswith("UsageError: ")
+    assert said in lines[0]
+    assert loaded.is_error_reply()
+
+
+def test_routes_activation_and_unloading_show_how_things_are_then(loaded: Kernel) -> None:
+    loaded.run("%dsserve load demo --model toy: --version v2")
+    assert "demo: v1=90 v2=10" in loaded.run("%dsserve route demo v1=90 v2=10").shown[0]["text/plain"]
+    assert "width:90%" in loaded.run("%dsserve status demo").html
+    assert "demo: v2=100" in loaded.run("%dsserve activate demo v2").shown[-1]["text/plain"]
+    assert "○ STOPPED" in loaded.run("%dsserve status").html
+    assert "demo@v1: READY" in loaded.run("%dsserve load demo@v1").shown[-1]["text/plain"]
+    assert "ready on cpu" in loaded.run("%dsserve logs demo@v1 --lines 3").text
+    loaded.run("%dsserve activate demo@v1")
+
+
+def test_the_kernels_interpreter_runs_the_worker(loaded: Kernel) -> None:
+    loaded.run("%dsserve load mine --model toy: --python kernel")
+    code = "from jupyter_dsserve import Client\nClient().version('mine', 'v1').spec.python"
+    assert loaded.run(code).shown[0]["text/plain"] == repr(sys.executable)
+    loaded.run("%dsserve unload mine")
+
+
+def test_every_verb_has_help(loaded: Kernel) -> None:
+    overview = loaded.run("%dsserve").text
+    for verb in VERBS:
+        assert f"%dsserve {verb}" in overview
+        assert f"%dsserve {verb}" in loaded.run(f"%dsserve {verb} --help").text.splitlines()[0]
+
+
+async def test_another_gateway_can_be_named_and_the_own_one_again(loaded: Kernel) -> None:
+    with Command(loaded.server.home / "other", "--load", "other=toy:") as command:
+        async with await command.caller() as caller:
+            await caller.settled("other", "v1", "READY")
+            url = str(caller.base_url).rstrip("/")
+            there = loaded.run(f"%dsserve connect {url} --key {command.key}")
+            assert "other: v1=100" in there.shown[0]["text/plain"]
+            assert loaded.run("%%dsserve other --max-tokens 3\nhi").text
+            assert "demo: " in loaded.run("%dsserve connect").shown[0]["text/plain"]
+            refused = loaded.run(f"%dsserve connect {url} --key dsk_wrong")
+            assert "not valid here" in refused.errors
+            loaded.run("%dsserve connect")
+
+
+def test_after_a_kernel_restart_the_deployment_serves_on_and_is_found_again(loaded: Kernel) -> None:
+    before = loaded.server.processes()
+    loaded.restart()
+    loaded.run("%load_ext jupyter_dsserve")
+    assert loaded.server.processes() == before
+    assert loaded.run("%%dsserve demo --max-tokens 5\nhello").text == toy_text("hello", 5) + "\n"

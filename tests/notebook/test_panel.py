@@ -1,0 +1,191 @@
+"""The panel and its feed against a real gateway; what a browser adds is tested in a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import ipywidgets
+import pytest
+
+from jupyter_dsserve.gateway.server import Gateway
+from jupyter_dsserve.notebook import panel as panel_module
+from jupyter_dsserve.notebook import session
+from jupyter_dsserve.notebook.panel import Panel, panel
+from tests.support import Caller, until
+
+TOY = "toy:step_s=0.001"
+
+
+@pytest.fixture
+async def two(gateway: Gateway, caller: Caller) -> AsyncIterator[Caller]:
+    """demo with v1=90 v2=10, and the kernel's session with this gateway."""
+    await caller.load("demo", "v1", TOY)
+    await caller.load("demo", "v2", TOY)
+    await caller.put("/api/deployments/demo/route", json={"weights": {"v1": 90, "v2": 10}})
+    session.connect(gateway.url, gateway.admin_key)
+    yield caller
+    for live in list(panel_module._live.values()):
+        await asyncio.to_thread(live.close)
+    panel_module._live.clear()
+    await until(lambda: feeds() == 0)
+
+
+def feeds() -> int:
+    return sum(t.name == "dsserve-feed" for t in threading.enumerate())
+
+
+async def opened(name: str = "") -> Panel:
+    return await asyncio.to_thread(panel, name)
+
+
+async def by_hand(work: Callable[[], Any]) -> None:
+    """As the kernel runs a callback: in a thread that is neither the feed's nor the gateway's."""
+    await asyncio.to_thread(work)
+
+
+async def weights(caller: Caller) -> Any:
+    return (await caller.get("/api/deployments/demo")).json()["weights"]
+
+
+def shown(view: Panel) -> dict[str, int]:
+    return {name: row.slider.value for name, row in view._rows.items()}
+
+
+async def test_a_slider_that_is_let_go_changes_the_route_and_the_others_follow(two: Caller) -> None:
+    view = await opened()
+    assert shown(view) == {"v1": 90, "v2": 10}
+    await by_hand(lambda: setattr(view._rows["v2"].slider, "value", 40))
+    assert await weights(two) == {"v1": 60, "v2": 40}
+    assert shown(view) == {"v1": 60, "v2": 40}
+    assert not view._rows["v1"].slider.continuous_update, "it would be applied on each pixel"
+
+
+async def test_a_change_made_elsewhere_shows_up_and_is_not_overwritten(two: Caller) -> None:
+    view = await opened("demo")
+    await two.put("/api/deployments/demo/route", json={"weights": {"v1": 20, "v2": 80}})
+    await until(lambda: shown(view), lambda s: s == {"v1": 20, "v2": 80})
+    with view._lock:  # the feed cannot bring the news before the hand moves
+        await two.put("/api/deployments/demo/route", json={"weights": {"v1": 5, "v2": 95}})
+        moving = asyncio.create_task(by_hand(lambda: setattr(view._rows["v1"].slider, "value", 50)))
+        await asyncio.sleep(0.1)
+    await moving
+    assert await weights(two) == {"v1": 5, "v2": 95}
+    assert "somebody changed it meanwhile" in view._message.value
+    assert shown(view) == {"v1": 5, "v2": 95}
+
+
+async def test_only_what_can_take_traffic_has_a_slider_that_moves(two: Caller) -> None:
+    view = await opened("demo")
+    await two.post("/api/deployments/demo/versions/v2/unload")
+    await two.settled("demo", "v2", "STOPPED")
+    await until(lambda: view._rows["v2"].load.description == "Load")
+    assert shown(view) == {"v1": 100, "v2": 0}
+    assert view._rows["v1"].slider.disabled
+    assert view._rows["v2"].slider.disabled
+
+
+async def test_buttons_load_unload_and_activate(two: Caller) -> None:
+    view = await opened("demo")
+    await by_hand(view._rows["v2"].load.click)
+    await two.settled("demo", "v2", "STOPPED")
+    await until(lambda: view._rows["v2"].load.description, lambda d: d == "Load")
+    await by_hand(view._rows["v2"].load.click)
+    await two.settled("demo", "v2", "READY")
+    await by_hand(view._rows["v2"].activate.click)
+    await until(lambda: weights(two), lambda w: w == {"v2": 100})
+    await until(lambda: shown(view), lambda s: s == {"v1": 0, "v2": 100})
+
+
+async def test_the_form_loads_another_version_and_shows_how_far_it_is(two: Caller) -> None:
+    view = await opened("demo")
+    await by_hand(view._load_button.click)
+    assert "name a model first" in view._message.value
+    view._model.value = "toy:load_s=3"
+    await by_hand(view._load_button.click)
+    row = await until(lambda: view._rows.get("v3"))
+    await until(lambda: 0 < row.progress.value < 1)
+    assert row.progress.layout.display != "none"
+    await until(lambda: "READY" in row.label.value)
+    assert row.progress.layout.display == "none"
+
+
+async def test_what_goes_wrong_is_said_in_the_panel(two: Caller) -> None:
+    view = await opened("demo")
+    view._model.value = "/no/such/model"
+    await by_hand(view._load_button.click)
+    assert "does not exist" in view._message.value
+
+
+async def test_the_plot_gets_a_point_for_every_second_of_each_version(two: Caller) -> None:
+    view = await opened("demo")
+    for _ in range(30):
+        await two.complete()
+    await until(lambda: len(view._figure.data) == 4 and len(view._figure.data[0].x) >= 3)
+    p50, p95 = view._figure.data[:2]
+    assert (p50.name, p95.name) == ("v1 p50", "v1 p95")
+    assert max(p50.x) <= 0
+    assert p95.y[-1] >= p50.y[-1] > 0
+    assert "answers, 0 errors" in view._rows["v1"].numbers.value
+
+
+async def test_running_the_cell_again_leaves_one_panel_one_plot_and_one_thread(two: Caller) -> None:
+    first = await opened("demo")
+    await until(lambda: feeds() == 1)
+    second = await opened("demo")
+    third = await opened("demo")
+    await until(lambda: feeds() == 1)
+    assert [view._figure.comm is None for view in (first, second, third)] == [True, True, False]
+    assert list(panel_module._live) == ["demo"]
+    assert len(session.session().feed._listeners) == 1
+
+
+async def test_stop_ends_the_thread_and_keeps_the_picture(two: Caller) -> None:
+    view = await opened("demo")
+    await until(lambda: feeds() == 1)
+    await by_hand(view._stop_button.click)
+    await until(lambda: feeds() == 0)
+    assert "stopped" in view._message.value
+    assert view._figure.comm is not None
+    assert view._stop_button.disabled
+
+
+async def test_two_deployments_have_two_panels_and_one_subscription(two: Caller) -> None:
+    await two.load("other", "v1", TOY)
+    one, other = await opened("demo"), await opened("other")
+    await until(lambda: len(one._figure.data) == 4 and len(other._figure.data) == 2)
+    assert feeds() == 1
+
+
+async def test_a_second_display_gets_a_figure_of_its_own(two: Caller) -> None:
+    """One that is displayed twice takes no more updates."""
+    view = await opened("demo")
+    view._repr_mimebundle_()
+    figure = view._figure
+    view._repr_mimebundle_()
+    assert view._figure is not figure
+    assert view._figure in view.children
+    await until(lambda: len(view._figure.data) == 4)
+
+
+async def test_it_says_that_the_gateway_is_gone_and_goes_on_when_it_is_back(two: Caller, gateway: Gateway) -> None:
+    view = await opened("demo")
+    await until(lambda: len(view._figure.data) == 4)
+    gateway.fleet.events.close()  # ends the stream, as a gateway that ends does
+    await until(lambda: "the gateway ended" in view._message.value)
+    await until(lambda: view._message.value, lambda text: "gateway" not in text)
+
+
+async def test_a_panel_of_nothing_yet_offers_to_load(gateway: Gateway, caller: Caller) -> None:
+    session.connect(gateway.url, gateway.admin_key)
+    view = await opened()
+    assert "nothing is loaded yet" in view._title.value
+    view._model.value = TOY
+    await by_hand(view._load_button.click)
+    await caller.settled("demo", "v1", "READY")
+    await until(lambda: "v1" in view._rows)
+    assert isinstance(view, ipywidgets.VBox)
+    await asyncio.to_thread(view.close)
+    panel_module._live.clear()

@@ -1,0 +1,60 @@
+"""What the client returns shows itself: a table for people, escaped, and never a JSON tree."""
+
+from __future__ import annotations
+
+from jupyter_dsserve.notebook.views import COLOURS, Answer, Deployment, Status, Version, colour_of
+from jupyter_dsserve.protocol.records import GatewayState, GatewayStatus, ReplicaStatus, VersionState
+from jupyter_dsserve.protocol.spec import WorkerSpec
+
+
+def version(
+    name: str = "v1", state: VersionState = VersionState.READY, weight: float = 100.0, reason: str = "", note: str = ""
+) -> Version:
+    replicas = [ReplicaStatus("demo@v1#0", VersionState.READY, "cpu", 1, 0)] if state is VersionState.READY else []
+    return Version("demo", name, state, 0.4, "weights", reason, weight, replicas, WorkerSpec("toy:"), note, 0.0)
+
+
+def test_a_deployment_is_a_table_with_a_bar_of_its_traffic() -> None:
+    two = Deployment("demo", {"v1": 90, "v2": 10}, 3, "", [version(weight=90), version("v2", weight=10)])
+    shown = two._repr_mimebundle_()
+    assert set(shown) == {"text/plain", "text/html"}
+    assert shown["text/plain"].splitlines()[0] == "demo: v1=90 v2=10"
+    assert [line.split()[0] for line in shown["text/plain"].splitlines()[2:]] == ["v1", "v2"]
+    assert "width:90%" in shown["text/html"]
+    assert colour_of("v2") in shown["text/html"]
+
+
+def test_what_loads_says_how_far_it_is_and_what_failed_says_why() -> None:
+    loading = version(state=VersionState.LOADING, weight=0)._repr_mimebundle_()
+    assert "LOADING weights 40 %" in loading["text/plain"]
+    failed = version(state=VersionState.FAILED, weight=0, reason="no such file")._repr_mimebundle_()
+    assert "FAILED: no such file" in failed["text/html"]
+
+
+def test_nothing_of_a_users_becomes_html() -> None:
+    for text in (
+        version(note="<script>")._repr_mimebundle_()["text/html"],
+        Answer("<script>", "demo", "v1", "stop", 1, 1, 0.1)._repr_mimebundle_()["text/html"],
+    ):
+        assert "<script>" not in text
+        assert "&lt;script&gt;" in text
+
+
+def test_a_status_says_how_the_gateway_is_before_anything_is_served() -> None:
+    off = Status(GatewayStatus(GatewayState.OFF))._repr_mimebundle_()["text/plain"]
+    assert off == "the gateway is OFF; it starts when a model is loaded"
+    failed = Status(GatewayStatus(GatewayState.FAILED, reason="no space"))._repr_mimebundle_()["text/plain"]
+    assert failed == "the gateway is FAILED: no space"
+    empty = Status(GatewayStatus(GatewayState.RUNNING, "http://here"))._repr_mimebundle_()["text/plain"]
+    assert "%dsserve load NAME --model MODEL" in empty
+
+
+def test_an_answer_is_its_text_with_who_gave_it() -> None:
+    answer = Answer("hello", "demo@v2", "v2", "length", 3, 7, 0.5, 0.031)
+    assert str(answer) == "hello"
+    assert answer.summary == "demo@v2 · 7 tokens · 0.50 s · first token 31 ms"
+
+
+def test_a_version_has_its_colour_by_its_name() -> None:
+    assert [colour_of(f"v{i}") for i in range(1, 8)] == [*COLOURS, COLOURS[0]]
+    assert colour_of("main") == colour_of("main")
