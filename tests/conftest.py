@@ -12,6 +12,10 @@ from jupyter_dsserve.protocol.config import GatewayConfig
 from tests.support import Caller
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", metavar="DIR", help="where the browser tests leave their pictures")
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"

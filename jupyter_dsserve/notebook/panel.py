@@ -17,7 +17,7 @@ from jupyter_dsserve.notebook.feed import Feed
 from jupyter_dsserve.notebook.figures import latency_layout, latency_traces
 from jupyter_dsserve.notebook.series import Series
 from jupyter_dsserve.notebook.session import session
-from jupyter_dsserve.notebook.views import Deployment, Version, colour_of, state_text
+from jupyter_dsserve.notebook.views import Deployment, Status, Version, colour_of, state_text
 from jupyter_dsserve.notebook.weights import balanced, whole_percents
 from jupyter_dsserve.protocol.errors import DSServeError
 from jupyter_dsserve.protocol.records import VersionState, VersionStats
@@ -134,11 +134,11 @@ class Panel(w.VBox):  # type: ignore[misc]
         with self._lock:
             try:
                 # Looking must not start a gateway.
-                found = next((d for d in self._client.status().deployments if d.name == self.name), None)
+                status = self._client.status()
             except DSServeError as fault:
                 self._say(fault.message, is_trouble=True)
             else:
-                self._apply(found)
+                self._apply(status)
 
     def _load_model(self) -> None:
         model = self._model.value.strip()
@@ -201,8 +201,8 @@ class Panel(w.VBox):  # type: ignore[misc]
 
     # ---- what is shown
 
-    def _apply(self, found: Deployment | None) -> None:
-        self._deployment = found
+    def _apply(self, status: Status) -> None:
+        found = self._deployment = next((d for d in status.deployments if d.name == self.name), None)
         versions = found.versions if found else []
         names = [v.version for v in versions]
         if names != list(self._rows):
@@ -216,8 +216,8 @@ class Panel(w.VBox):  # type: ignore[misc]
                 self._rows[version.version].show(version, shares[version.version], stats, is_alone)
         finally:
             self._is_applying = False
-        where = escape(f"revision {found.revision}" if found else "nothing is loaded yet: name a model below")
-        self._title.value = f"<b>{escape(self.name)}</b> <small>{where}</small>"
+        where = f"served at {status.gateway.url}/v1" if found else "nothing is loaded yet: name a model below"
+        self._title.value = f"<b>{escape(self.name)}</b> <small>{escape(where)}</small>"
 
     def _shares(self) -> dict[str, int]:
         """Of all versions, in whole percents."""

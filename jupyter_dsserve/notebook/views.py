@@ -113,7 +113,8 @@ def state_text(version: VersionStatus) -> str:
     if version.reason:
         return f"{version.state.value}: {version.reason}"
     if version.state in (VersionState.LOADING, VersionState.WARMING):
-        return f"{version.state.value} {version.stage} {100 * version.progress:.0f} %"
+        stage = f" {version.stage}" if version.stage else ""
+        return f"{version.state.value}{stage} {100 * version.progress:.0f} %"
     return version.state.value
 
 

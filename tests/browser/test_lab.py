@@ -1,0 +1,117 @@
+"""The notebook of ``make demo``, run by a person's clicks. The tests go on where the one before them ended."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Locator, Page
+
+from tests.browser.conftest import Demo, Pictures, eventually
+from tests.support import Json
+
+
+def menu(page: Page, name: str, command: str) -> None:
+    page.get_by_role("menuitem", name=name, exact=True).click()
+    page.locator(f"[data-command='{command}']").click()
+
+
+def cell(page: Page, source: str) -> Locator:
+    """The code cell whose source begins so. The notebook keeps only cells near the view in the page."""
+    found = page.locator(".jp-CodeCell").filter(has=page.locator(".cm-content", has_text=source)).first
+    found.scroll_into_view_if_needed()
+    return found
+
+
+def said_by(page: Page, source: str) -> str:
+    """What the cell whose source begins so shows, once it shows something."""
+    found: str = eventually(
+        lambda: " ".join(cell(page, source).locator(".jp-OutputArea-output").all_text_contents()).strip()
+    )
+    return found
+
+
+def plots(page: Page) -> list[Json]:
+    """Name and points of each line of each live plot on the page."""
+    found: list[Json] = page.evaluate(
+        """() => [...document.querySelectorAll(".js-plotly-plot")].map(plot =>
+             plot.data.map(line => ({name: line.name, x: Array.from(line.x), y: Array.from(line.y)})))"""
+    )
+    return found
+
+
+def handle(page: Page, version: str) -> Locator:
+    slider = page.locator(".widget-slider").filter(has=page.get_by_text(version, exact=True))
+    return slider.locator(".noUi-handle")
+
+
+def drag(page: Page, version: str, by_px: int) -> None:
+    box = handle(page, version).bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for step in range(1, 6):
+        page.mouse.move(x + by_px * step / 5, y)
+    page.mouse.up()
+
+
+def test_the_notebook_answers_from_top_to_bottom(demo: Demo, page: Page) -> None:
+    before = demo.worker_pids()
+    menu(page, "Run", "runmenu:run-all")
+    page.locator(".js-plotly-plot").wait_for(timeout=90_000)
+    assert demo.worker_pids() == before, "what ran was loaded again"
+    answered = said_by(page, "%%dsserve demo --max-tokens 60")
+    assert "demo@v1 · 60 tokens" in answered
+    assert len(answered) > 100
+    assert "v1=90 v2=10" in said_by(page, "%dsserve route demo")
+    who = said_by(page, "from collections import Counter")
+    assert "'v1'" in who
+    assert "'v2'" in who
+    assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+
+
+def test_the_plot_moves_while_requests_come(page: Page, pictures: Pictures) -> None:
+    cell(page, "%dsserve panel demo")
+    names = ["v1 p50", "v1 p95", "v2 p50", "v2 p95"]
+    first = eventually(lambda: plots(page), lambda p: len(p) == 1 and [line["name"] for line in p[0]] == names)
+    later = eventually(lambda: plots(page), lambda p: len(p[0][0]["x"]) >= len(first[0][0]["x"]) + 3)
+    assert all(y > 0 for y in later[0][1]["y"][-3:])
+    assert max(later[0][0]["x"]) > -3, "the newest point is seconds old"
+    if pictures.keeps:  # for people: long enough to see it move
+        eventually(lambda: plots(page), lambda p: len(p[0][0]["x"]) > 45, timeout_s=60)
+    page.mouse.move(5, 5)
+    page.locator(".jp-OutputArea-output > .widget-vbox").last.screenshot(path=pictures.folder / "panel.png")
+
+
+def test_a_slider_that_is_dragged_changes_the_route_on_the_gateway(demo: Demo, page: Page) -> None:
+    cell(page, "%dsserve panel demo")
+    assert demo.weights() == {"v1": 90, "v2": 10}
+    drag(page, "v2", by_px=40)
+    after = eventually(demo.weights, lambda w: w["v2"] > 10)
+    assert sum(after.values()) == 100
+    eventually(lambda: handle(page, "v1").get_attribute("aria-valuetext"), lambda v: v == str(int(after["v1"])))
+    handle(page, "v2").press("ArrowRight")
+    eventually(demo.weights, lambda w: w == {"v1": after["v1"] - 1, "v2": after["v2"] + 1})
+
+
+def test_a_second_run_of_the_cell_leaves_one_plot_that_moves(page: Page) -> None:
+    for _ in range(2):
+        cell(page, "%dsserve panel demo").locator(".cm-content").click()
+        page.keyboard.press("Control+Enter")
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+    first = eventually(lambda: plots(page), lambda p: len(p) == 1 and len(p[0]) == 4)
+    eventually(lambda: plots(page), lambda p: len(p) == 1 and len(p[0][0]["x"]) >= len(first[0][0]["x"]) + 2)
+
+
+def test_the_deployment_serves_on_when_the_kernel_is_restarted(demo: Demo, page: Page) -> None:
+    before = demo.worker_pids()
+    menu(page, "Kernel", "kernelmenu:restart-and-clear")
+    page.get_by_role("button", name="Confirm").click()
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+    first = cell(page, "%load_ext jupyter_dsserve")
+    first.locator(".cm-content").click()
+    page.keyboard.press("Shift+Enter")
+    route = cell(page, "%dsserve route demo")
+    route.locator(".cm-content").click()
+    page.keyboard.press("Shift+Enter")
+    eventually(lambda: said_by(page, "%dsserve route demo"), lambda text: "v1=90 v2=10" in text)
+    assert demo.worker_pids() == before
+    assert demo.weights() == {"v1": 90, "v2": 10}

@@ -1,0 +1,57 @@
+"""The notebooks run from top to bottom, beside a real Jupyter server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.support import JupyterServer
+
+FOLDER = Path(__file__).parent.parent.parent / "notebooks"
+
+
+def outputs(cell: nbformat.NotebookNode) -> str:
+    """What a cell shows, as text."""
+    return "".join(o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in cell.get("outputs", []))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> JupyterServer:
+    return JupyterServer(tmp_path / "home", base_url="/user/ann/")
+
+
+async def executed(name: str, server: JupyterServer) -> list[nbformat.NotebookNode]:
+    """Its code cells. Raises what a cell raises."""
+    notebook = nbformat.read(FOLDER / name, as_version=4)
+    hub = {"JUPYTERHUB_SERVICE_URL": f"{server.url}/", "JUPYTERHUB_API_TOKEN": server.token}
+    client = NotebookClient(notebook, timeout=120)
+    await client.async_execute(env={**os.environ, **hub})
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+async def test_first_answer(server: JupyterServer) -> None:
+    with server:
+        cells = await executed("01_first_answer.ipynb", server)
+        said = {cell.source.splitlines()[0]: outputs(cell) for cell in cells}
+        assert "demo@v1: READY" in said["%dsserve load demo --model builtin:demo-v1"]
+        assert "demo@v1 · 60 tokens" in said["%%dsserve demo --max-tokens 60 --temperature 0"]
+        assert "v1=90 v2=10" in said["%dsserve route demo v1=90 v2=10"]
+        counted = said["from collections import Counter"]
+        assert "'v1':" in counted
+        assert "'v2':" in counted
+        assert "Panel(" in said["%dsserve panel demo"]
+        async with server.caller() as caller:
+            demo = (await caller.get("/api/deployments/demo")).json()
+        assert demo["weights"] == {"v1": 90, "v2": 10}
+        assert [v["spec"]["model"] for v in demo["versions"]] == ["builtin:demo-v1", "builtin:demo-v2"]
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_are_kept_without_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
