@@ -7,7 +7,7 @@ PORT ?= 8899
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo check test test-long bench clean
+.PHONY: install demo check test test-long screenshots bench clean
 
 install: $(INSTALLED)
 
@@ -33,6 +33,10 @@ test: check
 
 test-long: install
 	$(BIN)/python -m pytest -q -m long
+
+# The README's pictures, taken by the browser tests.
+screenshots: install
+	$(BIN)/python -m pytest -q tests/browser --screenshots docs/images
 
 bench: install
 	$(BIN)/python -m tests.bench.bench_http

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from jupyter_dsserve.extension.app import DSServeExtension
 from jupyter_dsserve.gateway import control, generate, openai
-from tests.support import Command
+from tests.notebook.conftest import Kernel
+from tests.support import Command, JupyterServer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -49,8 +51,38 @@ async def _run(arguments: list[str], env: dict[str, str]) -> str:
     return done.stdout
 
 
-def test_the_readme_has_snippets_of_both_kinds() -> None:
-    assert (len(snippets("bash")), len(snippets("python"))) == (2, 1)
+def test_the_first_answer_of_the_readme_takes_twelve_lines_in_a_notebook(tmp_path: Path) -> None:
+    (snippet,) = snippets("ipython")
+    assert len(snippet.splitlines()) <= 12
+    with JupyterServer(tmp_path) as server:
+        kernel = Kernel(server)
+        try:
+            outputs = [kernel.run(cell, timeout_s=120) for cell in snippet.strip().split("\n\n")]
+        finally:
+            kernel.close()
+    assert [output.errors for output in outputs if output.is_error] == []
+    assert "demo@v1: READY" in outputs[0].shown[-1]["text/plain"]
+    assert len(outputs[1].text) > 20
+    assert "[demo@v1 · 40 tokens" in outputs[2].shown[-1]["text/plain"]
+    assert "Panel(" in outputs[3].shown[-1]["text/plain"]
+
+
+def test_the_readme_has_snippets_of_each_kind() -> None:
+    assert [len(snippets(kind)) for kind in ("ipython", "bash", "python")] == [1, 2, 1]
+
+
+def test_the_table_of_settings_is_complete_and_true() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", README.partition("`DSServeExtension.`")[2], re.MULTILINE))
+    traits = DSServeExtension.class_own_traits(config=True)
+    assert set(rows) == set(traits)
+    for name in ("autostart", "port", "start_wait_s", "stop_s", "drain_s"):
+        assert rows[name].strip("`") in (str(traits[name].default_value), f"{traits[name].default_value:g}")
+
+
+def test_every_picture_of_the_readme_exists() -> None:
+    pictures = re.findall(r"!\[.+?\]\((.*?)\)", README)
+    assert pictures
+    assert all((ROOT / picture).exists() for picture in pictures)
 
 
 def _documented() -> set[tuple[str, str]]:
