@@ -40,6 +40,7 @@ screenshots: install
 
 bench: install
 	$(BIN)/python -m tests.bench.bench_http
+	$(BIN)/python -m tests.bench.bench_forward
 
 clean:
 	rm -rf .venv build dist

@@ -20,7 +20,7 @@ from jupyter_dsserve.extension.keeper import Keeper
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import DSServeError
 
-ACTIVITY_S = 15.0
+ACTIVITY_S = 5.0
 
 
 class DSServeExtension(ExtensionApp):

@@ -9,9 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from jupyter_dsserve.extension.app import ACTIVITY_S
 from jupyter_dsserve.extension.keeper import backoff_s
 from tests.engine.test_loop import toy_text
-from tests.support import Caller, Json, JupyterServer, is_running, until
+from tests.support import Caller, Command, Json, JupyterServer, is_running, until
 
 TOY = "toy:step_s=0.001"
 
@@ -97,8 +98,6 @@ async def test_whoever_starts_it_after_a_crash_brings_back_what_ran(home: Path) 
 
 
 async def test_a_running_jupyter_dsserve_on_the_directory_is_used(home: Path) -> None:
-    from tests.support import Command
-
     with Command(home / "data/dsserve", "--load", f"demo={TOY}") as command:
         async with await command.caller() as direct:
             await direct.settled("demo", "v1", "READY")
@@ -151,6 +150,26 @@ async def test_running_requests_end_before_the_server_does(home: Path) -> None:
                 server.process.send_signal(signal.SIGTERM)
                 rest = [line async for line in lines]
             assert rest[-2:] == ["data: [DONE]", ""]
+            assert '"finish_reason":"length"' in rest[-4], "it was ended before it was done"
+
+
+async def test_serving_counts_as_activity_and_looking_does_not(home: Path) -> None:
+    """So that a culler leaves a server alone that serves, also when callers go straight to the gateway."""
+    with JupyterServer(home) as server:
+        headers = {"Authorization": f"token {server.token}"}
+        async with server.caller() as caller, httpx.AsyncClient(headers=headers, trust_env=False) as jupyter:
+
+            async def last_activity() -> str:
+                return str((await jupyter.get(f"{server.url}/api/status")).json()["last_activity"])
+
+            await caller.load("demo", "v1", TOY)
+            where = (await caller.post("/gateway")).json()
+            loaded = await until(last_activity, timeout_s=1)
+            await caller.get("/api/deployments")
+            assert await last_activity() == loaded
+            async with Caller(where["url"], where["key"]) as straight:
+                await straight.complete()
+            await until(last_activity, lambda at: at > loaded, timeout_s=ACTIVITY_S + 3)
 
 
 def test_crashes_are_followed_by_longer_and_longer_waits() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import json
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from jupyter_dsserve import AsyncClient, Client
 from jupyter_dsserve.gateway.server import Gateway
-from jupyter_dsserve.notebook.verbs import Verbs, error_in, only_version, version_for
+from jupyter_dsserve.notebook.verbs import Send, Verbs, error_in, only_version, version_for
 from jupyter_dsserve.notebook.views import Answer, Version
 from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound, Unauthorized, Unavailable
 from jupyter_dsserve.protocol.records import GatewayState, VersionState, VersionStats
@@ -151,13 +152,14 @@ async def test_errors_keep_their_class_and_words(client: AsyncClient, gateway: G
     await nobody.aclose()
 
 
-async def test_a_directory_is_sent_by_its_whole_path(
-    client: AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_directory_is_sent_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway has another working directory than the kernel."""
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InvalidRequest, match=str(tmp_path / "model")):
-        await client.load("demo", "model")
+    for model, sent in (("model", str(tmp_path / "model")), ("org/name", "org/name")):
+        first = next(Verbs("http://here", "key").load("demo", model, "v1"))
+        assert isinstance(first, Send)
+        assert json.loads(first.request.content)["model"] == sent
 
 
 async def test_the_kernels_interpreter_runs_the_worker(client: AsyncClient) -> None:

@@ -60,6 +60,19 @@ async def test_an_interrupt_cancels_the_request_on_the_server_in_one_line(loaded
     assert loaded.run("1 + 1").shown[0]["text/plain"] == "2"
 
 
+async def test_an_interrupt_between_two_pieces_cancels_it_too(loaded: Kernel) -> None:
+    """The traceback of what was raised is kept by IPython, and with it all that its frames hold."""
+    loaded.run(
+        "from jupyter_dsserve.notebook import magics\n"
+        "def interrupted(*words, **options): raise KeyboardInterrupt\n"
+        "magics.print = interrupted"
+    )
+    assert "interrupted: " in loaded.run("%%dsserve demo --max-tokens 1000000\nhello").errors
+    loaded.run("del magics.print")
+    async with loaded.server.caller() as caller:
+        await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 0, timeout_s=2)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
