@@ -70,9 +70,12 @@ class DataDir:
 
 
 def read_admin_key(path: Path) -> str:
-    """The admin key of the data directory ``path``. Raises `Conflict` if its file is empty."""
+    """The admin key of the data directory ``path``. Raises `Conflict` if its file is empty or cannot be read."""
     file = path / "admin.key"
-    key = file.read_text().strip()
+    try:
+        key = file.read_text().strip()
+    except OSError as fault:
+        raise Conflict(f"{file} cannot be read ({fault.strerror}): check its permissions") from None
     if not key:
         raise Conflict(f"{file} is empty: delete it to have a new key made, or put a key into it")
     return key
@@ -107,7 +110,10 @@ def _read_lock(path: Path) -> tuple[bytes, bool]:
 
 
 def _parsed(text: bytes) -> Holder:
-    return Holder(**json.loads(text)) if text else Holder()
+    try:
+        return Holder(**json.loads(text))
+    except (ValueError, TypeError):  # nothing yet, or half of it
+        return Holder()
 
 
 def _is_taken(lock: int) -> bool:

@@ -188,12 +188,10 @@ class JupyterServer:
     def __exit__(self, *_: object) -> None:
         self.end(signal.SIGTERM)
 
-    def end(self, *signals: signal.Signals, timeout_s: float = 15) -> None:
-        """Send the signals, wait for the end, and see to it that it comes."""
-        for number in signals:
-            if self.process.poll() is None:
-                self.process.send_signal(number)
-                time.sleep(0.3)
+    def end(self, number: signal.Signals, timeout_s: float = 15) -> None:
+        """Send the signal, wait for the end, and see to it that it comes."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
         try:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -52,7 +53,7 @@ def main() -> None:
             _serve_two_versions(Client(f"{lab.url}/dsserve", lab.token))
             _print_welcome(lab)
             if not chosen.no_browser:
-                webbrowser.open(lab.notebook)
+                webbrowser.open(lab.doorway())
             lab.process.wait()
         except KeyboardInterrupt:
             print("\nstopping", flush=True)
@@ -60,7 +61,6 @@ def main() -> None:
             sys.exit(f"demo: {fault.message}")
         finally:
             lab.stop()
-    print("stopped: no process is left")
 
 
 class _Lab:
@@ -69,7 +69,7 @@ class _Lab:
     def __init__(self, directory: Path, port: int) -> None:
         self.token = secrets.token_hex(16)
         self.data_dir = directory / "dsserve"
-        self._work = directory / "notebooks"
+        self._directory, self._work = directory, directory / "notebooks"
         shutil.copytree(_NOTEBOOKS, self._work)
         self._log = directory / "jupyter.log"
         self.url = ""
@@ -79,7 +79,6 @@ class _Lab:
             "--ServerApp.ip=127.0.0.1",
             f"--ServerApp.port={port}",
             f"--ServerApp.root_dir={self._work}",
-            f"--IdentityProvider.token={self.token}",
             f"--DSServeExtension.dsserve_data_dir={self.data_dir}",
         ]
         with self._log.open("wb") as log:
@@ -88,6 +87,8 @@ class _Lab:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # Not an argument: whoever may list the processes of this machine could read the token there.
+                env={**os.environ, "JUPYTER_TOKEN": self.token, "JUPYTER_CONFIG_DIR": str(directory / "config")},
                 start_new_session=True,  # Ctrl-C comes to us, and we stop it in good order
                 preexec_fn=partial(die_by, signal.SIGTERM),  # and it does not outlive us
             )
@@ -95,6 +96,12 @@ class _Lab:
     @property
     def notebook(self) -> str:
         return f"{self.url}/lab/tree/{_FIRST}?token={self.token}"
+
+    def doorway(self) -> str:
+        """A page of ours that leads to the notebook: a browser's arguments are no place for the token."""
+        page = self._directory / "open.html"
+        page.write_text(f'<meta http-equiv="refresh" content="0;url={self.notebook}">')
+        return page.as_uri()
 
     def wait_until_it_answers(self) -> None:
         """Raises `DSServeError` with the end of its log if it does not."""
@@ -124,6 +131,10 @@ class _Lab:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        end = time.monotonic() + _STOP_S
+        while (held := holder(self.data_dir)) and time.monotonic() < end:
+            time.sleep(0.05)
+        print(f"the gateway still runs: {held}" if held else "stopped: no process is left")
 
 
 def _as_interrupt(_number: int, _frame: object) -> None:

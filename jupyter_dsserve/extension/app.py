@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from jupyter_core.paths import jupyter_data_dir
 from jupyter_server.extension.application import ExtensionApp
-from traitlets import Bool, Float, Int, Unicode, default
+from traitlets import Bool, Float, Int, Unicode
 
 from jupyter_dsserve.extension.forward import Forwarder
 from jupyter_dsserve.extension.handlers import HANDLERS
@@ -21,6 +21,7 @@ from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import DSServeError
 
 ACTIVITY_S = 5.0
+_DATA_DIR = str(Path(jupyter_data_dir()) / "dsserve")
 
 
 class DSServeExtension(ExtensionApp):
@@ -29,25 +30,13 @@ class DSServeExtension(ExtensionApp):
     name = "jupyter_dsserve"
     load_other_extensions = True
 
-    autostart = Bool(
-        False, help="Start the gateway with the server and load what ran last; else it starts, empty, at first use."
-    ).tag(config=True)
-    port = Int(0, min=0, max=65535, help="The gateway's port on 127.0.0.1; 0 takes a free one.").tag(config=True)
-    dsserve_data_dir = Unicode(help="Where keys, versions, routes and logs are kept.").tag(config=True)
-    drain_s = Float(
-        30.0, min=0, help="Seconds that running requests get to end when a version is unloaded; 0 ends at once."
-    ).tag(config=True)
-    stop_s = Float(
-        3.0, min=0, help="Seconds that running requests get to end when the server stops; 0 ends at once."
-    ).tag(config=True)
-    start_wait_s = Float(
-        30.0, min=0, help="Seconds that calls wait while the gateway starts; 0 answers 503 until it runs."
-    ).tag(config=True)
-    max_body_bytes = Int(16 * 1024 * 1024, min=1, help="The most bytes a request's body may have.").tag(config=True)
-
-    @default("dsserve_data_dir")
-    def _default_data_dir(self) -> str:
-        return str(Path(jupyter_data_dir()) / "dsserve")
+    autostart = Bool(False, help="Start it with the server and load what ran; else at first use.").tag(config=True)
+    port = Int(0, min=0, max=65535, help="The gateway's on 127.0.0.1; 0 takes a free one.").tag(config=True)
+    dsserve_data_dir = Unicode(_DATA_DIR, help="Where keys, versions, routes and logs are kept.").tag(config=True)
+    drain_s = Float(30.0, min=0, help="Seconds for running requests at an unload; 0 ends them.").tag(config=True)
+    stop_s = Float(3.0, min=0, help="Seconds for running requests at the server's end; 0 ends them.").tag(config=True)
+    start_wait_s = Float(30.0, min=0, help="Seconds that calls wait for a start; 0 answers 503.").tag(config=True)
+    max_body_bytes = Int(16 * 1024 * 1024, min=1, help="The most bytes of a request's body.").tag(config=True)
 
     keeper: Keeper
 
@@ -57,6 +46,7 @@ class DSServeExtension(ExtensionApp):
 
     def initialize_settings(self) -> None:
         self._watching: asyncio.Task[None] | None = None
+        self._in_flight = 0
         config = GatewayConfig(
             data_dir=Path(self.dsserve_data_dir).expanduser(),
             port=self.port,
@@ -86,9 +76,14 @@ class DSServeExtension(ExtensionApp):
         seen = 0
         while True:
             await asyncio.sleep(ACTIVITY_S)
+            num_requests, self._in_flight = seen, 0
             with contextlib.suppress(DSServeError, aiohttp.ClientError, OSError):
-                address = self.keeper.running()
-                num_requests = await self.forwarder.num_requests(address) if address else seen
-                if num_requests != seen and self.serverapp:
-                    self.serverapp.web_app.settings["last_activity_times"][self.name] = datetime.now(timezone.utc)
-                seen = num_requests
+                if address := self.keeper.running():
+                    num_requests, self._in_flight = await self.forwarder.activity(address)
+            if (num_requests != seen or self._in_flight) and self.serverapp:
+                self.serverapp.web_app.settings["last_activity_times"][self.name] = datetime.now(timezone.utc)
+            seen = num_requests
+
+    def current_activity(self) -> int:
+        """Requests that run: the server does not shut down for idleness meanwhile."""
+        return self._in_flight

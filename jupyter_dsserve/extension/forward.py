@@ -45,11 +45,12 @@ class Forwarder:
             request.method or "GET", url, headers=headers, data=body, allow_redirects=False
         )
 
-    async def num_requests(self, of: GatewayAddress) -> int:
-        """How many requests the gateway has taken. Raises aiohttp's errors."""
+    async def activity(self, of: GatewayAddress) -> tuple[int, int]:
+        """How many requests the gateway has taken, and how many of them run. Raises aiohttp's errors."""
         headers = {"Authorization": f"Bearer {of.key}"}
         async with self._session.get(f"{of.url}/api/status", headers=headers, raise_for_status=True) as answer:
-            return int((await answer.json())["num_requests"])
+            status = await answer.json()
+            return status["num_requests"], status["in_flight"]
 
     async def close(self) -> None:
         await self._session.close()

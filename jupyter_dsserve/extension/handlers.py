@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from dataclasses import asdict
+from http.client import responses
 from typing import Any
 
 import aiohttp
@@ -34,15 +35,19 @@ class _Handler(ExtensionHandlerMixin, APIHandler):
 
     async def address(self, wait_s: float) -> GatewayAddress:
         try:
-            found: GatewayAddress = await self.extension.keeper.address(wait_s)
+            return await self.extension.keeper.address(wait_s)
         except DSServeError as fault:
             raise HTTPError(fault.status, fault.message) from None
-        return found
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Jupyter's shape and OpenAI's in one: below ``/dsserve/v1`` callers expect the second."""
+        fault = kwargs.get("exc_info", (None, None))[1]
+        message = (fault.log_message if isinstance(fault, HTTPError) else "") or responses.get(status_code, "error")
+        kind = "invalid_request_error" if status_code < 500 else "server_error"
         if status_code == 503:
             self.set_header("Retry-After", "2")
-        super().write_error(status_code, **kwargs)
+        error = {"message": message, "type": kind, "param": None, "code": None}
+        self.finish(json.dumps({"message": message, "reason": None, "error": error}))
 
 
 class GatewayHandler(_Handler):
@@ -92,6 +97,8 @@ class ForwardHandler(_Handler):
             self._work.cancel()
 
     async def forward(self) -> None:
+        if self._caller_left:  # while Jupyter asked who it is
+            return
         self._work = asyncio.current_task()
         try:
             async with await self._ask() as answer:
@@ -126,22 +133,19 @@ class ForwardHandler(_Handler):
     async def _hand_on(self, answer: aiohttp.ClientResponse) -> None:
         self.set_status(answer.status, answer.reason)
         headers = answer_headers(answer)
+        for name in headers:
+            self.clear_header(name)
         for name, value in headers.items():
-            self.set_header(name, value)
-        if answer.content_type == "text/event-stream":
-            # Not through Jupyter's compression: a token is smaller than what gzip adds to it. And each is a packet of
-            # its own, which must not wait for the acknowledgement of the one before.
-            self.set_header("Content-Encoding", "identity")
-            connection: Any = self.request.connection
-            connection.stream.set_nodelay(True)
-            await self.flush()
+            self.add_header(name, value)
+        # Each token is a packet of its own, which must not wait for the acknowledgement of the one before.
+        connection: Any = self.request.connection
+        connection.stream.set_nodelay(True)
+        await self.flush()
         try:
             async for piece in answer.content.iter_any():
                 self.write(piece)
                 await self.flush()
-        except aiohttp.ClientError as fault:
-            if not self._headers_written:
-                raise HTTPError(503, f"the gateway ended while it answered ({fault}): ask again") from None
+        except aiohttp.ClientError:
             # Cut off, so that the caller sees that the end is missing: to finish would look like a whole answer.
             self.detach().close()
             return

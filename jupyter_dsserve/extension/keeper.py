@@ -19,10 +19,8 @@ from jupyter_dsserve.protocol.records import GatewayAddress, GatewayState, Gatew
 MAX_CRASHES = 5
 # A gateway that lived this long was healthy: what ends it now is a new trouble, not the old one again.
 HEALTHY_S = 60.0
-# One that does not answer by then hangs.
-MAX_START_S = 60.0
-# How long a gateway that was told twice to end gets before it is killed.
-_HURRY_S = 1.0
+MAX_START_S = 60.0  # one that does not answer by then hangs
+_HURRY_S = 1.0  # for one that was told twice to end, before it is killed
 _LOOK_S = 0.05
 
 
@@ -44,6 +42,7 @@ class Keeper:
         self._process: asyncio.subprocess.Process | None = None
         self._own: GatewayAddress | None = None  # of our process, from its first answer to its end
         self._last: Holder | None = None  # the one we saw answering last, ours or not
+        self._attached: GatewayAddress | None = None  # of ``_last``
         self._failure = ""
         self._is_stopping = False
 
@@ -66,8 +65,9 @@ class Keeper:
         held = holder(self._config.data_dir)
         if not held or not held.url:
             return None
-        self._last = held
-        return GatewayAddress(held.url, read_admin_key(self._config.data_dir))
+        if held != self._last or not self._attached:
+            self._last, self._attached = held, GatewayAddress(held.url, read_admin_key(self._config.data_dir))
+        return self._attached
 
     async def address(self, wait_s: float) -> GatewayAddress:
         """Where the gateway answers; it is started if none runs.
@@ -79,13 +79,13 @@ class Keeper:
             self._failure = ""  # a new use tries again
         while not (found := self.running()):
             if self._is_stopping:
-                raise Unavailable("the Jupyter server is stopping", retry_after_s=5)
+                raise Unavailable("the Jupyter server is stopping")
             if self._failure:
-                raise Unavailable(f"the gateway could not be started: {self._failure}", retry_after_s=5)
+                raise Unavailable(f"the gateway could not be started: {self._failure}")
             if not self._life and not holder(self._config.data_dir):
                 self._life = asyncio.create_task(self._keep())
             if time.monotonic() > end:
-                raise Unavailable(f"the gateway is still starting after {wait_s:.1f} s: ask again", retry_after_s=2)
+                raise Unavailable(f"the gateway is still starting after {wait_s:.1f} s: ask again")
             await asyncio.sleep(_LOOK_S)
         return found
 
@@ -104,35 +104,34 @@ class Keeper:
             await asyncio.gather(self._life, return_exceptions=True)
 
     async def _keep(self) -> None:
-        """One gateway after another until the server stops or it cannot go on; ``_failure`` then says why."""
-        num_crashes = 0
+        """One gateway after another until one ends in good order or cannot go on; ``_failure`` then says why."""
+        num_crashes, config = 0, self._config_after(killed_holder(self._config.data_dir))
         try:
             while True:
                 started = time.monotonic()
-                has_answered, reason = await self._run(self._config_now())
-                if self._is_stopping or holder(self._config.data_dir):  # another server was faster: use its gateway
+                has_answered, code, reason = await self._run(config)
+                if self._is_stopping or code == 0 or holder(self._config.data_dir):  # held: by a faster server's
                     return
                 num_crashes = 1 if time.monotonic() - started > HEALTHY_S else num_crashes + 1
-                if num_crashes > MAX_CRASHES or (num_crashes == 1 and not has_answered):
+                if num_crashes > MAX_CRASHES or not (has_answered or config.restore):
                     self._failure = reason
                     return
                 self._log.warning("%s; starting it again", reason)
+                config = self._config_after(self._last) if has_answered else replace(config, port=self._config.port)
                 await asyncio.sleep(backoff_s(num_crashes))
-        except OSError as fault:
-            self._failure = str(fault)
+        except Exception as fault:
+            self._failure = f"{type(fault).__name__}: {fault}"
         finally:
             self._life = None
 
-    def _config_now(self) -> GatewayConfig:
-        """After a crash that we saw, whoever owned it: what ran comes back, and where it was known to answer."""
-        killed = killed_holder(self._config.data_dir)
-        if not killed or killed != self._last:
-            return self._config
-        self._last = None  # if it cannot start so, the next one starts afresh
-        return replace(self._config, restore=True, port=urlsplit(killed.url).port or 0)
+    def _config_after(self, killed: Holder | None) -> GatewayConfig:
+        """After a crash of a gateway we used, whoever owned it: what ran comes back, where it was known to answer."""
+        if killed and killed == self._last:
+            return replace(self._config, restore=True, port=urlsplit(killed.url).port or 0)
+        return self._config
 
-    async def _run(self, config: GatewayConfig) -> tuple[bool, str]:
-        """One life of a gateway: whether it answered, and how it ended. The process is gone afterwards."""
+    async def _run(self, config: GatewayConfig) -> tuple[bool, int, str]:
+        """One life of a gateway: whether it answered, its exit code, why it ended. The process is gone afterwards."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "jupyter_dsserve.gateway"),
             stdin=asyncio.subprocess.PIPE,  # stays open: its end tells the gateway that we died
@@ -149,7 +148,8 @@ class Keeper:
             has_answered = await self._has_answered(process)
             code = await process.wait()
             await listening
-            return has_answered, f"the gateway ended with code {code}: {' / '.join(last_words) or 'without a word'}"
+            why = "it did not answer in time" if not has_answered and code < 0 else " / ".join(last_words)
+            return has_answered, code, f"the gateway ended with code {code}: {why or 'without a word'}"
         finally:
             self._own = None
             with contextlib.suppress(ProcessLookupError):
@@ -173,6 +173,6 @@ class Keeper:
         return False
 
     async def _listen(self, stderr: asyncio.StreamReader, last_words: deque[str]) -> None:
-        while line := await stderr.readline():
-            last_words.append(line.decode(errors="replace").rstrip())
-            self._log.info("gateway: %s", last_words[-1])
+        while piece := await stderr.read(65536):  # not by lines: one that is too long would end the reading
+            last_words.extend(line[:1000] for line in piece.decode(errors="replace").splitlines())
+            self._log.info("gateway: %s", piece[:4000].decode(errors="replace").rstrip())

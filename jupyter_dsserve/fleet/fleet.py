@@ -322,10 +322,15 @@ class Fleet:
         return [self.deployment_status(name) for name in sorted(self._deployments)]
 
     @property
+    def in_flight(self) -> int:
+        """Requests that run now."""
+        return sum(r.in_flight for d in self._deployments.values() for v in d.versions.values() for r in v.replicas)
+
+    @property
     def num_requests(self) -> int:
         """Requests taken since the start: ended and running ones."""
-        versions = [v for d in self._deployments.values() for v in d.versions.values()]
-        return sum(v.window.requests + sum(r.in_flight for r in v.replicas) for v in versions)
+        ended = sum(v.window.requests for d in self._deployments.values() for v in d.versions.values())
+        return ended + self.in_flight
 
     def deployment_status(self, name: str) -> DeploymentStatus:
         found = self.deployment(name)

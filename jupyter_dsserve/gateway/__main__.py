@@ -20,6 +20,7 @@ from jupyter_dsserve.protocol.errors import DSServeError
 def main() -> None:
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s")
     logging.getLogger("jupyter_dsserve").setLevel(logging.INFO)
+    logging.getLogger("tornado.access").setLevel(logging.ERROR)  # a caller's 404 is no news in Jupyter's log
     config = GatewayConfig.from_json(launch_line("people start `jupyter dsserve`"))
     try:
         asyncio.run(serve(config, _nothing_more, ends_with_parent=True))

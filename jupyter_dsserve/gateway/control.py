@@ -86,7 +86,9 @@ class Activate(Handler):
 
 class Status(Handler):
     def get(self) -> None:
-        self.answer({"deployments": self.fleet.status(), "num_requests": self.fleet.num_requests})
+        fleet = self.fleet
+        counts = {"num_requests": fleet.num_requests, "in_flight": fleet.in_flight}
+        self.answer({"deployments": fleet.status(), **counts})
 
 
 class History(Handler):

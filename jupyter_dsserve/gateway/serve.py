@@ -41,7 +41,7 @@ async def serve(
         await stopping.wait()
     finally:
         stopping.set()
-        log.info("stopping: running requests have %g s to end (Ctrl-C again ends them now)", config.drain_s)
+        log.info("stopping: running requests have %g s to end; a second signal ends them now", config.drain_s)
         await gateway.stop()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from jupyter_dsserve.notebook.views import Answer
-from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure
+from jupyter_dsserve.protocol.errors import EngineFailure, Unavailable
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
@@ -43,12 +43,11 @@ class Pieces:
 
     def __init__(self, model: str, version: str, started: float) -> None:
         self._model, self._version = model, version
-        self._started, self._first, self._last = started, None, started
+        self._started, self._last = started, started
+        self._first: float | None = None
         self._texts: list[str] = []
         self._end = ""
         self._usage: Mapping[str, int] = {}
-
-    _first: float | None
 
     def feed(self, line: str, now: float) -> str:
         """The text in one line, often none. Raises the error that ended the answer."""
@@ -72,10 +71,15 @@ class Pieces:
     def text(self) -> str:
         return "".join(self._texts)
 
+    def broken_off(self, fault: Exception | None = None) -> Unavailable:
+        """What to say when the end did not come."""
+        why = str(fault) or type(fault).__name__ if fault else "the gateway ended"
+        return Unavailable(f"the answer broke off after {len(self.text)} characters ({why}): ask again")
+
     def answer(self) -> Answer:
-        """The whole of what came. Raises `DSServeError` if the end did not come."""
+        """The whole of what came. Raises `Unavailable` if the end did not come."""
         if not self._end:
-            raise DSServeError(f"the answer broke off after {len(self.text)} characters: the gateway ended; ask again")
+            raise self.broken_off()
         return Answer(
             text=self.text,
             model=self._model,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from functools import wraps
@@ -21,8 +20,8 @@ from jupyter_dsserve.protocol.errors import Unavailable
 from jupyter_dsserve.protocol.records import Event, VersionStats
 
 _CONNECT_S = 5.0
-# The event stream says something at least this often (the gateway's keepalive is shorter).
-_SILENT_S = 30.0
+# The gateway batches what comes at once: httpx's own limit of 100 connections would let the 101st request wait.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 _EVENT = TypeAdapter(Event)
 _STATS = TypeAdapter(VersionStats)
 
@@ -76,9 +75,15 @@ class Client:
         self._verbs = Verbs(url, key)
         self._http = httpx.Client(
             timeout=httpx.Timeout(timeout_s, connect=_CONNECT_S),
+            limits=_LIMITS,
             trust_env=_is_remote(url),
-            mounts={_LOOPBACK: httpx.HTTPTransport(verify=False)},
+            mounts={_LOOPBACK: httpx.HTTPTransport(verify=False, limits=_LIMITS)},
         )
+
+    @property
+    def url(self) -> str:
+        """Where the gateway answered last; empty before the first time."""
+        return self._verbs.url
 
     gateway = _blocking(Verbs.gateway)
     address = _blocking(Verbs.address)
@@ -135,9 +140,15 @@ class AsyncClient:
         self._verbs = Verbs(url, key)
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout_s, connect=_CONNECT_S),
+            limits=_LIMITS,
             trust_env=_is_remote(url),
-            mounts={_LOOPBACK: httpx.AsyncHTTPTransport(verify=False)},
+            mounts={_LOOPBACK: httpx.AsyncHTTPTransport(verify=False, limits=_LIMITS)},
         )
+
+    @property
+    def url(self) -> str:
+        """Where the gateway answered last; empty before the first time."""
+        return self._verbs.url
 
     gateway = _awaiting(Verbs.gateway)
     address = _awaiting(Verbs.address)
@@ -157,26 +168,28 @@ class AsyncClient:
         """As `Client.stream`, for ``async for``."""
         return AsyncAnswerStream(self, model, prompt, options)
 
-    async def events(self, *, start: bool = True) -> AsyncGenerator[Record, None]:
+    async def events(
+        self, *, start: bool = True, on_open: Callable[[], object] = lambda: None
+    ) -> AsyncGenerator[Record, None]:
         """What happens from now on, and each version's numbers every second, until the gateway ends.
 
-        ``start`` False: a gateway that does not run is not started. Raises `Unavailable` when it is gone.
+        ``start`` False: a gateway that does not run is not started. ``on_open`` is called once it listens. Raises
+        `Unavailable` when the gateway is gone, or silent for ``timeout_s`` (it says something every 15 s).
         """
         response = await self._run(self._verbs.send("GET", "/api/events", stream=True, start=start))
-        kind = ""
+        on_open()
+        adapter: TypeAdapter[Any] = _STATS
         try:
-            lines = response.aiter_lines()
-            while True:
-                line = await asyncio.wait_for(anext(lines), _SILENT_S)
+            async for line in response.aiter_lines():
                 if line.startswith("event: "):
-                    kind = line.removeprefix("event: ")
+                    adapter = _EVENT if line == "event: event" else _STATS
                 elif line.startswith("data: "):
-                    raw = json.loads(line.removeprefix("data: "))
-                    yield (_EVENT if kind == "event" else _STATS).validate_python(raw)
-        except (httpx.HTTPError, asyncio.TimeoutError, StopAsyncIteration):
-            raise Unavailable("the gateway ended, or fell silent") from None
+                    yield adapter.validate_json(line.removeprefix("data: "))
+        except httpx.HTTPError:
+            pass
         finally:
             await response.aclose()
+        raise Unavailable("the gateway ended, or fell silent")
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -221,8 +234,8 @@ class AnswerStream:
             for line in response.iter_lines():
                 if text := pieces.feed(line, time.monotonic()):
                     yield text
-        except httpx.HTTPError:
-            pass  # `answer` says that the end is missing
+        except httpx.HTTPError as fault:
+            raise pieces.broken_off(fault) from None
         finally:
             response.close()
         self.answer = pieces.answer()
@@ -244,8 +257,8 @@ class AsyncAnswerStream:
             async for line in response.aiter_lines():
                 if text := pieces.feed(line, time.monotonic()):
                     yield text
-        except httpx.HTTPError:
-            pass  # `answer` says that the end is missing
+        except httpx.HTTPError as fault:
+            raise pieces.broken_off(fault) from None
         finally:
             await response.aclose()
         self.answer = pieces.answer()

@@ -6,11 +6,15 @@ A thread, because a task on the kernel's loop stands still while a cell runs.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
+from contextlib import aclosing
 
 from jupyter_dsserve.notebook.client import AsyncClient, Record
 from jupyter_dsserve.protocol.errors import DSServeError
+
+log = logging.getLogger(__name__)
 
 # At most so many updates a second reach a browser.
 BATCH_S = 0.25
@@ -60,22 +64,27 @@ class Feed:
             self._stop = lambda: loop.call_soon_threadsafe(task.cancel)
         client = self._make_client()
         try:
-            while True:
+            while self._thread is me:
                 try:
                     await self._hand_on(client)
                 except DSServeError as fault:
                     self._tell([], fault.message)
-                    await asyncio.sleep(_RETRY_S)
+                except Exception as fault:  # a newer gateway's records, say: show it, and try again
+                    self._tell([], f"{type(fault).__name__}: {fault}")
+                await asyncio.sleep(_RETRY_S)
         except asyncio.CancelledError:
             pass
         finally:
+            with self._lock:
+                if self._thread is me:
+                    self._thread, self._stop = None, lambda: None
             await client.aclose()
 
     async def _hand_on(self, client: AsyncClient) -> None:
         """Records come in bursts, one for each version: they are handed on together."""
+        me, loop = threading.current_thread(), asyncio.get_running_loop()
         batch: list[Record] = []
         due: asyncio.TimerHandle | None = None
-        loop = asyncio.get_running_loop()
 
         def flush() -> None:
             nonlocal due
@@ -83,13 +92,18 @@ class Feed:
             self._tell(batch[:], "")
             batch.clear()
 
-        self._tell([], "")
-        async for record in client.events(start=False):
-            batch.append(record)
-            due = due or loop.call_later(BATCH_S, flush)
+        async with aclosing(client.events(start=False, on_open=lambda: self._tell([], ""))) as records:
+            async for record in records:
+                if self._thread is not me:  # a cancellation can be lost on its way through a library
+                    return
+                batch.append(record)
+                due = due or loop.call_later(BATCH_S, flush)
 
     def _tell(self, batch: list[Record], trouble: str) -> None:
         with self._lock:
-            listeners = list(self._listeners)
+            listeners = list(self._listeners) if self._thread is threading.current_thread() else []
         for listener in listeners:
-            listener(batch, trouble)
+            try:
+                listener(batch, trouble)
+            except Exception:  # one panel's fault must not silence the others
+                log.exception("a panel could not be updated")

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from jupyter_dsserve.data_dir import holder, read_admin_key
 from jupyter_dsserve.protocol.errors import NotFound
@@ -29,30 +31,44 @@ def find(env: Mapping[str, str], runtime_dir: Path, data_dir: Path) -> JupyterSe
     Raises `NotFound` with what to do if there is neither: a server that merely runs here may be somebody else's work.
     """
     if env.get("JUPYTERHUB_SERVICE_URL") and env.get("JUPYTERHUB_API_TOKEN"):
-        return JupyterServer(env["JUPYTERHUB_SERVICE_URL"].rstrip("/"), env["JUPYTERHUB_API_TOKEN"])
+        service = urlsplit(env["JUPYTERHUB_SERVICE_URL"])
+        port = f":{service.port}" if service.port else ""
+        url = f"{service.scheme}://{_reachable(service.hostname or '')}{port}{service.path.rstrip('/')}"
+        return JupyterServer(url, env["JUPYTERHUB_API_TOKEN"])
     parent = env.get("JPY_PARENT_PID", "")
-    record = runtime_dir / f"jpserver-{parent}.json"
-    if parent and record.exists():
-        return _server(json.loads(record.read_text()))
+    if parent and (info := _read(runtime_dir / f"jpserver-{parent}.json")):
+        return _server(info)
     held = holder(data_dir)
     if held and held.url:
         return GatewayAddress(held.url, read_admin_key(data_dir))
     others = sorted(runtime_dir.glob("jpserver-*.json")) if runtime_dir.is_dir() else []
-    known = [json.loads(path.read_text()).get("url", "") for path in others]
+    known = [str(info["url"]) for path in others if (info := _read(path)).get("url")]
     here = f"; Jupyter servers known here: {', '.join(known)}" if known else ""
     raise NotFound(f"this kernel was not started by a Jupyter server, and no gateway runs{here}; {_REMEDY}")
 
 
-def _server(info: Mapping[str, object]) -> JupyterServer:
+def _server(info: Mapping[str, Any]) -> JupyterServer:
     if info.get("sock"):
         raise NotFound(f"the Jupyter server listens on the socket {info['sock']}, not on a port: {_REMEDY}")
     if not info.get("token"):
+        how = "a password alone opens it" if info.get("password") else "it asks nobody who they are"
         raise NotFound(
-            "the Jupyter server that started this kernel has no token (a password alone opens it), so a kernel cannot "
-            f"ask it: start it with a token, or {_REMEDY}"
+            f"the Jupyter server that started this kernel has no token ({how}), and a kernel needs one to ask it: "
+            f"start it with a token, or {_REMEDY}"
         )
-    host = str(info.get("hostname", ""))
-    host = "127.0.0.1" if host in _ANY_ADDRESS else f"[{host}]" if ":" in host else host
     scheme = "https" if info.get("secure") else "http"
-    base = str(info.get("base_url", "/")).rstrip("/")
+    host, base = _reachable(str(info.get("hostname", ""))), str(info.get("base_url", "/")).rstrip("/")
     return JupyterServer(f"{scheme}://{host}:{info['port']}{base}", str(info["token"]))
+
+
+def _reachable(host: str) -> str:
+    """An address that this machine reaches, for one that a server listens on."""
+    return "127.0.0.1" if host in _ANY_ADDRESS else f"[{host}]" if ":" in host else host
+
+
+def _read(record: Path) -> dict[str, Any]:
+    """What a server wrote down about itself; empty if it is not there, or only half of it."""
+    try:
+        return dict(json.loads(record.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import getpass
+import math
 import textwrap
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -83,25 +85,23 @@ class DSServeMagics(Magics):
     @argument("--no-wait", action="store_true", help="Do not wait until it is READY.")
     def load(self, line: str) -> Version:
         """Load a model as a version of a deployment, and wait until it is READY."""
-        given = vars(parse_argstring(self.load, line))
+        given = vars(_parsed(self.load, line))
         name, version = _name_and_version(given.pop("name"), given.pop("version"))
-        wait, note = not given.pop("no_wait"), given.pop("note")
+        wait = not given.pop("no_wait")
         with LoadBar() as bar:
-            return session.client().load(
-                name, given.pop("model"), version, note=_unquoted(note), wait=wait, on_progress=bar, **given
-            )
+            return session.client().load(name, given.pop("model"), version, wait=wait, on_progress=bar, **given)
 
     @magic_arguments("dsserve unload")
     @argument("name", help="demo@v1, or demo for all of its versions.")
     def unload(self, line: str) -> Deployment:
         """Drain a version and end its workers; it stays registered, and `load demo@v1` loads it again."""
-        return session.client().unload(*_name_and_version(parse_argstring(self.unload, line).name))
+        return session.client().unload(*_name_and_version(_parsed(self.unload, line).name))
 
     @magic_arguments("dsserve status")
     @argument("name", nargs="?", default="", help="One deployment; none shows all.")
     def status(self, line: str) -> Status | Deployment:
         """What is served. Starts nothing."""
-        name = parse_argstring(self.status, line).name
+        name = _parsed(self.status, line).name
         return session.client().deployment(name) if name else session.client().status()
 
     @magic_arguments("dsserve route")
@@ -109,7 +109,7 @@ class DSServeMagics(Magics):
     @argument("weights", nargs="*", help="v1=90 v2=10: percent that sum to 100; none shows them.")
     def route(self, line: str) -> Deployment:
         """Split the traffic between versions."""
-        given = parse_argstring(self.route, line)
+        given = _parsed(self.route, line)
         return session.client().route(given.name, dict(map(_weight, given.weights)) or None)
 
     @magic_arguments("dsserve activate")
@@ -117,7 +117,7 @@ class DSServeMagics(Magics):
     @argument("version", nargs="?", default="", help="The version that takes all traffic.")
     def activate(self, line: str) -> Deployment:
         """Give a version all traffic, loading it if need be; the others then drain and stop. Nothing is lost."""
-        given = parse_argstring(self.activate, line)
+        given = _parsed(self.activate, line)
         name, version = _name_and_version(given.name, given.version)
         if not version:
             raise UsageError(f"%dsserve activate {name}: name the version too, such as {name}@v2")
@@ -129,7 +129,7 @@ class DSServeMagics(Magics):
     @argument("--lines", type=int, default=50, help="How many of the last.")
     def logs(self, line: str) -> None:
         """What a version's workers wrote."""
-        given = parse_argstring(self.logs, line)
+        given = _parsed(self.logs, line)
         name, version = _name_and_version(given.name)
         if not version:
             raise UsageError(f"%dsserve logs {name}: name the version too, such as {name}@v1")
@@ -140,16 +140,16 @@ class DSServeMagics(Magics):
     @argument("name", nargs="?", default="", help="The deployment; none takes the first.")
     def panel(self, line: str) -> Panel:
         """Versions, sliders and a live plot."""
-        return panel(parse_argstring(self.panel, line).name)
+        return panel(_parsed(self.panel, line).name)
 
     @magic_arguments("dsserve connect")
     @argument("url", nargs="?", default="", help="Of a gateway: http://127.0.0.1:8899; none is the kernel's own.")
     @argument("--key", default="", help="The key that opens it; without it you are asked.")
     def connect(self, line: str) -> Status:
         """Talk to another gateway from now on."""
-        given = parse_argstring(self.connect, line)
+        given = _parsed(self.connect, line)
         key = given.key or (getpass.getpass(f"Key for {given.url}: ") if given.url else "")
-        return session.connect(given.url, key).client.status()
+        return session.connect(given.url, key)
 
     # ---- the cell
 
@@ -165,7 +165,7 @@ class DSServeMagics(Magics):
     @argument("--chat", action="store_true", help="The cell is a user's message instead of a text to go on with.")
     def ask(self, line: str, cell: str) -> None:
         """Ask a deployment; the answer streams into the output, and interrupting the cell cancels it."""
-        given = vars(parse_argstring(self.ask, line))
+        given = vars(_parsed(self.ask, line))
         name, is_chat = given.pop("name"), given.pop("chat")
         # The line break at the end is the notebook's, not the writer's.
         text = cell.removesuffix("\n")
@@ -218,11 +218,25 @@ def _name_and_version(text: str, version: str = "") -> tuple[str, str]:
 def _weight(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
-        return name, float(value)
+        weight = float(value)
+        if not math.isfinite(weight):
+            raise ValueError(value)
+        return name, weight
     except ValueError:
         raise UsageError(f"weight {text!r}: write VERSION=PERCENT, such as v1=90") from None
 
 
-def _unquoted(text: str | None) -> str | None:
-    """IPython leaves the quotes on."""
-    return text.strip("\"'") if text else text
+def _parsed(method: Callable[..., Any], line: str) -> Namespace:
+    """The arguments of a line. IPython leaves the quotes on that hold an argument together: they come off here."""
+    given: Namespace = parse_argstring(method, line)
+    for name, value in vars(given).items():
+        if isinstance(value, str):
+            setattr(given, name, _unquoted(value))
+        elif isinstance(value, list):
+            setattr(given, name, [_unquoted(each) for each in value])
+    return given
+
+
+def _unquoted(text: str) -> str:
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if is_quoted else text

@@ -17,9 +17,9 @@ from jupyter_dsserve.notebook.feed import Feed
 from jupyter_dsserve.notebook.figures import latency_layout, latency_traces
 from jupyter_dsserve.notebook.series import Series
 from jupyter_dsserve.notebook.session import session
-from jupyter_dsserve.notebook.views import Deployment, Status, Version, colour_of, state_text
+from jupyter_dsserve.notebook.views import Deployment, Version, colour_of, state_text
 from jupyter_dsserve.notebook.weights import balanced, whole_percents
-from jupyter_dsserve.protocol.errors import DSServeError
+from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest, NotFound
 from jupyter_dsserve.protocol.records import VersionState, VersionStats
 
 _LOADED = (VersionState.QUEUED, VersionState.LOADING, VersionState.WARMING, VersionState.READY)
@@ -39,7 +39,7 @@ def panel(name: str = "") -> Panel:
         name = next((d.name for d in now.client.status().deployments), "demo")
     if old := _live.pop(name, None):
         old.close()
-    _live[name] = Panel(name, now.client, now.feed)
+    _live[name] = Panel(name, now.quick, now.feed)
     return _live[name]
 
 
@@ -84,7 +84,7 @@ class Panel(w.VBox):  # type: ignore[misc]
     """Lives until `stop`, its Stop button, or the next panel of the same deployment.
 
     Changed by callbacks in the kernel's main thread (in a subshell's with some kernels) and by the feed's: ``_lock`` is
-    held by whoever touches its state.
+    held by whoever touches its state, and never while the gateway is asked: one that hangs must not hold up the others.
     """
 
     def __init__(self, name: str, client: Client, feed: Feed) -> None:
@@ -95,12 +95,13 @@ class Panel(w.VBox):  # type: ignore[misc]
         self._rows: dict[str, _Row] = {}
         self._series = Series()
         self._is_applying = False  # a slider moves because of us, not because of a hand
+        self._num_asked = self._num_shown = 0  # an answer that was overtaken by a later one is not shown
         self._was_shown = False
-        self._has_trouble = False
 
         self._title = w.HTML(layout=w.Layout(flex="1"))
         self._stop_button = w.Button(description="Stop", icon="stop", tooltip="Stop the live updates", layout=_BUTTON)
-        self._message = w.HTML()
+        self._message = w.HTML()  # what became of the last action
+        self._trouble = w.HTML()  # why no news come
         self._model = w.Text(placeholder="builtin:demo-v2, a directory or a hub name", layout=w.Layout(width="24em"))
         self._version = w.Text(placeholder="version", layout=w.Layout(width="7em"))
         self._load_button = w.Button(description="Load", icon="plus", button_style="primary", layout=_BUTTON)
@@ -119,47 +120,57 @@ class Panel(w.VBox):  # type: ignore[misc]
     def stop(self) -> None:
         """End the live updates; the last picture stays."""
         self._feed.forget(self._on_records)
-        with self._lock:
-            self._stop_button.disabled = True
-            self._say("stopped: run the cell again to go on")
+        self._stop_button.disabled = True
+        self._say("stopped: run the cell again to go on")
 
     def close(self) -> None:
-        """Stop, and take it off the page."""
+        """Stop, and take it off the page, with all that stands in it."""
         self.stop()
-        self._figure.close()
-        super().close()
+        _close_all(self)
 
     def refresh(self) -> None:
         """Show what the gateway says now."""
         with self._lock:
-            try:
-                # Looking must not start a gateway.
-                status = self._client.status()
-            except DSServeError as fault:
-                self._say(fault.message, is_trouble=True)
-            else:
-                self._apply(status)
+            self._num_asked += 1
+            asked = self._num_asked
+        found: Deployment | None = None
+        trouble = ""
+        try:
+            found = self._client.deployment(self.name)
+        except NotFound:
+            pass  # nothing of it yet
+        except DSServeError as fault:
+            trouble = fault.message
+        with self._lock:
+            self._trouble.value = _in_red(trouble)
+            if not trouble and asked > self._num_shown and self.comm is not None:
+                self._num_shown = asked
+                self._apply(found)
 
-    def _load_model(self) -> None:
+    def _load_model(self) -> str:
         model = self._model.value.strip()
         if not model:
-            self._say("name a model first: builtin:demo-v2, a directory, or a hub name such as org/name", True)
-            return
+            raise InvalidRequest("name a model first: builtin:demo-v2, a directory, or a hub name such as org/name")
         loading = self._client.load(self.name, model, self._version.value.strip(), wait=False)
         self._model.value = self._version.value = ""
-        self._say(f"{loading.id} is loading")
+        return f"{loading.id} is loading"
 
     def _toggle(self, version: str, _button: Any) -> None:
-        def act() -> None:
+        def act() -> str:
             if self._rows[version].load.description == "Unload":
                 self._client.unload(self.name, version, wait=False)
-            else:
-                self._client.load(self.name, version=version, wait=False)
+                return f"{self.name}@{version} drains and stops"
+            self._client.load(self.name, version=version, wait=False)
+            return f"{self.name}@{version} is loading"
 
         self._act(act)
 
     def _activate(self, version: str, _button: Any) -> None:
-        self._act(lambda: self._client.activate(self.name, version, wait=False))
+        def act() -> str:
+            self._client.activate(self.name, version, wait=False)
+            return f"{self.name}@{version} gets all traffic as soon as it is READY"
+
+        self._act(act)
 
     def _on_slide(self, version: str, change: Any) -> None:
         with self._lock:
@@ -168,41 +179,44 @@ class Panel(w.VBox):  # type: ignore[misc]
             ready = [v.version for v in self._deployment.versions if v.is_ready]
             shares = {name: share for name, share in self._shares().items() if name in ready}
             weights = balanced(shares, version, int(change["new"]))
-            self._act(partial(self._set_route, weights, self._deployment.revision))
+            revision = self._deployment.revision
 
-    def _set_route(self, weights: dict[str, int], revision: int) -> None:
-        self._client.route(self.name, weights, revision=revision)
-        self._say(" ".join(f"{name}={weight}" for name, weight in weights.items()))
+        def act() -> str:
+            self._client.route(self.name, weights, revision=revision)
+            return " ".join(f"{name}={weight}" for name, weight in weights.items())
 
-    def _act(self, action: Callable[[], object]) -> None:
-        """What a callback prints or raises nobody sees: it is said in the panel."""
-        with self._lock:
-            self._say("")
-            try:
-                action()
-            except DSServeError as fault:
-                self._say(fault.message, is_trouble=True)
-            self.refresh()
+        self._act(act)
+
+    def _act(self, action: Callable[[], str]) -> None:
+        """What a callback prints or raises nobody sees: what became of it is said in the panel."""
+        self._say("")
+        try:
+            self._say(action())
+        except DSServeError as fault:
+            self._say(fault.message, is_error=True)
+        self.refresh()
 
     # ---- what the gateway tells, in the feed's thread
 
     def _on_records(self, records: list[Record], trouble: str) -> None:
+        if trouble:
+            self._trouble.value = _in_red(trouble)
+            return
         with self._lock:
-            if trouble:
-                self._say(trouble, is_trouble=True)
+            if self.comm is None:  # closed meanwhile
                 return
             for record in records:
                 if isinstance(record, VersionStats) and record.deployment == self.name:
                     self._series.add(record)
-            if self._has_trouble:  # it answers again
-                self._say("")
-            self.refresh()
-            self._draw()
+        self.refresh()
+        with self._lock:
+            if self.comm is not None:
+                self._draw()
 
     # ---- what is shown
 
-    def _apply(self, status: Status) -> None:
-        found = self._deployment = next((d for d in status.deployments if d.name == self.name), None)
+    def _apply(self, found: Deployment | None) -> None:
+        self._deployment = found
         versions = found.versions if found else []
         names = [v.version for v in versions]
         if names != list(self._rows):
@@ -216,7 +230,7 @@ class Panel(w.VBox):  # type: ignore[misc]
                 self._rows[version.version].show(version, shares[version.version], stats, is_alone)
         finally:
             self._is_applying = False
-        where = f"served at {status.gateway.url}/v1" if found else "nothing is loaded yet: name a model below"
+        where = f"served at {self._client.url}/v1" if found else "nothing is loaded yet: name a model below"
         self._title.value = f"<b>{escape(self.name)}</b> <small>{escape(where)}</small>"
 
     def _shares(self) -> dict[str, int]:
@@ -228,7 +242,7 @@ class Panel(w.VBox):  # type: ignore[misc]
     def _remake_rows(self, names: list[str]) -> None:
         for gone in set(self._rows) - set(names):
             self._series.forget(gone)
-            self._rows.pop(gone).close()
+            _close_all(self._rows.pop(gone))
         rows = {}
         for name in names:
             row = self._rows.get(name)
@@ -255,10 +269,8 @@ class Panel(w.VBox):  # type: ignore[misc]
         elif len(traces) < len(self._figure.data):
             self._figure.data = self._figure.data[: len(traces)]
 
-    def _say(self, text: str, is_trouble: bool = False) -> None:
-        self._has_trouble = is_trouble
-        colour = "#D55E00" if is_trouble else "inherit"
-        self._message.value = f'<span style="color:{colour}">{escape(text)}</span>'
+    def _say(self, text: str, is_error: bool = False) -> None:
+        self._message.value = _in_red(text) if is_error else escape(text)
 
     def _new_figure(self) -> Any:
         figure = go.FigureWidget(layout=latency_layout(self.name))
@@ -268,7 +280,7 @@ class Panel(w.VBox):  # type: ignore[misc]
     def _arrange(self) -> None:
         head = w.HBox([self._title, self._stop_button])
         form = w.HBox([w.Label("Load another version:"), self._model, self._version, self._load_button])
-        self.children = (head, self._box, form, self._message, self._figure)
+        self.children = (head, self._trouble, self._box, form, self._message, self._figure)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         """A figure that is displayed a second time takes no more updates (plotly): that one gets a new figure."""
@@ -279,6 +291,19 @@ class Panel(w.VBox):  # type: ignore[misc]
                 self._arrange()
             self._was_shown = True
         return super()._repr_mimebundle_(**options)
+
+
+def _close_all(widget: Any) -> None:
+    """ipywidgets' own ``close`` leaves what a widget is made of in the kernel and in the browser."""
+    parts = [*getattr(widget, "children", ()), getattr(widget, "layout", None), getattr(widget, "style", None)]
+    for part in parts:
+        if isinstance(part, w.Widget) and part is not _BUTTON:  # which all panels share
+            _close_all(part)
+    w.Widget.close(widget)
+
+
+def _in_red(text: str) -> str:
+    return f'<span style="color:#D55E00">{escape(text)}</span>' if text else ""
 
 
 def _numbers(stats: VersionStats | None) -> str:

@@ -6,30 +6,55 @@ from dataclasses import dataclass
 
 from jupyter_dsserve.notebook.client import AsyncClient, Client
 from jupyter_dsserve.notebook.feed import Feed
+from jupyter_dsserve.notebook.views import Status
+
+# The event stream says something every 15 s.
+_SILENT_S = 30.0
+# A panel's callbacks run in the kernel's main thread: a gateway that hangs must not hold it for long. A gateway that
+# is only starting answers sooner.
+_CALLBACK_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One gateway, from this kernel."""
+    """One gateway, from this kernel. ``quick`` gives up after seconds, for panels."""
 
     client: Client
+    quick: Client
     feed: Feed
 
 
 _session: Session | None = None
 
 
-def connect(url: str = "", key: str = "") -> Session:
-    """Talk to the gateway at ``url`` from now on; without one, to the one of the kernel's own Jupyter server."""
+def connect(url: str = "", key: str = "") -> Status:
+    """Talk to the gateway at ``url`` from now on; without one, to the one of the kernel's own Jupyter server.
+
+    Raises what `Client.status` raises, and then everything stays as it was.
+    """
     global _session
-    _session = Session(Client(url, key), Feed(lambda: AsyncClient(url, key)))
-    return _session
+    new = _opened(url, key)
+    try:
+        status = new.client.status()
+    except BaseException:
+        new.client.close()
+        new.quick.close()
+        raise
+    _session = new
+    return status
 
 
 def session() -> Session:
     """The kernel's session: with its own Jupyter server, until `connect` names another gateway."""
-    return _session or connect()
+    global _session
+    _session = _session or _opened("", "")
+    return _session
 
 
 def client() -> Client:
     return session().client
+
+
+def _opened(url: str, key: str) -> Session:
+    quick = Client(url, key, timeout_s=_CALLBACK_S)
+    return Session(Client(url, key), quick, Feed(lambda: AsyncClient(url, key, timeout_s=_SILENT_S)))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
@@ -51,57 +51,68 @@ class Send:
 Talk = Generator[Send | float, Any, T]
 OnProgress = Callable[[Version], object]
 
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What we read of ``/api/status``."""
+
+    deployments: list[Deployment]
+
+
 _DEPLOYMENT = TypeAdapter(Deployment)
 _VERSION = TypeAdapter(Version)
 _DEPLOYMENTS = TypeAdapter(list[Deployment])
 _EVENTS = TypeAdapter(list[Event])
+_STATUS = TypeAdapter(_Served)
+_LOGS = TypeAdapter(dict[str, list[str]])
 _GATEWAY = TypeAdapter(GatewayStatus)
+_ADDRESS = TypeAdapter(GatewayAddress)
 
 
 class Verbs:
     """``url`` and ``key`` name a gateway; without them it is the one of this kernel's Jupyter server (see `find`)."""
 
     def __init__(self, url: str = "", key: str = "") -> None:
-        self._given = GatewayAddress(url.rstrip("/"), key) if url else None
+        """Raises `InvalidRequest` for what can be no URL or no key."""
+        self._given = GatewayAddress(_checked_url(url), _checked_key(key)) if url else None
         self._found: GatewayAddress | None = None
 
-    # ---- looking
+    @property
+    def url(self) -> str:
+        """Where the gateway answered last; empty before the first time."""
+        return self._found.url if self._found else ""
+
+    # ---- looking: starts nothing
 
     def gateway(self) -> Talk[GatewayStatus]:
-        """How the gateway is. Starts nothing."""
+        """How the gateway is."""
         source = self._source()
         if isinstance(source, GatewayAddress):
             return GatewayStatus(GatewayState.RUNNING, source.url)
-        return _GATEWAY.validate_python((yield from _ask_jupyter(source, "GET")))
-
-    def address(self) -> Talk[GatewayAddress]:
-        """Where the gateway answers, and its key: for ``OpenAI(base_url=f"{url}/v1", api_key=key)``. Starts it."""
-        return (yield from self._address(start=True))
+        return _read(_GATEWAY, (yield from _ask_jupyter(source, "GET")), source.url)
 
     def status(self) -> Talk[Status]:
-        """The gateway and everything on it. Starts nothing."""
+        """The gateway and everything on it."""
         gateway = yield from self.gateway()
         if gateway.state is not GatewayState.RUNNING:
             return Status(gateway)
-        raw = yield from self._ask("GET", "/api/status")
-        return Status(gateway, _DEPLOYMENTS.validate_python(raw["deployments"]))
+        return Status(gateway, (yield from self._look(_STATUS, "/api/status")).deployments)
 
     def deployment(self, name: str) -> Talk[Deployment]:
         """Raises `NotFound`."""
-        return _DEPLOYMENT.validate_python((yield from self._ask("GET", _path(name))))
+        return (yield from self._look(_DEPLOYMENT, _path(name)))
 
     def version(self, name: str, version: str) -> Talk[Version]:
         """Raises `NotFound`."""
-        return _VERSION.validate_python((yield from self._ask("GET", _path(name, version))))
+        return (yield from self._look(_VERSION, _path(name, version)))
 
     def logs(self, name: str, version: str, num_lines: int = 200) -> Talk[dict[str, list[str]]]:
         """The last lines that each of the version's workers wrote."""
-        found: dict[str, list[str]] = yield from self._ask("GET", f"{_path(name, version)}/logs?lines={num_lines}")
-        return found
+        return (yield from self._look(_LOGS, f"{_path(name, version)}/logs?lines={num_lines}"))
 
     def history(self) -> Talk[list[Event]]:
         """What happened, oldest first, as far as the gateway remembers."""
-        return _EVENTS.validate_python((yield from self._ask("GET", "/api/history")))
+        return (yield from self._look(_EVENTS, "/api/history"))
 
     # ---- versions
 
@@ -152,22 +163,23 @@ class Verbs:
             if not given and version in [v.version for v in known]:  # registered, with whatever options
                 model = ""
         if model:
-            yield from self._ask(
+            yield from self.send(
                 "POST", "/api/deployments", {"name": name, "version": version, "model": model, **given}
             )
         else:
             version = version or only_version(name, known)
-            yield from self._ask("POST", f"{_path(name, version)}/load")
+            yield from self.send("POST", f"{_path(name, version)}/load")
         if not wait:
             return (yield from self.version(name, version))
         return (yield from self._settled(name, version, on_progress))
 
     def unload(self, name: str, version: str = "", *, wait: bool = True) -> Talk[Deployment]:
         """Drain a version (or all of the deployment's) and end its workers; it stays registered."""
-        for each in (yield from self._ids(name, version)):
-            yield from self._ask("POST", f"{_path(name, each)}/unload")
+        versions = [version] if version else [v.version for v in (yield from self.deployment(name)).versions]
+        for each in versions:
+            yield from self.send("POST", f"{_path(name, each)}/unload")
         while True:
-            found = yield from self.deployment(name)
+            found = yield from self._look(_DEPLOYMENT, _path(name), start=True)
             busy = [v for v in found.versions if v.state is VersionState.DRAINING and version in ("", v.version)]
             if not wait or not busy:
                 return found
@@ -175,7 +187,7 @@ class Verbs:
 
     def delete(self, name: str, version: str = "") -> Talk[None]:
         """Unload a version (or the whole deployment) and forget it."""
-        yield from self._ask("DELETE", _path(name, version) if version else _path(name))
+        yield from self.send("DELETE", _path(name, version) if version else _path(name))
 
     def activate(
         self, name: str, version: str, *, wait: bool = True, on_progress: OnProgress | None = None
@@ -184,11 +196,11 @@ class Verbs:
 
         Raises `Unavailable` with the reason if it fails to load; the others then serve on.
         """
-        yield from self._ask("POST", f"{_path(name)}/activate", {"version": version})
+        yield from self.send("POST", f"{_path(name)}/activate", {"version": version})
         if wait:
             yield from self._settled(name, version, on_progress)
         while True:
-            found = yield from self.deployment(name)
+            found = yield from self._look(_DEPLOYMENT, _path(name), start=True)
             if not wait or not found.activating:
                 return found
             yield POLL_S
@@ -205,10 +217,14 @@ class Verbs:
             body: dict[str, Any] = {"weights": dict(weights)}
             if revision is not None:
                 body["revision"] = revision
-            yield from self._ask("PUT", f"{_path(name)}/route", body)
+            yield from self.send("PUT", f"{_path(name)}/route", body)
         return (yield from self.deployment(name))
 
     # ---- asking
+
+    def address(self) -> Talk[GatewayAddress]:
+        """Where the gateway answers, and its key: for ``OpenAI(base_url=f"{url}/v1", api_key=key)``."""
+        return (yield from self._address(start=True))
 
     def generate(
         self,
@@ -244,15 +260,17 @@ class Verbs:
         source = self._source()
         if isinstance(source, JupyterServer):
             gateway = yield from self.gateway()
-            if not start and gateway.state is not GatewayState.RUNNING:
-                raise Unavailable(f"the gateway is {gateway.state.value} {gateway.reason}".rstrip())
-            source = GatewayAddress(**(yield from _ask_jupyter(source, "POST")))
+            if not start and gateway.state in (GatewayState.OFF, GatewayState.FAILED):
+                why = f": {gateway.reason}" if gateway.reason else "; it starts when a model is loaded or asked"
+                raise Unavailable(f"the gateway is {gateway.state.value}{why}")
+            source = _read(_ADDRESS, (yield from _ask_jupyter(source, "POST")), source.url)
         self._found = source
         return source
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Talk[Any]:
-        """The answer's JSON. Raises the gateway's errors as ours."""
-        return (yield from self.send(method, path, body)).json()
+    def _look(self, adapter: TypeAdapter[T], path: str, *, start: bool = False) -> Talk[T]:
+        """What stands at ``path``. Raises `Unavailable` if no gateway runs, unless ``start``: then it is started."""
+        response = yield from self.send("GET", path, start=start)
+        return _read(adapter, response, self.url)
 
     def send(
         self,
@@ -266,9 +284,11 @@ class Verbs:
         """The answer, unless it is an error: then it is raised. ``start``: a gateway that does not run is started."""
         was_known = self._found is not None
         address = yield from self._address(start)
-        request = httpx.Request(
-            method, address.url + path, headers={"Authorization": f"Bearer {address.key}"}, json=body
-        )
+        sent = {"Authorization": f"Bearer {address.key}"}
+        try:
+            request = httpx.Request(method, address.url + path, headers=sent, json=body)
+        except ValueError as fault:  # JSON has no NaN
+            raise InvalidRequest(f"it cannot be sent ({fault}): give finite numbers") from None
         try:
             response: httpx.Response = yield Send(request, stream)
         except httpx.ConnectError as fault:
@@ -278,21 +298,19 @@ class Verbs:
             raise Unavailable(f"no gateway answers at {address.url} ({fault}): is it running?") from None
         except httpx.HTTPError as fault:
             raise Unavailable(f"the gateway at {address.url} did not answer ({_words(fault)}): ask again") from None
-        if response.is_error:
+        if not response.is_success:
             raise error_in(response.status_code, response.content)
         return response
 
     def _versions_of(self, name: str) -> Talk[list[Version]]:
         """Empty for a deployment that does not exist yet."""
-        found = _DEPLOYMENTS.validate_python((yield from self._ask("GET", "/api/deployments")))
+        found = yield from self._look(_DEPLOYMENTS, "/api/deployments", start=True)
         return next((d.versions for d in found if d.name == name), [])
-
-    def _ids(self, name: str, version: str) -> Talk[list[str]]:
-        return [version] if version else [v.version for v in (yield from self.deployment(name)).versions]
 
     def _settled(self, name: str, version: str, on_progress: OnProgress | None) -> Talk[Version]:
         while True:
-            now = yield from self.version(name, version)
+            # A gateway that crashes meanwhile comes back and goes on with the load.
+            now = yield from self._look(_VERSION, _path(name, version), start=True)
             if on_progress:
                 on_progress(now)
             if now.state is VersionState.READY:
@@ -327,12 +345,13 @@ def error_in(status: int, content: bytes) -> DSServeError:
     except ValueError:
         return error_with(status, f"HTTP {status}: {content[:200].decode(errors='replace')}")
     found = raw.get("error", raw)
+    found = found if isinstance(found, dict) else {"message": found}
     message, param = str(found.get("message", "")) or f"HTTP {status}", found.get("param")
     ours = error_named(str(found.get("type", "")), message, param)
     return ours if type(ours) is not DSServeError else error_with(status, message, param)
 
 
-def _ask_jupyter(server: JupyterServer, method: str) -> Talk[Any]:
+def _ask_jupyter(server: JupyterServer, method: str) -> Talk[httpx.Response]:
     request = httpx.Request(method, f"{server.url}/dsserve/gateway", headers={"Authorization": f"token {server.token}"})
     try:
         response: httpx.Response = yield Send(request)
@@ -345,13 +364,41 @@ def _ask_jupyter(server: JupyterServer, method: str) -> Talk[Any]:
         )
     if response.status_code == 403:
         raise Unauthorized(f"the Jupyter server at {server.url} does not let this kernel use dsserve")
-    if response.is_error:
+    if not response.is_success:
         raise error_in(response.status_code, response.content)
-    return response.json()
+    return response
+
+
+def _read(adapter: TypeAdapter[T], response: httpx.Response, url: str) -> T:
+    try:
+        return adapter.validate_json(response.content)
+    except ValueError:
+        raise Unavailable(
+            f"what answers at {url} is not a dsserve gateway (a Jupyter server has its own at URL/dsserve)"
+        ) from None
 
 
 def _words(fault: httpx.HTTPError) -> str:
-    return str(fault) or type(fault).__name__
+    # A LocalProtocolError quotes the header that is wrong, and a key may stand in it.
+    return "" if isinstance(fault, httpx.LocalProtocolError) else str(fault) or type(fault).__name__
+
+
+def _checked_url(url: str) -> str:
+    try:
+        parsed, _ = urlsplit(url), httpx.URL(url)
+        is_one = parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0
+    except (httpx.InvalidURL, ValueError):
+        is_one = False
+    if not is_one:
+        raise InvalidRequest(f"URL {url!r}: give one such as http://127.0.0.1:8899")
+    return url.rstrip("/")
+
+
+def _checked_key(key: str) -> str:
+    key = key.strip()  # a file's line break
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise InvalidRequest("the key has characters that no key has: copy it again")
+    return key
 
 
 def _path(name: str, version: str = "") -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from jupyter_dsserve.protocol.spec import WorkerSpec
@@ -140,7 +140,7 @@ class GatewayStatus:
 
 @dataclass(frozen=True, slots=True)
 class GatewayAddress:
-    """Where a gateway answers and the key that opens it. Keep it out of logs and messages."""
+    """Where a gateway answers and the key that opens it, which is not shown: a notebook keeps what it shows."""
 
     url: str
-    key: str
+    key: str = field(repr=False)

@@ -41,6 +41,15 @@ async def test_without_jupyters_token_no_route_answers_and_nothing_starts(
         assert (await known.get("/gateway")).json() == before
 
 
+async def test_a_preflight_tells_a_stranger_nothing_of_the_gateway(server: JupyterServer) -> None:
+    """Jupyter answers OPTIONS itself, to anyone."""
+    async with httpx.AsyncClient(trust_env=False) as stranger:
+        for path in ("/gateway", "/api/status", "/v1/completions"):
+            answer = await stranger.options(f"{server.url}/dsserve{path}", headers={"Origin": "http://elsewhere"})
+            assert (answer.status_code, answer.content) == (200, b"")
+            assert not answer.headers.get("Access-Control-Allow-Origin")
+
+
 async def test_the_gateways_own_key_does_not_open_jupyter(server: JupyterServer) -> None:
     async with server.caller() as known:
         key = (await known.post("/gateway")).json()["key"]

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
+from jupyter_dsserve.data_dir import DataDir
 from tests.engine.test_loop import toy_text
 from tests.support import Caller, Json, JupyterServer, until
 
@@ -63,6 +64,20 @@ async def test_it_is_cancelled_on_the_worker_when_the_client_leaves(
     await until(lambda: running(through), lambda n: n == 0, timeout_s=3)
 
 
+async def test_it_is_cancelled_too_when_the_client_leaves_while_jupyter_asks_who_it_is(home: Path) -> None:
+    options = ("--ServerApp.identity_provider_class=tests.extension.deny.SlowIdentity",)
+    with JupyterServer(home, *options, f"--SlowIdentity.token={JupyterServer.token}") as server:
+        async with server.caller() as caller:
+            await caller.load("demo", "v1", "toy:step_s=0.02")
+            before = (await caller.get("/api/status")).json()["num_requests"]
+            with pytest.raises(httpx.ReadTimeout):
+                await caller.post("/v1/completions", json={"model": "demo", "prompt": "x"}, timeout=0.3)
+            assert (await caller.complete()).status_code == 200  # a second behind it, by the same way
+            after = (await caller.get("/api/status")).json()
+            assert after["num_requests"] == before + 1, "the one whose caller had left was asked all the same"
+            assert after["in_flight"] == 0
+
+
 async def test_the_gateways_errors_come_through_as_they_are(through: Caller, client: AsyncOpenAI) -> None:
     missing = await through.complete("nobody")
     assert missing.status_code == 404
@@ -93,12 +108,11 @@ async def test_what_opens_jupyter_does_not_reach_the_gateway(server: JupyterServ
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heard.append((await reader.readuntil(b"\r\n\r\n")).decode())
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nSet-Cookie: a=b\r\nConnection: close\r\n\r\n{}")
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nSet-Cookie: a=b\r\nVary: one\r\nVary: two\r\n"
+        writer.write(head + b"Connection: close\r\n\r\n{}")
         writer.close()
 
     # The test is the gateway of a second user: it holds the lock of the data directory.
-    from jupyter_dsserve.data_dir import DataDir
-
     listener = await asyncio.start_server(listen, "127.0.0.1", 0)
     with JupyterServer(server.home.parent / "second-user") as other:
         held = DataDir(other.data_dir)
@@ -112,6 +126,7 @@ async def test_what_opens_jupyter_does_not_reach_the_gateway(server: JupyterServ
         held.release()
     listener.close()
     assert answer.status_code == 200
+    assert answer.headers.get_list("Vary") == ["one", "two"]
     assert "Set-Cookie" not in answer.headers or "a=b" not in answer.headers["Set-Cookie"]
     assert heard[0].startswith("GET /v1/models?kept=1+2 HTTP/1.1")
     assert f"Authorization: Bearer {key}" in heard[0]
@@ -125,6 +140,7 @@ async def test_calls_wait_while_the_gateway_starts_and_looking_does_not_start_it
                 answer = await caller.get(path)
                 assert answer.status_code == 503
                 assert "OFF" in answer.json()["message"]
+                assert answer.json()["error"]["type"] == "server_error", "OpenAI's clients look there"
                 assert answer.headers["Retry-After"] == "2"
             assert (await caller.get("/gateway")).json()["state"] == "OFF"
             answers = await asyncio.gather(*(caller.get("/v1/models") for _ in range(5)))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import signal
+import socket
+from collections import deque
 from pathlib import Path
 
 import httpx
 import pytest
 
 from jupyter_dsserve.extension.app import ACTIVITY_S
-from jupyter_dsserve.extension.keeper import backoff_s
+from jupyter_dsserve.extension.keeper import Keeper, backoff_s
+from jupyter_dsserve.protocol.config import GatewayConfig
 from tests.engine.test_loop import toy_text
 from tests.support import Caller, Command, Json, JupyterServer, is_running, until
 
@@ -35,6 +40,61 @@ async def test_a_gateway_that_crashed_comes_back_at_its_address_with_what_ran(ho
             for version in ("v1", "v2"):
                 await caller.settled("demo", version, "READY")
             assert (await caller.get("/api/deployments/demo")).json()["weights"] == {"v1": 70, "v2": 30}
+
+
+async def test_it_comes_back_with_what_ran_although_its_port_was_taken_meanwhile(home: Path) -> None:
+    with JupyterServer(home) as server:
+        async with server.caller() as caller:
+            await caller.load("demo", "v1", TOY)
+            before = await state(caller)
+            with socket.socket() as thief:
+                thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                os.kill(before["pid"], signal.SIGKILL)
+                await until(lambda: _is_bound(thief, int(before["url"].rpartition(":")[2])))
+                after = await until(
+                    lambda: state(caller), lambda s: s["state"] == "RUNNING" and s["pid"] != before["pid"]
+                )
+            assert after["url"] != before["url"]
+            await caller.settled("demo", "v1", "READY")
+
+
+def _is_bound(thief: socket.socket, port: int) -> bool:
+    try:
+        thief.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    thief.listen()
+    return True
+
+
+async def test_a_gateway_that_is_told_to_end_stays_ended_until_it_is_used(home: Path) -> None:
+    with JupyterServer(home) as server:
+        async with server.caller() as caller:
+            await caller.load("demo", "v1", TOY)
+            os.kill((await state(caller))["pid"], signal.SIGTERM)
+            await until(lambda: state(caller), lambda s: s["state"] == "OFF")
+            assert server.processes() == []
+            assert (await caller.version("demo", "v1"))["state"] == "STOPPED"
+
+
+async def test_whatever_the_gateway_writes_is_read_to_its_end(home: Path) -> None:
+    """Through a pipe: if nobody read on, the gateway would stand still at its next words, and so would its end."""
+    keeper = Keeper(GatewayConfig(home), 1.0, logging.getLogger("test"))
+    pipe, last_words = asyncio.StreamReader(), deque[str](maxlen=5)
+    pipe.feed_data(b"x" * 200_000 + b"\xff\nlast words\n")
+    pipe.feed_eof()
+    await asyncio.wait_for(keeper._listen(pipe, last_words), 5)
+    assert last_words[-1] == "last words"
+    assert all(len(line) <= 1000 for line in last_words)
+
+
+async def test_a_lock_file_with_rubbish_in_it_is_no_hindrance(home: Path) -> None:
+    (home / "data/dsserve").mkdir(parents=True)
+    (home / "data/dsserve/gateway.lock").write_text("{rubbish")
+    with JupyterServer(home) as server:
+        async with server.caller() as caller:
+            assert (await state(caller))["state"] == "OFF"
+            assert (await caller.get("/v1/models")).status_code == 200
 
 
 async def test_a_new_server_knows_what_was_registered_and_loads_nothing_by_itself(home: Path) -> None:
@@ -169,7 +229,13 @@ async def test_serving_counts_as_activity_and_looking_does_not(home: Path) -> No
             assert await last_activity() == loaded
             async with Caller(where["url"], where["key"]) as straight:
                 await straight.complete()
-            await until(last_activity, lambda at: at > loaded, timeout_s=ACTIVITY_S + 3)
+                asked = await until(last_activity, lambda at: at > loaded, timeout_s=ACTIVITY_S + 3)
+                # One long answer is activity all the while, though no new one comes.
+                long = asyncio.create_task(straight.complete(max_tokens=1_000_000))
+                for _ in range(2):
+                    seen = asked
+                    asked = await until(last_activity, lambda at, seen=seen: at > seen, timeout_s=ACTIVITY_S + 3)
+                long.cancel()
 
 
 def test_crashes_are_followed_by_longer_and_longer_waits() -> None:

@@ -6,6 +6,8 @@ import asyncio
 import inspect
 import itertools
 import json
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,10 +20,10 @@ from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.notebook.verbs import Send, Verbs, error_in, only_version, version_for
 from jupyter_dsserve.notebook.views import Answer, Version
 from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound, Unauthorized, Unavailable
-from jupyter_dsserve.protocol.records import GatewayState, VersionState, VersionStats
+from jupyter_dsserve.protocol.records import GatewayAddress, GatewayState, VersionState, VersionStats
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from tests.engine.test_loop import toy_text
-from tests.support import until
+from tests.support import JupyterServer, until
 
 TOY = "toy:step_s=0.001"
 
@@ -150,6 +152,30 @@ async def test_errors_keep_their_class_and_words(client: AsyncClient, gateway: G
         await nobody.deployment("demo")
     await stranger.aclose()
     await nobody.aclose()
+
+
+def test_a_key_is_shown_nowhere_and_may_have_the_line_break_of_its_file() -> None:
+    address = GatewayAddress("http://here", "dsk_secret")
+    assert "dsk_secret" not in repr(address)
+    first = next(Verbs("http://here", "dsk_secret\n").deployment("demo"))
+    assert isinstance(first, Send)
+    assert first.request.headers["Authorization"] == "Bearer dsk_secret"
+
+
+async def test_a_load_goes_on_when_the_gateway_crashes_meanwhile(tmp_path: Path) -> None:
+    with JupyterServer(tmp_path / "home") as server:
+        async with server.caller() as caller:
+            hub = {"JUPYTERHUB_SERVICE_URL": f"{server.url}/", "JUPYTERHUB_API_TOKEN": server.token}
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in hub.items():
+                    patch.setenv(name, value)
+                client = AsyncClient()
+                loading = asyncio.create_task(client.load("demo", "toy:load_s=2"))
+                await until(lambda: caller.version("demo", "v1"), lambda v: v.get("state") == "LOADING")
+                os.kill((await caller.get("/gateway")).json()["pid"], signal.SIGKILL)
+                assert (await loading).is_ready
+                assert (await client.generate("demo", "x", max_tokens=1)).version == "v1"
+                await client.aclose()
 
 
 def test_a_directory_is_sent_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

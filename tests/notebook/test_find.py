@@ -67,8 +67,24 @@ def test_under_jupyterhub_it_is_the_one_the_hub_names(runtime: Path, data_dir: P
     assert find(hub, runtime, data_dir) == JupyterServer("http://127.0.0.1:9/user/ann", "h")
 
 
+def test_a_hub_that_names_no_host_means_this_machine(runtime: Path, data_dir: Path) -> None:
+    hub = {"JUPYTERHUB_SERVICE_URL": "http://:8888/user/ann/", "JUPYTERHUB_API_TOKEN": "h"}
+    assert find(hub, runtime, data_dir) == JupyterServer("http://127.0.0.1:8888/user/ann", "h")
+
+
+def test_a_record_that_is_half_written_is_nobodys(runtime: Path, data_dir: Path) -> None:
+    (runtime / "jpserver-42.json").write_text('{"port":')
+    with pytest.raises(NotFound, match="connect URL"):
+        find({"JPY_PARENT_PID": "42"}, runtime, data_dir)
+
+
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"token": ""}, "a password alone"), ({"sock": "/tmp/s.sock"}, "/tmp/s.sock")]
+    ("changes", "said"),
+    [
+        ({"token": "", "password": True}, "a password alone"),
+        ({"token": "", "password": False}, "asks nobody"),
+        ({"sock": "/tmp/s.sock"}, "/tmp/s.sock"),
+    ],
 )
 def test_a_server_that_a_kernel_cannot_ask_is_refused_with_the_remedy(
     runtime: Path, data_dir: Path, changes: dict[str, object], said: str

@@ -90,6 +90,12 @@ async def test_an_interrupt_between_two_pieces_cancels_it_too(loaded: Kernel) ->
         ("%dsserve status nobody", "'nobody'"),
         ("%%dsserve nobody\nhi", "'nobody'"),
         ("%%dsserve demo --max-tokens 0\nhi", "max_tokens"),
+        ("%%dsserve demo --temperature nan\nhi", "finite"),
+        ("%dsserve route demo v1=nan", "'v1=nan': write VERSION=PERCENT"),
+        ("%dsserve connect http://[x --key k", "'http://[x': give one such as"),
+        ("%dsserve connect 127.0.0.1:8899 --key k", "give one such as"),
+        ("%dsserve connect http://127.0.0.1:1 --key schlüssel", "no key has"),
+        ("%dsserve connect http://127.0.0.1:1 --key k", "no gateway answers"),
     ],
 )
 def test_errors_are_one_line(loaded: Kernel, line: str, said: str) -> None:
@@ -137,7 +143,30 @@ async def test_another_gateway_can_be_named_and_the_own_one_again(loaded: Kernel
             assert "demo: " in loaded.run("%dsserve connect").shown[0]["text/plain"]
             refused = loaded.run(f"%dsserve connect {url} --key dsk_wrong")
             assert "not valid here" in refused.errors
-            loaded.run("%dsserve connect")
+            assert "demo: " in loaded.run("%dsserve status demo").shown[0]["text/plain"], "it went over all the same"
+
+
+def test_a_jupyter_servers_own_address_is_told_from_a_gateways(loaded: Kernel) -> None:
+    """The likeliest mistake: /dsserve was forgotten. Jupyter has an /api/status of its own."""
+    wrong = loaded.run(f"%dsserve connect {loaded.server.url} --key {loaded.server.token}")
+    assert "is not a dsserve gateway (a Jupyter server has its own at URL/dsserve)" in wrong.errors
+    assert len(wrong.errors.strip().splitlines()) == 1
+    right = loaded.run(f"%dsserve connect {loaded.server.url}/dsserve --key {loaded.server.token}")
+    assert "demo: " in right.shown[0]["text/plain"]
+    assert loaded.run("%%dsserve demo --max-tokens 3\nhi").text
+    loaded.run("%dsserve connect")
+
+
+def test_quotes_hold_an_argument_together_and_are_no_part_of_it(loaded: Kernel) -> None:
+    whole = toy_text("hello", 40)
+    blank = whole.index(" ", 10)
+    stop = whole[blank - 1 : blank + 3]
+    said = loaded.run(f'%%dsserve demo --max-tokens 40 --stop "{stop}"\nhello')
+    assert said.text == whole[: whole.index(stop)] + "\n"
+    loaded.run("%dsserve load quoted --model \"toy:step_s=0.001\" --note 'two words'")
+    shown = loaded.run("%dsserve status quoted").shown[0]["text/plain"]
+    assert shown.endswith("two words")
+    loaded.run("%dsserve unload quoted")
 
 
 def test_after_a_kernel_restart_the_deployment_serves_on_and_is_found_again(loaded: Kernel) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
 import pytest
+from ipywidgets.widgets.widget import _instances
 
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.notebook import panel as panel_module
 from jupyter_dsserve.notebook import session
 from jupyter_dsserve.notebook.panel import Panel, panel
-from tests.support import Caller, until
+from tests.support import Caller, Command, until
 
 TOY = "toy:step_s=0.001"
 
@@ -25,7 +28,7 @@ async def two(gateway: Gateway, caller: Caller) -> AsyncIterator[Caller]:
     await caller.load("demo", "v1", TOY)
     await caller.load("demo", "v2", TOY)
     await caller.put("/api/deployments/demo/route", json={"weights": {"v1": 90, "v2": 10}})
-    session.connect(gateway.url, gateway.admin_key)
+    await asyncio.to_thread(session.connect, gateway.url, gateway.admin_key)
     yield caller
     for live in list(panel_module._live.values()):
         await asyncio.to_thread(live.close)
@@ -67,11 +70,9 @@ async def test_a_change_made_elsewhere_shows_up_and_is_not_overwritten(two: Call
     view = await opened("demo")
     await two.put("/api/deployments/demo/route", json={"weights": {"v1": 20, "v2": 80}})
     await until(lambda: shown(view), lambda s: s == {"v1": 20, "v2": 80})
-    with view._lock:  # the feed cannot bring the news before the hand moves
-        await two.put("/api/deployments/demo/route", json={"weights": {"v1": 5, "v2": 95}})
-        moving = asyncio.create_task(by_hand(lambda: setattr(view._rows["v1"].slider, "value", 50)))
-        await asyncio.sleep(0.1)
-    await moving
+    await by_hand(view.stop)  # so that the news do not come before the hand moves
+    await two.put("/api/deployments/demo/route", json={"weights": {"v1": 5, "v2": 95}})
+    await by_hand(lambda: setattr(view._rows["v1"].slider, "value", 50))
     assert await weights(two) == {"v1": 5, "v2": 95}
     assert "somebody changed it meanwhile" in view._message.value
     assert shown(view) == {"v1": 5, "v2": 95}
@@ -112,11 +113,33 @@ async def test_the_form_loads_another_version_and_shows_how_far_it_is(two: Calle
     assert row.progress.layout.display == "none"
 
 
-async def test_what_goes_wrong_is_said_in_the_panel(two: Caller) -> None:
+async def test_what_goes_wrong_is_said_in_the_panel_and_stays_there(two: Caller) -> None:
     view = await opened("demo")
     view._model.value = "/no/such/model"
     await by_hand(view._load_button.click)
     assert "does not exist" in view._message.value
+    seen = view._num_shown
+    await until(lambda: view._num_shown >= seen + 3)
+    assert "does not exist" in view._message.value, "the next numbers wiped it away"
+
+
+async def test_a_gateway_that_hangs_holds_up_neither_stop_nor_close(tmp_path: Path) -> None:
+    with Command(tmp_path / "data", "--load", f"demo={TOY}") as command:
+        async with await command.caller() as caller:
+            await caller.settled("demo", "v1", "READY")
+            await caller.load("demo", "v2", TOY)
+            await asyncio.to_thread(session.connect, str(caller.base_url), command.key)
+            view = await opened("demo")
+            command.signal(signal.SIGSTOP)
+            moving = asyncio.create_task(by_hand(lambda: setattr(view._rows["v2"].slider, "value", 50)))
+            await asyncio.sleep(0.2)
+            assert not moving.done()
+            await asyncio.wait_for(by_hand(view.stop), 1)
+            await asyncio.wait_for(by_hand(view.close), 1)
+            command.signal(signal.SIGCONT)
+            await moving
+    panel_module._live.clear()
+    await until(lambda: feeds() == 0, timeout_s=15)
 
 
 async def test_the_plot_gets_a_point_for_every_second_of_each_version(two: Caller) -> None:
@@ -138,6 +161,10 @@ async def test_running_the_cell_again_leaves_one_panel_one_plot_and_one_thread(t
     third = await opened("demo")
     await until(lambda: feeds() == 1)
     assert [view._figure.comm is None for view in (first, second, third)] == [True, True, False]
+    num_widgets = len(_instances)
+    for _ in range(3):
+        await opened("demo")
+    assert len(_instances) == num_widgets, "widgets of closed panels are left in the kernel and in the browser"
     assert list(panel_module._live) == ["demo"]
     assert len(session.session().feed._listeners) == 1
 
@@ -174,12 +201,12 @@ async def test_it_says_that_the_gateway_is_gone_and_goes_on_when_it_is_back(two:
     view = await opened("demo")
     await until(lambda: len(view._figure.data) == 4)
     gateway.fleet.events.close()  # ends the stream, as a gateway that ends does
-    await until(lambda: "the gateway ended" in view._message.value)
-    await until(lambda: view._message.value, lambda text: "gateway" not in text)
+    await until(lambda: "the gateway ended" in view._trouble.value)
+    await until(lambda: view._trouble.value == "")
 
 
 async def test_a_panel_of_nothing_yet_offers_to_load(gateway: Gateway, caller: Caller) -> None:
-    session.connect(gateway.url, gateway.admin_key)
+    await asyncio.to_thread(session.connect, gateway.url, gateway.admin_key)
     view = await opened()
     assert "nothing is loaded yet" in view._title.value
     view._model.value = TOY
