@@ -123,12 +123,11 @@ class ForwardHandler(_Handler):
             address = await self.address(max(0.0, end - time.monotonic()))
             try:
                 return await self.extension.forwarder.send(self.request, path, address)
-            except aiohttp.ClientConnectorError as fault:  # nothing was sent yet: it has just ended
-                if time.monotonic() > end:
-                    raise HTTPError(503, f"the gateway cannot be reached: {fault}") from None
+            except aiohttp.ClientError as fault:  # it has just ended
+                was_not_sent = isinstance(fault, aiohttp.ClientConnectorError)
+                if time.monotonic() > end or not (was_not_sent or self.request.method in ("GET", "HEAD")):
+                    raise HTTPError(503, f"the gateway ended before it answered ({fault}): ask again") from None
                 await asyncio.sleep(0.1)
-            except aiohttp.ClientError as fault:
-                raise HTTPError(503, f"the gateway ended before it answered ({fault}): ask again") from None
 
     async def _hand_on(self, answer: aiohttp.ClientResponse) -> None:
         self.set_status(answer.status, answer.reason)

@@ -291,12 +291,15 @@ class Verbs:
             raise InvalidRequest(f"it cannot be sent ({fault}): give finite numbers") from None
         try:
             response: httpx.Response = yield Send(request, stream)
-        except httpx.ConnectError as fault:
-            self._found = None
-            if was_known and not self._given:  # it may have come back elsewhere
-                return (yield from self.send(method, path, body, stream=stream, start=start))
-            raise Unavailable(f"no gateway answers at {address.url} ({fault}): is it running?") from None
         except httpx.HTTPError as fault:
+            self._found = None
+            is_gone = isinstance(fault, httpx.ConnectError)
+            may_repeat = is_gone or (method == "GET" and not isinstance(fault, httpx.TimeoutException))
+            if may_repeat and was_known and not self._given:
+                # It has just ended, and may come back elsewhere: what was not taken, or only looks, is asked again.
+                return (yield from self.send(method, path, body, stream=stream, start=start))
+            if is_gone:
+                raise Unavailable(f"no gateway answers at {address.url} ({fault}): is it running?") from None
             raise Unavailable(f"the gateway at {address.url} did not answer ({_words(fault)}): ask again") from None
         if not response.is_success:
             raise error_in(response.status_code, response.content)

@@ -151,9 +151,11 @@ async def test_whoever_starts_it_after_a_crash_brings_back_what_ran(home: Path) 
             assert (await two.complete()).status_code == 200
             pid = (await state(one))["pid"]
             os.kill(pid, signal.SIGKILL)
-            assert (await two.get("/v1/models")).status_code == 200
+            found = await two.get("/v1/models")
+            assert found.status_code == 200, found.text
             await two.settled("demo", "v1", "READY")
-            assert (await one.complete()).status_code == 200
+            answered = await one.complete()
+            assert answered.status_code == 200, answered.text
             # Both may have started one; the slower finds the directory held, and goes.
             await until(lambda: len(first.processes()) + len(second.processes()) == 2)
 
