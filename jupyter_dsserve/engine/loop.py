@@ -13,7 +13,7 @@ from jupyter_dsserve.engine.scheduler import Scheduler
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.tokenizer import Detokenizer, StopStrings
 from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, InvalidRequest
-from jupyter_dsserve.protocol.request import Chunk, FinishReason, Usage
+from jupyter_dsserve.protocol.request import Chunk, FinishReason, SamplingParams, Usage
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class Engine:
                 f"the prompt has a token id outside 0 to {vocab_size - 1}: send ids of this model's vocabulary",
                 param="prompt",
             )
-        return None
+        return _unfit(sequence.sampling, vocab_size)
 
     def _admit(self) -> list[Chunk]:
         chunks: list[Chunk] = []
@@ -159,7 +159,11 @@ class Engine:
         """Add a token to its sequence; the chunk says what it means for the reader."""
         sequence.tokens.append(token)
         answer = self._answers[sequence.id]
-        if token in self.runner.tokenizer.eos_ids and not sequence.sampling.ignore_eos:
+        sampling = sequence.sampling
+        is_end = token in sampling.stop_token_ids or (
+            token in self.runner.tokenizer.eos_ids and not sampling.ignore_eos
+        )
+        if is_end:
             return self._end(answer, "", FinishReason.STOP, num_tokens=1)
         text, is_stopped = answer.stop.push(answer.detokenizer.push(token))
         if is_stopped:
@@ -167,6 +171,10 @@ class Engine:
         if self._is_full(sequence):
             return self._end(answer, text, FinishReason.LENGTH, num_tokens=1)
         return Chunk(sequence.id, text, 1)
+
+    def _is_end(self, sampling: SamplingParams, token: int) -> bool:
+        is_eos = token in self.runner.tokenizer.eos_ids and not sampling.ignore_eos
+        return is_eos or token in sampling.stop_token_ids
 
     def _is_full(self, sequence: Sequence) -> bool:
         asked = sequence.sampling.max_tokens
@@ -196,3 +204,19 @@ class Engine:
         """End every sequence of a step that raised: their KV may be half written."""
         error = EngineFailure(f"the model step failed: {type(fault).__name__}: {fault}")
         return [self._end(self._answers[span.sequence.id], "", FinishReason.ERROR, error) for span in step.spans]
+
+
+def _unfit(sampling: SamplingParams, vocab_size: int) -> InvalidRequest | None:
+    """Why this model cannot sample so, if it cannot."""
+    if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
+        return InvalidRequest(
+            f"min_tokens is {sampling.min_tokens}, and max_tokens only {sampling.max_tokens}: ask for fewer",
+            param="min_tokens",
+        )
+    named = {"logit_bias": [token for token, _ in sampling.logit_bias], "stop_token_ids": sampling.stop_token_ids}
+    for name, tokens in named.items():
+        if tokens and max(tokens) >= vocab_size:
+            return InvalidRequest(
+                f"{name} names token {max(tokens)}, but this model's are 0 to {vocab_size - 1}", param=name
+            )
+    return None

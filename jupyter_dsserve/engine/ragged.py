@@ -76,7 +76,8 @@ class RaggedRunner:
         # One tensor, so that a GPU gets one copy.
         numbers = torch.tensor([tokens, positions, places]).to(self._device)
         with attending(PackedStep(self._cache, numbers[2], rows)):
-            return TorchLogits(self._logits(numbers[:1], numbers[1:2], sampled.to(self._device)))
+            logits = self._logits(numbers[:1], numbers[1:2], sampled.to(self._device))
+            return TorchLogits(logits, self.tokenizer.eos_ids)
 
     def _logits(self, tokens: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Logits of ``rows``, ``[rows, vocabulary]``, of one pass over ``tokens`` and ``positions``, ``[1, T]``.

@@ -1,11 +1,13 @@
-"""From logits to tokens: greedy, or temperature, top-k and top-p with one random number a token."""
+"""From logits to tokens: greedy, or temperature, top-k, top-p and min-p with one random number a token."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
 
 import torch
 
+from jupyter_dsserve.engine.penalties import adjusted
 from jupyter_dsserve.engine.sequence import Sequence
 
 # Likely tokens looked at first: the nucleus of a trained model nearly always lies within, and a full sort of a
@@ -16,8 +18,9 @@ _NUCLEUS_GUESS = 1024
 class TorchLogits:
     """Logits of the sampled rows of a step, ``[rows, vocabulary]``, on their device."""
 
-    def __init__(self, logits: torch.Tensor) -> None:
+    def __init__(self, logits: torch.Tensor, eos_ids: Collection[int] = ()) -> None:
         self.logits = logits
+        self._eos_ids = eos_ids
 
     @torch.inference_mode()
     def sample(self, sequences: Seq[Sequence]) -> list[int]:
@@ -26,10 +29,11 @@ class TorchLogits:
         A row's token depends on its logits, its sampling parameters and its sequence's random numbers, never on the
         other rows: so a seed gives the same answer in any company.
         """
-        tokens: list[int] = self.logits.argmax(-1).tolist()
+        wanted = adjusted(self.logits, sequences, self._eos_ids)
+        tokens: list[int] = wanted.argmax(-1).tolist()
         drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
         if drawn:
-            logits = self.logits[drawn] if len(drawn) < len(tokens) else self.logits
+            logits = wanted[drawn] if len(drawn) < len(tokens) else wanted
             for row, token in zip(drawn, _draw(logits, [sequences[row] for row in drawn]), strict=True):
                 tokens[row] = token
         return tokens
@@ -45,6 +49,9 @@ def _draw(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
     # The best score is moved to 0 first: dividing by a tiny temperature then gives -inf, never NaN.
     scores = (scores - scores.amax(-1, keepdim=True)) / column([s.sampling.temperature for s in sequences]).float()
     scores = keep_likely(scores, [s.sampling.top_k for s in sequences], [s.sampling.top_p for s in sequences])
+    if any(s.sampling.min_p > 0 for s in sequences):
+        # The likeliest has score 0, so a share of its probability is a distance from 0.
+        scores = scores.masked_fill(scores < column([s.sampling.min_p for s in sequences]).log(), -torch.inf)
     # Single precision would lose the tail of a large vocabulary in the sum.
     cumulated = scores.softmax(-1, dtype=torch.float64).cumsum(-1)
     total = cumulated[:, -1:]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jupyter_dsserve.protocol.request import SamplingParams
@@ -23,6 +25,7 @@ class Sequence:
     num_computed: int = 0
     slot: int = -1
     random: random.Random = field(init=False)
+    _counts: Counter[int] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.tokens)
@@ -31,6 +34,12 @@ class Sequence:
     @property
     def num_output(self) -> int:
         return len(self.tokens) - self.num_prompt
+
+    @property
+    def output_counts(self) -> Mapping[int, int]:
+        """How often each token stands in the answer. Counts only what came since it was asked last."""
+        self._counts.update(self.tokens[self.num_prompt + self._counts.total() :])
+        return self._counts
 
     @property
     def is_decoding(self) -> bool:

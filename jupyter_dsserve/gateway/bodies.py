@@ -72,6 +72,8 @@ class ActivateBody(Body):
 # ---- inference
 
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIdText = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # OpenAI's way: JSON has no other keys
 
 
 class _OpenAIBody(Body):
@@ -86,6 +88,13 @@ class _OpenAIBody(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[TokenIdText, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] = 0
     user: str | None = None
     # accepted because they change nothing in the answer
     metadata: dict[str, str] | None = None
@@ -93,9 +102,6 @@ class _OpenAIBody(Body):
     service_tier: Literal["auto", "default"] | None = None
     # known, and only as far as they ask for nothing
     n: Literal[1] | None = None
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -111,6 +117,13 @@ class _OpenAIBody(Body):
             seed=self.seed,
             stop=stop,
             ignore_eos=self.ignore_eos,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=tuple(sorted((int(token), bias) for token, bias in (self.logit_bias or {}).items())),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            min_tokens=self.min_tokens,
         )
 
 
@@ -119,7 +132,7 @@ class StreamOptions(Body):
 
 
 MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
-TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
+TokenIds = list[TokenId]
 
 
 class CompletionBody(_OpenAIBody):

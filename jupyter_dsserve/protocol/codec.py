@@ -44,6 +44,13 @@ def _sampling_to_pb(s: SamplingParams) -> pb.Sampling:
         seed=s.seed,
         stop=s.stop,
         ignore_eos=s.ignore_eos,
+        min_p=s.min_p,
+        repetition_penalty=s.repetition_penalty,
+        presence_penalty=s.presence_penalty,
+        frequency_penalty=s.frequency_penalty,
+        logit_bias=dict(s.logit_bias),
+        stop_token_ids=s.stop_token_ids,
+        min_tokens=s.min_tokens,
     )
 
 
@@ -56,6 +63,13 @@ def _sampling_from_pb(s: pb.Sampling) -> SamplingParams:
         seed=s.seed if s.HasField("seed") else None,
         stop=tuple(s.stop),
         ignore_eos=s.ignore_eos,
+        min_p=s.min_p,
+        repetition_penalty=s.repetition_penalty,
+        presence_penalty=s.presence_penalty,
+        frequency_penalty=s.frequency_penalty,
+        logit_bias=tuple(sorted(s.logit_bias.items())),
+        stop_token_ids=tuple(s.stop_token_ids),
+        min_tokens=s.min_tokens,
     )
 
 

@@ -12,7 +12,12 @@ from jupyter_dsserve.protocol.errors import DSServeError
 class SamplingParams:
     """How tokens are chosen. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 switch the filters off.
 
-    ``max_tokens`` None means: up to the end of the context. ``stop`` strings are not part of the answer.
+    ``max_tokens`` None means: up to the end of the context. ``stop`` strings and ``stop_token_ids`` end the answer
+    and are no part of it; neither these ids nor the end token come before ``min_tokens``. ``min_p`` leaves out
+    tokens less likely than that share of the likeliest (0 is off). ``repetition_penalty`` divides the logits of
+    what stood in the prompt or the answer (1 is off); ``presence_penalty`` and ``frequency_penalty`` are taken off
+    those of what stood in the answer, once and for each time (0 is off); ``logit_bias`` is added to those of its
+    token ids.
     The same ``seed`` with the same prompt gives the same answer, whatever else is in the batch.
     """
 
@@ -23,6 +28,13 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

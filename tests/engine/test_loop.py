@@ -75,6 +75,14 @@ def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(driver: Driver) -> 
     assert driver.end("a").finish_reason is FinishReason.STOP  # type: ignore[union-attr]
 
 
+def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(driver: Driver) -> None:
+    whole = toy_text("hello", 30)
+    driver.post("a", "hello", SamplingParams(max_tokens=30, stop_token_ids=(ord(whole[9]), 1)))
+    driver.run("a")
+    assert driver.text("a") == whole[: whole.index(whole[9])]
+    assert driver.end("a").finish_reason is FinishReason.STOP  # type: ignore[union-attr]
+
+
 def test_text_held_back_for_a_stop_string_that_never_completes_comes_at_the_end(driver: Driver) -> None:
     whole = toy_text("hello", 8)
     driver.post("a", "hello", SamplingParams(max_tokens=8, stop=(whole[6:8] + "zzz",)))
@@ -88,6 +96,9 @@ def test_text_held_back_for_a_stop_string_that_never_completes_comes_at_the_end(
         (b"", SamplingParams(), "empty"),
         (b"x" * 64, SamplingParams(), "64 tokens"),
         (b"x" * 60, SamplingParams(max_tokens=5), "at most 4"),
+        (b"x", SamplingParams(max_tokens=5, min_tokens=6), "min_tokens is 6, and max_tokens only 5"),
+        (b"x", SamplingParams(logit_bias=((3, 1.0), (256, 1.0))), "logit_bias names token 256"),
+        (b"x", SamplingParams(stop_token_ids=(300,)), "stop_token_ids names token 300"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_numbers(prompt: bytes, sampling: SamplingParams, named: str) -> None:

@@ -36,7 +36,13 @@ def test_an_error_the_other_side_does_not_know_is_still_an_error() -> None:
 )
 @pytest.mark.parametrize(
     "sampling",
-    [SamplingParams(), SamplingParams(1, 0.5, 0.9, 40, -3, ("\n", "END"), True), SamplingParams(seed=0)],
+    [
+        SamplingParams(),
+        SamplingParams(
+            1, 0.5, 0.9, 40, -3, ("\n", "END"), True, 0.1, 1.2, -0.5, 0.25, ((3, -100.0), (7, 0.5)), (2, 9), 4
+        ),
+        SamplingParams(seed=0),
+    ],
 )
 def test_a_request_comes_out_as_it_went_in(prompt: str | tuple[int, ...], sampling: SamplingParams) -> None:
     request = Request("r1", prompt, sampling)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -75,6 +76,31 @@ async def test_a_seed_gives_the_same_answer_in_whatever_company(client: AsyncOpe
     among = await asyncio.gather(ask("import os\n", 5), *(ask(f"class A{i}:", i) for i in range(7)))
     assert among[0] == alone
     assert await ask("import os\n", 6) != alone
+
+
+async def test_penalties_bias_and_lengths_reach_the_model(client: AsyncOpenAI) -> None:
+    """Each by an effect that nothing else has, greedily."""
+    fixed: dict[str, Any] = {"model": "demo@v1", "prompt": "def f(x):\n", "temperature": 0}
+
+    async def ask(**options: Any) -> Any:
+        answer = await client.completions.create(**{**fixed, "max_tokens": 40, **options})
+        return answer.choices[0]
+
+    plain = (await ask()).text
+    biased = await ask(logit_bias={"300": 100}, max_tokens=4)
+    assert biased.text == biased.text[: len(biased.text) // 4] * 4, "one token, four times"
+    words = [len(set(text.split())) / len(text.split()) for text in (plain, (await ask(frequency_penalty=2)).text)]
+    assert words[1] > words[0], "nothing is repeated less"
+    assert (await ask(presence_penalty=2)).text != plain
+    assert (await ask(extra_body={"repetition_penalty": 2.0})).text != plain
+    assert (await ask(extra_body={"min_p": 1.0}, temperature=1.0)).text == plain, "only the likeliest is left"
+    stopped = await ask(extra_body={"stop_token_ids": list(range(1, 64))})
+    assert stopped.finish_reason == "stop"
+    assert len(stopped.text) < len(plain)
+    at_least = await client.completions.create(
+        **fixed, max_tokens=20, extra_body={"stop_token_ids": list(range(1, 64)), "min_tokens": 15}
+    )
+    assert at_least.usage.completion_tokens >= 15  # type: ignore[union-attr]
 
 
 async def test_a_prompt_longer_than_the_context_is_refused_with_both_lengths(served: Gateway) -> None:
