@@ -41,7 +41,7 @@ class DataDir:
             self._lock = os.open(path / "gateway.lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as fault:
             raise Conflict(f"the data directory {path} cannot be used ({fault.strerror}): give another") from None
-        if not _is_taken(self._lock):
+        if not _take(self._lock):
             os.close(self._lock)
             raise Conflict(
                 f"the data directory {path} is held by another gateway ({holder(path)}): use that one, stop it, or "
@@ -116,7 +116,8 @@ def _parsed(text: bytes) -> Holder:
         return Holder()
 
 
-def _is_taken(lock: int) -> bool:
+def _take(lock: int) -> bool:
+    """Whether the lock is ours now."""
     for _ in range(_TRIES):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,7 +19,7 @@ _HOP = {
 }
 # What opens the Jupyter server is none of the gateway's business: it also opens a shell.
 _SECRETS = {"authorization", "cookie", "x-xsrftoken"}
-_SECRET_ARGUMENTS = {"token", "_xsrf", "no_track_activity"}
+_JUPYTERS_ARGUMENTS = {"token", "_xsrf", "no_track_activity"}
 # Set anew on this side, or telling of the other one.
 _ANSWER_ONLY = {"date", "server", "set-cookie"}
 
@@ -68,5 +68,5 @@ def _without(headers: Mapping[str, str], names: set[str]) -> CIMultiDict[str]:
 def _query(query: str) -> str:
     if not query:
         return ""
-    kept = [(k, v) for k, v in parse_qsl(query, keep_blank_values=True) if k not in _SECRET_ARGUMENTS]
+    kept = [(k, v) for k, v in parse_qsl(query, keep_blank_values=True) if k not in _JUPYTERS_ARGUMENTS]
     return f"?{urlencode(kept)}" if kept else ""

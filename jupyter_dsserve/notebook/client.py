@@ -128,7 +128,7 @@ class Client:
             time.sleep(step)
             return None
         response = self._http.send(step.request, stream=step.stream)
-        if response.is_error:
+        if not response.is_success:  # it is raised, with what it says
             response.read()
         return response
 
@@ -213,7 +213,7 @@ class AsyncClient:
             await asyncio.sleep(step)
             return None
         response = await self._http.send(step.request, stream=step.stream)
-        if response.is_error:
+        if not response.is_success:  # it is raised, with what it says
             await response.aread()
         return response
 

@@ -19,7 +19,7 @@ import httpx
 from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
 from pydantic import TypeAdapter
 
-from jupyter_dsserve.notebook.answers import answer_of, asked
+from jupyter_dsserve.notebook.answers import Prompt, answer_of, asked
 from jupyter_dsserve.notebook.find import JupyterServer, find
 from jupyter_dsserve.notebook.views import Answer, Deployment, Status, Version
 from jupyter_dsserve.protocol.errors import (
@@ -229,7 +229,7 @@ class Verbs:
     def generate(
         self,
         model: str,
-        prompt: str | Sequence[int] | Sequence[Mapping[str, str]],
+        prompt: Prompt,
         *,
         max_tokens: int = 128,
         temperature: float | None = None,

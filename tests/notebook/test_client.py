@@ -19,7 +19,7 @@ from jupyter_dsserve import AsyncClient, Client
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.notebook.verbs import Send, Verbs, error_in, only_version, version_for
 from jupyter_dsserve.notebook.views import Answer, Version
-from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound, Unauthorized, Unavailable
+from jupyter_dsserve.protocol.errors import Conflict, DSServeError, InvalidRequest, NotFound, Unauthorized, Unavailable
 from jupyter_dsserve.protocol.records import GatewayAddress, GatewayState, VersionState, VersionStats
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from tests.engine.test_loop import toy_text
@@ -152,6 +152,22 @@ async def test_errors_keep_their_class_and_words(client: AsyncClient, gateway: G
         await nobody.deployment("demo")
     await stranger.aclose()
     await nobody.aclose()
+
+
+async def test_what_answers_with_a_redirect_is_an_error_also_to_a_stream() -> None:
+    async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlogin")
+        writer.close()
+
+    listener = await asyncio.start_server(redirect, "127.0.0.1", 0)
+    client = AsyncClient(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}", "key")
+    with pytest.raises(DSServeError, match="HTTP 302: login"):
+        await client.deployment("demo")
+    with pytest.raises(DSServeError, match="HTTP 302: login"):
+        await anext(aiter(client.stream("demo", "x")))
+    await client.aclose()
+    listener.close()
 
 
 def test_a_key_is_shown_nowhere_and_may_have_the_line_break_of_its_file() -> None:
