@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from jupyter_dsserve.engine import attention
 from jupyter_dsserve.engine.hf_tokenizer import HFTokenizer
+from jupyter_dsserve.engine.linear import can_pack, pack_linears
 from jupyter_dsserve.engine.ragged import RaggedRunner
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.spec import WorkerSpec
@@ -51,6 +52,9 @@ def load_runner(spec: WorkerSpec, model_path: str, progress: Progress) -> Ragged
     model = _model(model_path, config, dtype, lambda done: progress("weights", 0.05 + 0.8 * done))
     progress("deepspeed", 0.85)
     engine = _wrapped(model.to(device), dtype)
+    if can_pack(engine.module):
+        progress("packing", 0.9)
+        pack_linears(engine.module)
     progress("tokenizer", 0.95)
     tokenizer = HFTokenizer.load(model_path, _eos_ids(model), model.get_input_embeddings().num_embeddings)
     progress("loaded", 1.0)
