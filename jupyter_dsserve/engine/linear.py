@@ -46,7 +46,7 @@ def pack_linears(model: torch.nn.Module) -> int:
     """Put a `PackedLinear` in the place of every linear layer of ``model``; how many.
 
     One layer at a time, so that never more than one weight is in memory twice. What is left of the weights is copied
-    too: a single view of a mapped file would keep the whole of it in this process. A weight that is tied to an embedding is
+    too: a single view of a mapped file would keep the whole of it in this process. A weight tied to an embedding is
     then there twice. Subclasses of `torch.nn.Linear` mean something of their own and are left alone.
     """
     places = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,21 @@ from jupyter_dsserve.protocol.request import SamplingParams
 # How far packed logits may lie from plain ones, as a share of the largest logit: rounding differs with the shapes of a
 # call, wrong attention shows in the first digits.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A step as numbers, without its sequences: what every rank that holds a part of the model computes.
+
+    ``tokens``, ``positions`` and ``places`` (in the cache) have an entry a row of the pass; ``sampled`` are the rows
+    whose logits are wanted.
+    """
+
+    tokens: list[int]
+    positions: list[int]
+    places: list[int]
+    rows: list[Rows]
+    sampled: list[int]
 
 
 class RaggedRunner:
@@ -58,26 +74,31 @@ class RaggedRunner:
     def begin(self, sequence: Sequence) -> None:
         """Nothing to prepare: what an earlier sequence left in the slot is overwritten before it is read."""
 
-    @torch.inference_mode()
     def forward(self, step: Step) -> TorchLogits:
-        tokens: list[int] = []
-        positions: list[int] = []
-        places: list[int] = []
-        rows: list[Rows] = []
+        return TorchLogits(self.compute(self.plan(step)), self.tokenizer.eos_ids)
+
+    def plan(self, step: Step) -> Plan:
+        """``step`` as numbers."""
+        plan = Plan([], [], [], [], [])
         last_row: dict[int, int] = {}  # of each slot
         for span in self._in_order(step):
             slot, start, end = span.sequence.slot, span.start, span.start + span.num_tokens
-            rows.append(Rows(slot, start, len(tokens), span.num_tokens))
-            tokens += span.sequence.tokens[start:end]
-            positions += range(start, end)
-            places += range(self._cache.place(slot, start), self._cache.place(slot, end))
-            last_row[slot] = len(tokens) - 1
-        sampled = torch.tensor([last_row[sequence.slot] for sequence in step.sampled], dtype=torch.long)
+            plan.rows.append(Rows(slot, start, len(plan.tokens), span.num_tokens))
+            plan.tokens.extend(span.sequence.tokens[start:end])
+            plan.positions.extend(range(start, end))
+            plan.places.extend(range(self._cache.place(slot, start), self._cache.place(slot, end)))
+            last_row[slot] = len(plan.tokens) - 1
+        plan.sampled.extend(last_row[sequence.slot] for sequence in step.sampled)
+        return plan
+
+    @torch.inference_mode()
+    def compute(self, plan: Plan) -> torch.Tensor:
+        """Logits of the sampled rows, ``[sampled, vocabulary]``; K and V of all rows are in the cache then."""
         # One tensor, so that a GPU gets one copy.
-        numbers = torch.tensor([tokens, positions, places]).to(self._device)
-        with attending(PackedStep(self._cache, numbers[2], rows)):
-            logits = self._logits(numbers[:1], numbers[1:2], sampled.to(self._device))
-            return TorchLogits(logits, self.tokenizer.eos_ids)
+        numbers = torch.tensor([plan.tokens, plan.positions, plan.places]).to(self._device)
+        sampled = torch.tensor(plan.sampled, dtype=torch.long).to(self._device)
+        with attending(PackedStep(self._cache, numbers[2], plan.rows)):
+            return self._logits(numbers[:1], numbers[1:2], sampled)
 
     def _logits(self, tokens: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Logits of ``rows``, ``[rows, vocabulary]``, of one pass over ``tokens`` and ``positions``, ``[1, T]``.
@@ -92,7 +113,8 @@ class RaggedRunner:
             use_cache=False,
             logits_to_keep=rows,
         )
-        return out.logits[0]
+        logits: torch.Tensor = out.logits[0]
+        return logits
 
     def _in_order(self, step: Step) -> list[Span]:
         """The spans as they stand in the row: decoding sequences of like length side by side where K and V are copied,
