@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest, error_named
-from jupyter_dsserve.protocol.request import Chunk, FinishReason, Message, Request, SamplingParams, Usage
+from jupyter_dsserve.protocol.request import (
+    Chunk,
+    Features,
+    FinishReason,
+    Message,
+    Request,
+    SamplingParams,
+    Texts,
+    Usage,
+)
+from jupyter_dsserve.protocol.tensors import ModelInfo, Tensor, TensorInfo
 
 
 def submit(request: Request) -> pb.ToWorker:
@@ -12,6 +22,10 @@ def submit(request: Request) -> pb.ToWorker:
     prompt = request.prompt
     if isinstance(prompt, str):
         message.text = prompt
+    elif isinstance(prompt, Texts):
+        message.texts.CopyFrom(pb.Texts(texts=map(_text_to_pb, prompt.texts)))
+    elif isinstance(prompt, Features):
+        message.features.CopyFrom(pb.Features(tensors=map(_tensor_to_pb, prompt.tensors)))
     elif prompt and isinstance(prompt[0], Message):
         turns = [pb.Message(role=m.role, content=m.content) for m in prompt if isinstance(m, Message)]
         message.chat.CopyFrom(pb.Chat(messages=turns))
@@ -23,16 +37,32 @@ def submit(request: Request) -> pb.ToWorker:
 def request_from(message: pb.Submit) -> Request:
     """Raises `InvalidRequest` if the message carries no prompt."""
     kind = message.WhichOneof("prompt")
-    prompt: str | tuple[int, ...] | tuple[Message, ...]
+    prompt: str | tuple[int, ...] | tuple[Message, ...] | Texts | Features
     if kind == "text":
         prompt = message.text
     elif kind == "tokens":
         prompt = tuple(message.tokens.ids)
     elif kind == "chat":
         prompt = tuple(Message(m.role, m.content) for m in message.chat.messages)
+    elif kind == "texts":
+        prompt = Texts(tuple(tuple(t.tokens.ids) if t.HasField("tokens") else t.text for t in message.texts.texts))
+    elif kind == "features":
+        prompt = Features(tuple(map(_tensor_from_pb, message.features.tensors)))
     else:
         raise InvalidRequest(f"request {message.request_id} carries no prompt", param="prompt")
     return Request(message.request_id, prompt, _sampling_from_pb(message.sampling))
+
+
+def _text_to_pb(text: str | tuple[int, ...]) -> pb.Text:
+    return pb.Text(text=text) if isinstance(text, str) else pb.Text(tokens=pb.Tokens(ids=text))
+
+
+def _tensor_to_pb(tensor: Tensor) -> pb.Tensor:
+    return pb.Tensor(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape, data=tensor.data)
+
+
+def _tensor_from_pb(message: pb.Tensor) -> Tensor:
+    return Tensor(message.name, message.datatype, tuple(message.shape), message.data)
 
 
 def _sampling_to_pb(s: SamplingParams) -> pb.Sampling:
@@ -74,7 +104,12 @@ def _sampling_from_pb(s: pb.Sampling) -> SamplingParams:
 
 
 def chunk_to_pb(chunk: Chunk) -> pb.Chunk:
-    message = pb.Chunk(request_id=chunk.request_id, text=chunk.text, num_tokens=chunk.num_tokens)
+    message = pb.Chunk(
+        request_id=chunk.request_id,
+        text=chunk.text,
+        num_tokens=chunk.num_tokens,
+        tensors=map(_tensor_to_pb, chunk.tensors),
+    )
     if chunk.finish_reason is not None:
         message.finish_reason = chunk.finish_reason.value
     if chunk.usage is not None:
@@ -93,7 +128,24 @@ def chunk_from_pb(message: pb.Chunk) -> Chunk:
         FinishReason(message.finish_reason) if message.finish_reason else None,
         Usage(message.usage.prompt_tokens, message.usage.completion_tokens) if message.HasField("usage") else None,
         error_from_pb(message.error) if message.HasField("error") else None,
+        tuple(map(_tensor_from_pb, message.tensors)),
     )
+
+
+def info_to_pb(info: ModelInfo) -> pb.ModelInfo:
+    inputs, outputs = (
+        [pb.TensorInfo(name=t.name, datatype=t.datatype, shape=t.shape) for t in side]
+        for side in (info.inputs, info.outputs)
+    )
+    return pb.ModelInfo(inputs=inputs, outputs=outputs, labels=info.labels, note=info.note)
+
+
+def info_from_pb(message: pb.ModelInfo) -> ModelInfo:
+    inputs, outputs = (
+        tuple(TensorInfo(t.name, t.datatype, tuple(t.shape)) for t in side)
+        for side in (message.inputs, message.outputs)
+    )
+    return ModelInfo(inputs, outputs, tuple(message.labels), message.note)
 
 
 def error_to_pb(error: DSServeError) -> pb.Error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from jupyter_dsserve.protocol.spec import WorkerSpec
+from jupyter_dsserve.protocol.tensors import ModelInfo
 
 
 class VersionState(str, Enum):
@@ -49,7 +50,7 @@ class VersionStats:
 
     ``requests`` counts ended ones, ``errors`` those among them that ended in our error (a caller who leaves is none).
     A latency is None while the window is empty. ``kv_used`` is a share from 0 to 1, ``device_bytes`` the worker's
-    memory on its device.
+    memory on its device, ``padding`` the share of the tokens its batches computed that only filled up rows (0 to 1).
     """
 
     deployment: str
@@ -69,6 +70,7 @@ class VersionStats:
     tokens_per_s: float
     kv_used: float
     device_bytes: int
+    padding: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class ReplicaStatus:
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
     """A version as the control API shows it. ``progress`` is 0 to 1; ``stage`` a word for what loads; ``created_at``
-    seconds since the epoch; ``reason`` says why a version is FAILED."""
+    seconds since the epoch; ``reason`` says why a version is FAILED; ``info`` is empty until it is READY."""
 
     deployment: str
     version: str
@@ -98,6 +100,7 @@ class VersionStatus:
     spec: WorkerSpec
     note: str
     created_at: float
+    info: ModelInfo = field(default_factory=ModelInfo)
 
 
 @dataclass(frozen=True, slots=True)

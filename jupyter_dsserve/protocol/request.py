@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from jupyter_dsserve.protocol.errors import DSServeError
+from jupyter_dsserve.protocol.tensors import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,26 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts (or the token ids of texts) to embed or to classify, each by itself."""
+
+    texts: tuple[str | tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Named inputs of one call to an exported program."""
+
+    tensors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """One question to a deployment. The prompt is a text, token ids, or a chat: exactly one of the three."""
+    """One question to a deployment. The prompt of the task ``generate`` is a text, token ids, or a chat; `Texts` are
+    for ``embed`` and ``classify``, `Features` for ``tensor``; ``sampling`` says nothing to those."""
 
     id: str
-    prompt: str | tuple[int, ...] | tuple[Message, ...]
+    prompt: str | tuple[int, ...] | tuple[Message, ...] | Texts | Features
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
 
@@ -74,7 +90,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. The last one has a ``finish_reason`` and, unless it is an error, a ``usage``."""
+    """A piece of an answer. The last one has a ``finish_reason`` and, unless it is an error, a ``usage``.
+
+    ``tensors`` is the answer of the tasks other than ``generate``, whole in one chunk: ``embedding`` ``[texts, size]``,
+    ``probs`` ``[texts, classes]``, or a program's outputs.
+    """
 
     request_id: str
     text: str = ""
@@ -82,6 +102,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: DSServeError | None = None
+    tensors: tuple[Tensor, ...] = ()
 
     def merged(self, later: Chunk) -> Chunk:
         """This chunk and a later one of the same request as one."""
@@ -92,4 +113,5 @@ class Chunk:
             later.finish_reason,
             later.usage,
             later.error,
+            self.tensors + later.tensors,
         )

@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 # Gateway and worker must agree on it: raise it with every change of worker.proto or of WorkerSpec that an older
 # worker would misread.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 DType = Literal["auto", "fp32", "bf16", "fp16"]
-RunnerName = Literal["ragged", "toy"]
+RunnerName = Literal["ragged", "encoder", "program", "toy"]
+Task = Literal["generate", "embed", "classify", "tensor"]
+
+# Which runners do a task; the first is taken unless a version says otherwise.
+RUNNERS: Mapping[Task, tuple[RunnerName, ...]] = {
+    "generate": ("ragged", "toy"),
+    "embed": ("encoder", "toy"),
+    "classify": ("encoder",),
+    "tensor": ("program",),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """One immutable version: what a worker loads and how it runs it.
 
-    ``model`` is ``builtin:NAME``, ``toy:…``, a directory, or a hub name. ``max_sequences`` run at once; the rest
-    wait. ``max_context`` 0 is the model's own. ``max_step_tokens`` caps the tokens of one forward pass: long
-    prompts are cut into chunks of it. ``num_threads`` 0 leaves one core to the notebook. ``device`` is ``auto``,
-    ``cpu`` or ``cuda:N``. ``python`` is the interpreter of the worker; empty is the gateway's own.
+    ``model`` is ``builtin:NAME``, ``toy:…``, a directory, or a hub name; for the task ``tensor`` a file. ``task``:
+    ``generate`` text, ``embed`` or ``classify`` texts with an encoder, or run an exported program on named tensors
+    (``tensor``). ``max_sequences`` run at once; the rest wait. ``max_context`` 0 is the model's own; an encoder cuts
+    longer texts. ``max_step_tokens`` caps the tokens of one forward pass: long prompts are cut into chunks of it.
+    ``num_threads`` 0 leaves one core to the notebook. ``device`` is ``auto``, ``cpu`` or ``cuda:N``. ``python`` is
+    the interpreter of the worker; empty is the gateway's own.
     """
 
     model: str
+    task: Task = "generate"
     runner: RunnerName = "ragged"
     dtype: DType = "auto"
     device: str = "auto"

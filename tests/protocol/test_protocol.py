@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from jupyter_dsserve.protocol import codec, errors
-from jupyter_dsserve.protocol.request import Chunk, FinishReason, Message, Request, SamplingParams, Usage
+from jupyter_dsserve.protocol.request import (
+    Chunk,
+    Features,
+    FinishReason,
+    Message,
+    Request,
+    SamplingParams,
+    Texts,
+    Usage,
+)
 from jupyter_dsserve.protocol.spec import WorkerLaunch, WorkerSpec
+from jupyter_dsserve.protocol.tensors import DATATYPES, ModelInfo, Tensor, TensorInfo
 
 
 def tree(root: type[errors.DSServeError]) -> list[type[errors.DSServeError]]:
@@ -32,7 +43,13 @@ def test_an_error_the_other_side_does_not_know_is_still_an_error() -> None:
 
 @pytest.mark.parametrize(
     "prompt",
-    ["def f():\n    return 'é'", (5, 0, 7), (Message("system", "be short"), Message("user", "hi"))],
+    [
+        "def f():\n    return 'é'",
+        (5, 0, 7),
+        (Message("system", "be short"), Message("user", "hi")),
+        Texts(("é", "", (5, 0), ())),
+        Features((Tensor.of("x", np.arange(6.0).reshape(2, 3)), Tensor.of("y", np.zeros((0, 2), bool)))),
+    ],
 )
 @pytest.mark.parametrize(
     "sampling",
@@ -44,7 +61,9 @@ def test_an_error_the_other_side_does_not_know_is_still_an_error() -> None:
         SamplingParams(seed=0),
     ],
 )
-def test_a_request_comes_out_as_it_went_in(prompt: str | tuple[int, ...], sampling: SamplingParams) -> None:
+def test_a_request_comes_out_as_it_went_in(
+    prompt: str | tuple[int, ...] | Texts | Features, sampling: SamplingParams
+) -> None:
     request = Request("r1", prompt, sampling)
     assert codec.request_from(codec.submit(request).submit) == request
 
@@ -60,6 +79,7 @@ def test_a_request_without_a_prompt_is_refused() -> None:
         Chunk("r1", "text", 3),
         Chunk("r1", "", 0, FinishReason.ABORT, Usage(0, 0)),
         Chunk("r1", "x", 1, FinishReason.LENGTH, Usage(7, 1)),
+        Chunk("r1", "", 5, FinishReason.STOP, Usage(5, 0), tensors=(Tensor.of("a", np.ones(3, np.float32)),)),
     ],
 )
 def test_a_chunk_comes_out_as_it_went_in(chunk: Chunk) -> None:
@@ -69,6 +89,38 @@ def test_a_chunk_comes_out_as_it_went_in(chunk: Chunk) -> None:
 def test_merged_chunks_lose_no_text_and_keep_the_end() -> None:
     end = Chunk("r1", "b", 1, FinishReason.STOP, Usage(1, 2))
     assert Chunk("r1", "a", 1).merged(end) == Chunk("r1", "ab", 2, FinishReason.STOP, Usage(1, 2))
+
+
+def test_what_a_model_says_of_itself_comes_out_as_it_went_in() -> None:
+    info = ModelInfo((TensorInfo("x", "FP32", (-1, 4)),), (TensorInfo("y", "INT64", ()),), ("good", "bad"), "a note")
+    assert codec.info_from_pb(codec.info_to_pb(info)) == info
+
+
+@pytest.mark.parametrize("datatype", DATATYPES)
+def test_an_array_of_every_datatype_is_the_same_again(datatype: str) -> None:
+    array = np.array([[0, 1, 1], [1, 0, 1]], DATATYPES[datatype])
+    tensor = Tensor.of("x", array)
+    assert (tensor.datatype, tensor.shape) == (datatype, (2, 3))
+    again = tensor.array()
+    assert again.dtype == array.dtype
+    assert (again == array).all()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (Tensor("x", "FP32", (2, 2), b"123"), "'x' has 3 bytes, but FP32 of shape .2, 2. takes 16"),
+        (Tensor("x", "STRING", (1,), b"1"), "'x' is of datatype 'STRING': use one of BOOL"),
+    ],
+)
+def test_bytes_that_are_no_such_array_are_refused(tensor: Tensor, words: str) -> None:
+    with pytest.raises(errors.InvalidRequest, match=words):
+        tensor.array()
+
+
+def test_an_array_that_the_wire_has_no_name_for_is_refused() -> None:
+    with pytest.raises(errors.InvalidRequest, match="'x' holds complex128"):
+        Tensor.of("x", np.zeros(2, complex))
 
 
 def test_a_launch_line_comes_out_as_it_went_in_and_equal_specs_have_equal_digests() -> None:

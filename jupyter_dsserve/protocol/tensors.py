@@ -1,0 +1,91 @@
+"""Arrays on the wire: `Tensor`, and what a model says of itself, `TensorInfo` and `ModelInfo`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jupyter_dsserve.protocol.errors import InvalidRequest
+
+# The Open Inference Protocol's names, without those that numpy has no numbers for.
+DATATYPES = {
+    "BOOL": np.dtype("?"),
+    "UINT8": np.dtype("u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named array: ``data`` holds it packed, row by row, little-endian; ``datatype`` is a key of `DATATYPES`."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    @staticmethod
+    def of(name: str, array: NDArray[np.generic]) -> Tensor:
+        """Raises `InvalidRequest` if the protocol has no name for the array's numbers."""
+        datatype = datatype_of(array.dtype, name)
+        return Tensor(name, datatype, array.shape, array.astype(DATATYPES[datatype], copy=False).tobytes())
+
+    def array(self) -> NDArray[np.generic]:
+        """A view, not writable. Raises `InvalidRequest` if the bytes do not fit type and shape."""
+        dtype = DATATYPES.get(self.datatype)
+        if dtype is None:
+            raise InvalidRequest(
+                f"tensor {self.name!r} is of datatype {self.datatype!r}: use one of {', '.join(DATATYPES)}",
+                param=self.name,
+            )
+        needed = dtype.itemsize * math.prod(self.shape)
+        if len(self.data) != needed:
+            raise InvalidRequest(
+                f"tensor {self.name!r} has {len(self.data)} bytes, but {self.datatype} of shape {list(self.shape)} "
+                f"takes {needed}",
+                param=self.name,
+            )
+        return np.frombuffer(self.data, dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """An input or output of a model. -1 in ``shape``: any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What callers must know of a model before they ask; empty for the task ``generate``.
+
+    ``labels`` are the classes of a classifier, in the order of its scores; ``note`` is for people.
+    """
+
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
+    labels: tuple[str, ...] = ()
+    note: str = ""
+
+
+def datatype_of(dtype: np.dtype[np.generic], name: str) -> str:
+    """The protocol's name for numbers of ``dtype``. Raises `InvalidRequest` naming tensor ``name`` if it has none."""
+    found = _NAMES.get(dtype.newbyteorder("<"))
+    if found is None:
+        raise InvalidRequest(f"tensor {name!r} holds {dtype}, which is none of {', '.join(DATATYPES)}", param=name)
+    return found
