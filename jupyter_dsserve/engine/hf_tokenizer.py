@@ -15,15 +15,19 @@ from jupyter_dsserve.protocol.request import Message
 
 
 class HFTokenizer:
-    """One thread's tokenizer; `copy` makes another thread's. ``eos_ids`` are the model's end tokens."""
+    """One thread's tokenizer; `copy` makes another thread's. ``eos_ids`` are the model's end tokens. Longer texts
+    than ``max_length`` tokens are cut (0: none is)."""
 
-    def __init__(self, tokenizer: Any, eos_ids: frozenset[int], vocab_size: int) -> None:
+    def __init__(self, tokenizer: Any, eos_ids: frozenset[int], vocab_size: int, max_length: int = 0) -> None:
         self.eos_ids = eos_ids
         self.vocab_size = vocab_size
+        self.max_length = max_length
         self._tokenizer = tokenizer
         self._backend: Backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
         # A checkpoint's tokenizer may have been saved while it cut or filled up texts for training.
         self._backend.no_truncation()
+        if max_length:
+            self._backend.enable_truncation(max_length)
         self._backend.no_padding()
 
     @classmethod
@@ -44,7 +48,16 @@ class HFTokenizer:
         return cls(tokenizer, eos_ids | own, vocab_size)
 
     def copy(self) -> HFTokenizer:
-        return HFTokenizer(self._tokenizer, self.eos_ids, self.vocab_size)
+        return HFTokenizer(self._tokenizer, self.eos_ids, self.vocab_size, self.max_length)
+
+    def cutting(self, max_length: int) -> HFTokenizer:
+        """One that cuts texts to ``max_length`` tokens, special ones included."""
+        return HFTokenizer(self._tokenizer, self.eos_ids, self.vocab_size, max_length)
+
+    @property
+    def own_max_length(self) -> int:
+        """The longest text its files speak of, in tokens; a very large number if they do not."""
+        return int(self._tokenizer.model_max_length)
 
     def encode_batch(self, texts: Seq[str], add_special_tokens: bool = True) -> list[list[int]]:
         # The batch call lets other threads run; `encode` of a long text holds them all for half a second.

@@ -35,7 +35,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _DEFAULT_CONTEXT = 2048
 _LEAST_CONTEXT = 8
-_LOAD_FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+LOAD_FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
 def load_runner(spec: WorkerSpec, model_path: str, progress: Progress) -> RaggedRunner:
@@ -43,15 +43,15 @@ def load_runner(spec: WorkerSpec, model_path: str, progress: Progress) -> Ragged
 
     Raises `InvalidRequest` with the reason if the model is none that the ragged runner serves.
     """
-    torch.set_num_threads(spec.num_threads or max(1, _num_cores() - 1))
+    torch.set_num_threads(spec.num_threads or max(1, num_cores() - 1))
     progress("config", 0.0)
-    device = _device(spec.device)
+    device = named_device(spec.device)
     config = _config(model_path)
     context = _context(spec, config)
-    dtype = _dtype(spec.dtype, config, device)
+    dtype = dtype_for(spec.dtype, config, device)
     model = _model(model_path, config, dtype, lambda done: progress("weights", 0.05 + 0.8 * done))
     progress("deepspeed", 0.85)
-    engine = _wrapped(model.to(device), dtype)
+    engine = wrapped(model.to(device), dtype)
     if can_pack(engine.module):
         progress("packing", 0.9)
         pack_linears(engine.module)
@@ -68,12 +68,12 @@ def load_runner(spec: WorkerSpec, model_path: str, progress: Progress) -> Ragged
     )
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Cores this process may use (macOS cannot say, and has all)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _device(name: str) -> torch.device:
+def named_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
@@ -93,10 +93,10 @@ def _device(name: str) -> torch.device:
 def _config(model_path: str) -> Any:
     """The model's config, if it is one of a causal language model whose layers we know."""
     if os.path.isdir(model_path):
-        _refuse_directory(Path(model_path))
+        refuse_directory(Path(model_path))
     try:
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
-    except _LOAD_FAULTS as fault:
+    except LOAD_FAULTS as fault:
         raise InvalidRequest(f"model {model_path} has no config that loads: {fault}", param="model") from fault
     causal = _causal_architectures(config.model_type)
     named = config.architectures or sorted(causal)
@@ -115,7 +115,7 @@ def _config(model_path: str) -> Any:
     return config
 
 
-def _refuse_directory(path: Path) -> None:
+def refuse_directory(path: Path) -> None:
     if not (path / "config.json").is_file():
         raise InvalidRequest(
             f"model {path} has no config.json: give a directory that save_pretrained wrote", param="model"
@@ -166,7 +166,7 @@ def _short_rope(config: Any) -> int:
     return min((int(length) for length in lengths if length), default=0)
 
 
-def _dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
+def dtype_for(name: str, config: Any, device: torch.device) -> torch.dtype:
     """The numbers to compute with. ``auto`` is the checkpoint's own, where the device is not slow at it."""
     if name == "fp16" and device.type == "cpu":
         raise InvalidRequest(
@@ -189,7 +189,7 @@ def _has_fast_bf16() -> bool:
 def _model(model_path: str, config: Any, dtype: torch.dtype, progress: Callable[[float], None]) -> Any:
     """The model in memory-mapped weights, every one of them from the checkpoint, its attention ours."""
     try:
-        with _reported(progress):
+        with reported(progress):
             model, found = AutoModelForCausalLM.from_pretrained(
                 model_path,
                 config=config,
@@ -198,7 +198,7 @@ def _model(model_path: str, config: Any, dtype: torch.dtype, progress: Callable[
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except _LOAD_FAULTS as fault:
+    except LOAD_FAULTS as fault:
         raise InvalidRequest(f"model {model_path} does not load: {fault}", param="model") from fault
     if missing := sorted(found["missing_keys"]):
         raise InvalidRequest(
@@ -217,7 +217,7 @@ def _model(model_path: str, config: Any, dtype: torch.dtype, progress: Callable[
 
 
 @contextmanager
-def _reported(progress: Callable[[float], None]) -> Iterator[None]:
+def reported(progress: Callable[[float], None]) -> Iterator[None]:
     """Inside, ``progress`` hears the share of weights loaded, in place of transformers' progress bar."""
 
     def hook(make_bar: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -239,7 +239,7 @@ def _reported(progress: Callable[[float], None]) -> Iterator[None]:
         transformers_logging.set_tqdm_hook(before)
 
 
-def _wrapped(model: torch.nn.Module, dtype: torch.dtype) -> Any:
+def wrapped(model: torch.nn.Module, dtype: torch.dtype) -> Any:
     """DeepSpeed's inference engine around ``model``.
 
     It casts the whole module, what transformers keeps in fp32 (rotary frequencies, some routers) included; that is put

@@ -35,6 +35,7 @@ class Load:
     running: int
     waiting: int
     kv_used: float
+    padding: float = 0.0  # share of computed tokens that filled up rows
 
 
 class Engine:

@@ -175,9 +175,12 @@ class RaggedRunner:
             self._model.set_attn_implementation(attention.NAME)
 
     def device_bytes(self) -> int:
-        if self._device.type == "cuda":
-            return torch.cuda.memory_reserved(self._device)
-        return _resident_bytes()
+        return device_bytes(self._device)
+
+
+def device_bytes(device: torch.device) -> int:
+    """Bytes of ``device``'s memory (RAM for the processor) that this process holds now."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else _resident_bytes()
 
 
 def _resident_bytes() -> int:

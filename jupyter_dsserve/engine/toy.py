@@ -11,17 +11,23 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
+import numpy as np
+
+from jupyter_dsserve.engine.batcher import Arrays, Item, Limits, Work
 from jupyter_dsserve.engine.runner import Step
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.tokenizer import Tokenizer
-from jupyter_dsserve.protocol.errors import EngineFailure
-from jupyter_dsserve.protocol.request import Message
+from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
+from jupyter_dsserve.protocol.request import Message, Request, Texts
+from jupyter_dsserve.protocol.spec import WorkerSpec
+from jupyter_dsserve.protocol.tensors import ModelInfo, TensorInfo
 from jupyter_dsserve.protocol.toy import ToySettings
 
 # A toy has no memory to run out of: its batch, step and context end far beyond any trial.
 _MAX_SEQUENCES = 1 << 16
 _MAX_STEP_TOKENS = 1 << 30
 _MAX_CONTEXT = 1 << 20
+VECTOR_SIZE = 8  # of a toy's embedding
 _LETTERS = b"etaoinshrdlucmfw"
 
 
@@ -80,6 +86,20 @@ class ToyLogits:
         return [toy_token(s.tokens[: s.num_prompt], s.num_output) for s in sequences]
 
 
+class FailRate:
+    """Of every n requests exactly ``n × rate`` (rounded down) fail, evenly spread."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._num_begun = 0
+
+    def begin(self) -> None:
+        """Count a request. Raises `EngineFailure` if it is one that fails."""
+        self._num_begun += 1
+        if math.floor(self._num_begun * self._rate) > math.floor((self._num_begun - 1) * self._rate):
+            raise EngineFailure(f"the toy was told to fail: fail_rate={self._rate}")
+
+
 class ToyRunner:
     """A `Runner` without a model."""
 
@@ -92,14 +112,11 @@ class ToyRunner:
         self.max_context = max_context or _MAX_CONTEXT
         self._settings = settings
         self._weights = bytearray(settings.bytes)
-        self._num_begun = 0
+        self._failing = FailRate(settings.fail_rate)
 
     def begin(self, sequence: Sequence) -> None:
-        """Of every n requests exactly ``n × fail_rate`` (rounded down) fail, evenly spread. Raises `EngineFailure`."""
-        self._num_begun += 1
-        rate, n = self._settings.fail_rate, self._num_begun
-        if math.floor(n * rate) > math.floor((n - 1) * rate):
-            raise EngineFailure(f"the toy was told to fail: fail_rate={rate}")
+        """Raises `EngineFailure` for the share of the requests that fails."""
+        self._failing.begin()
 
     def forward(self, step: Step) -> ToyLogits:
         time.sleep(self._settings.step_s + self._settings.per_seq_s * len(step.spans))
@@ -112,10 +129,52 @@ class ToyRunner:
         return len(self._weights)
 
 
+class ToyEncoder:
+    """A `BatchRunner` without a model: the vector of a text is the first `VECTOR_SIZE` tokens of its toy answer, as
+    shares of 256."""
+
+    device = "cpu"
+    info = ModelInfo(outputs=(TensorInfo("embedding", "FP32", (-1, VECTOR_SIZE)),), note="a formula of the text")
+
+    def __init__(self, settings: ToySettings, spec: WorkerSpec) -> None:
+        self.limits = Limits(spec.max_step_tokens, spec.max_sequences)
+        self._settings = settings
+        self._weights = bytearray(settings.bytes)
+        self._failing = FailRate(settings.fail_rate)
+
+    def prepare(self, request: Request) -> Work:
+        """Raises `EngineFailure` for the share of the requests that fails."""
+        self._failing.begin()
+        if not isinstance(request.prompt, Texts):
+            raise InvalidRequest("this version embeds texts, and generates none")
+        tokens = [list(t.encode() if isinstance(t, str) else t) for t in request.prompt.texts]
+        return Work(request.id, [Item(t, length=max(1, len(t))) for t in tokens], sum(map(len, tokens)))
+
+    def forward(self, batch: Seq[Item]) -> Arrays:
+        time.sleep(self._settings.step_s + self._settings.per_seq_s * len(batch))
+        rows = [[toy_token(item.value, index) / 256 for index in range(VECTOR_SIZE)] for item in batch]
+        return {"embedding": np.array(rows, np.float32)}
+
+    def check(self) -> None:
+        """A formula always agrees with itself."""
+
+    def device_bytes(self) -> int:
+        return len(self._weights)
+
+
 def load_toy(model: str, max_context: int, progress: Callable[[str, float], None]) -> ToyRunner:
     """Take ``load_s`` seconds in twenty steps of progress, then be ready."""
+    return ToyRunner(_loaded(model, progress), max_context)
+
+
+def load_toy_encoder(spec: WorkerSpec, progress: Callable[[str, float], None]) -> ToyEncoder:
+    """As `load_toy`, for the task ``embed``."""
+    return ToyEncoder(_loaded(spec.model, progress), spec)
+
+
+def _loaded(model: str, progress: Callable[[str, float], None]) -> ToySettings:
     settings = ToySettings.parse(model)
     for i in range(1, 21):
         progress("loading", i / 20)
         time.sleep(settings.load_s / 20)
-    return ToyRunner(settings, max_context)
+    return settings

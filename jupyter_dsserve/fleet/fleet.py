@@ -84,7 +84,7 @@ class Fleet:
         if version.is_wanted != row.is_wanted:  # so that a crash of ours brings back what ran today
             self._registry.save_version(_row(version))
         try:
-            version.model_path = model_path(row.spec.model, row.spec.runner)
+            version.model_path = model_path(row.spec.model, row.spec.runner, row.spec.task)
         except InvalidRequest as gone:  # the directory was moved since: shown as FAILED, the others still come back
             version.failure = gone.message
         if version.is_wanted and not version.failure:
@@ -121,7 +121,7 @@ class Fleet:
                 raise InvalidRequest(
                     f"{kind} name {name!r}: use letters, digits, '.', '_' and '-', at most 63 of them", param=kind
                 )
-        path = model_path(spec.model, spec.runner)
+        path = model_path(spec.model, spec.runner, spec.task)
         # A version never changes: a relative path would mean another model to a gateway started elsewhere.
         spec = replace(spec, model=canonical(spec.model))
         known = self._deployments.get(deployment)
@@ -146,7 +146,7 @@ class Fleet:
             raise Conflict(f"{found.id} is still DRAINING: load it again when it is STOPPED")
         if found.is_wanted and not found.failure:
             return found
-        found.model_path = model_path(found.spec.model, found.spec.runner)
+        found.model_path = model_path(found.spec.model, found.spec.runner, found.spec.task)
         found.is_wanted, found.failure = True, ""
         self._supervisor.start(found)
         await self._save(found)
@@ -351,6 +351,7 @@ class Fleet:
             spec=version.spec,
             note=version.note,
             created_at=version.created_at,
+            info=version.info,
         )
 
     def logs(self, deployment: str, version: str, num_lines: int) -> dict[str, list[str]]:

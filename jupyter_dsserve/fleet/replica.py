@@ -11,6 +11,7 @@ from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.errors import DSServeError, ReplicaLost, Unavailable
 from jupyter_dsserve.protocol.records import VersionState
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
+from jupyter_dsserve.protocol.tensors import ModelInfo
 
 
 class _Inbox:
@@ -46,6 +47,7 @@ class Replica:
         self.stage = ""
         self.progress = 0.0
         self.device = ""
+        self.info = ModelInfo()  # until it is READY
         self.pid = 0
         self.failure: DSServeError | None = None
         self.heartbeat = pb.Heartbeat()
@@ -79,6 +81,7 @@ class Replica:
             self._become(VersionState.WARMING if self.stage == "warming" else VersionState.LOADING)
         elif kind == "ready":
             self.device, self.progress = message.ready.device, 1.0
+            self.info = codec.info_from_pb(message.ready.info)
             self._become(VersionState.READY)
         elif kind == "draining":
             self.drain()

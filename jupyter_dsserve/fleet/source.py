@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jupyter_dsserve.demo import builtin_names, builtin_path
 from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.spec import RUNNERS, RunnerName, Task
 from jupyter_dsserve.protocol.toy import ToySettings
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -28,15 +30,21 @@ _OWN_ATTENTION = {
         *("RoFormer", "Rwkv", "XGLM", "xLSTM"),
     )
 }
+_CLASSIFIER = "ForSequenceClassification"
 _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 
 
-def model_path(model: str, runner: str) -> str:
+def model_path(model: str, runner: RunnerName, task: Task = "generate") -> str:
     """The directory or hub name that ``model`` stands for.
 
-    Raises `InvalidRequest`: an unknown builtin, a path that does not exist, a directory without a model in it, weights
-    that are pickle, or an architecture that does not generate text.
+    Raises `InvalidRequest`: a runner that does not do the task, an unknown builtin, a path that does not exist, a
+    directory without a model in it, weights that are pickle, or an architecture that does not do the task.
     """
+    if runner not in RUNNERS[task]:
+        raise InvalidRequest(
+            f"runner {runner!r} does not do the task {task!r}: leave it out, or use {' or '.join(RUNNERS[task])}",
+            param="runner",
+        )
     is_toy = model.startswith("toy:")
     if is_toy != (runner == "toy"):
         raise _refused(f"model {model!r} and runner {runner!r} do not go together: toy:… models have the toy runner")
@@ -48,7 +56,7 @@ def model_path(model: str, runner: str) -> str:
     if _is_directory(model):
         path = Path(canonical(model))
         try:
-            _check_directory(path)
+            _check_directory(path, task)
         except OSError as fault:
             raise _refused(f"model {model!r} cannot be read ({fault.strerror}): check its permissions") from None
         return str(path)
@@ -80,21 +88,30 @@ def _builtin(name: str) -> Path:
     return builtin_path(name)
 
 
-def _check_directory(path: Path) -> None:
-    config = _config(path)
-    architectures = config.get("architectures") or []
+def _check_directory(path: Path, task: Task) -> None:
+    architectures = _config(path).get("architectures") or []
+    if task == "generate":
+        _check_generates(path, architectures)
+    elif task == "classify" and not any(str(a).endswith(_CLASSIFIER) for a in architectures):
+        raise _refused(
+            f"model {str(path)!r} is a {', '.join(map(str, architectures)) or 'model without architectures'}, which "
+            f"classifies no texts: the task classify wants a …{_CLASSIFIER}"
+        )
+    if not any(path.glob("*.safetensors")):
+        _refuse_without_safetensors(path)
+
+
+def _check_generates(path: Path, architectures: Sequence[object]) -> None:
     if architectures and not any(_CAUSAL.search(str(a)) for a in architectures):
         raise _refused(
             f"model {str(path)!r} is a {', '.join(map(str, architectures))}, which does not generate text: "
-            "this deployment serves causal language models (…ForCausalLM)"
+            "the task generate wants a causal language model (…ForCausalLM); encoders load with task embed or classify"
         )
     if outside := _OWN_ATTENTION.intersection(map(str, architectures)):
         raise _refused(
             f"model {str(path)!r} is a {outside.pop()}, which does not go through transformers' AttentionInterface, "
             "and the ragged runner needs that: choose a model of another architecture"
         )
-    if not any(path.glob("*.safetensors")):
-        _refuse_without_safetensors(path)
 
 
 def _config(path: Path) -> dict[str, Any]:

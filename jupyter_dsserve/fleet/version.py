@@ -15,6 +15,7 @@ from jupyter_dsserve.protocol.errors import Unavailable
 from jupyter_dsserve.protocol.records import VersionState, VersionStats
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
 from jupyter_dsserve.protocol.spec import WorkerSpec
+from jupyter_dsserve.protocol.tensors import ModelInfo
 
 _FURTHEST_FIRST = (
     VersionState.READY,
@@ -69,6 +70,11 @@ class Version:
         if self.is_ready:
             return 1.0
         return min((r.progress for r in self.replicas), default=0.0)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What its model says of itself; empty before it is READY."""
+        return next((r.info for r in self.replicas if r.state is VersionState.READY), ModelInfo())
 
     def announce(self) -> None:
         """Wake those who wait for the state to settle. Called after every change of it."""
@@ -126,6 +132,7 @@ class Version:
             tokens_per_s=self.window.tokens_per_s(now),
             kv_used=max((r.heartbeat.kv_used for r in ready), default=0.0),
             device_bytes=sum(r.heartbeat.device_bytes for r in self.replicas),
+            padding=max((r.heartbeat.padding for r in ready), default=0.0),
         )
 
 

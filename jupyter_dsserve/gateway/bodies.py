@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.request import Message, Request, SamplingParams
-from jupyter_dsserve.protocol.spec import DType, RunnerName, WorkerSpec
+from jupyter_dsserve.protocol.request import Message, Request, SamplingParams, Texts
+from jupyter_dsserve.protocol.spec import RUNNERS, DType, RunnerName, Task, WorkerSpec
 
 
 class Body(BaseModel):
@@ -31,6 +31,7 @@ class LoadBody(Body):
 
     version: str
     model: str
+    task: Task = "generate"
     runner: RunnerName | None = None
     dtype: DType = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
@@ -45,7 +46,8 @@ class LoadBody(Body):
     def spec(self) -> WorkerSpec:
         return WorkerSpec(
             model=self.model,
-            runner=self.runner or ("toy" if self.model.startswith("toy:") else "ragged"),
+            task=self.task,
+            runner=self.runner or ("toy" if self.model.startswith("toy:") else RUNNERS[self.task][0]),
             dtype=self.dtype,
             device=self.device,
             max_sequences=self.max_sequences,
@@ -182,6 +184,43 @@ class ChatBody(_OpenAIBody):
 
 class TextFormat(Body):
     type: Literal["text"]
+
+
+# OpenAI's own limits.
+MAX_TEXTS = 2048
+# Of one request to a worker: enough to fill batches, and few enough that a long list spreads over the replicas.
+_TEXTS_A_REQUEST = 32
+
+
+class TextsBody(Body):
+    """Texts, or the token ids of texts, each for itself."""
+
+    model: str
+    input: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
+        | Annotated[TokenIds, Field(min_length=1)]
+        | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, max_length=MAX_TEXTS)]
+    )
+    user: str | None = None
+
+    def requests(self) -> list[Request]:
+        """The input, cut into requests that can run side by side."""
+        given: list[Any] = self.input if isinstance(self.input, list) else [self.input]
+        if isinstance(given[0], int):
+            given = [given]
+        texts = [text if isinstance(text, str) else tuple(text) for text in given]
+        return [
+            Request(_new_id("texts"), Texts(tuple(texts[at : at + _TEXTS_A_REQUEST])))
+            for at in range(0, len(texts), _TEXTS_A_REQUEST)
+        ]
+
+
+class EmbeddingsBody(TextsBody):
+    """``dimensions`` keeps the first of each vector's numbers and makes its length 1 again."""
+
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
 
 class PredictBody(Body):

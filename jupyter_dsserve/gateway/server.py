@@ -14,7 +14,7 @@ from tornado.web import Application
 from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.source import canonical
-from jupyter_dsserve.gateway import control, generate, openai
+from jupyter_dsserve.gateway import control, generate, openai, texts
 from jupyter_dsserve.gateway.bodies import LoadBody
 from jupyter_dsserve.gateway.handlers import Context, UnknownPath
 from jupyter_dsserve.protocol.config import GatewayConfig
@@ -76,7 +76,8 @@ class Gateway:
 
 def make_app(context: Context) -> Application:
     routes = [
-        (path, handler, {"context": context}) for path, handler in (*openai.ROUTES, *generate.ROUTES, *control.ROUTES)
+        (path, handler, {"context": context})
+        for path, handler in (*texts.ROUTES, *openai.ROUTES, *generate.ROUTES, *control.ROUTES)
     ]
     return Application(
         routes,

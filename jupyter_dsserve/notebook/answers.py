@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
 
-from jupyter_dsserve.notebook.views import Answer
+from jupyter_dsserve.notebook.views import Answer, Classified
 from jupyter_dsserve.protocol.errors import EngineFailure, Unavailable
 
+Texts = str | Sequence[str] | Sequence[Sequence[int]]
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 
@@ -36,6 +40,17 @@ def answer_of(response: httpx.Response, model: str) -> Answer:
         completion_tokens=raw["usage"]["completion_tokens"],
         latency_s=response.elapsed.total_seconds(),
     )
+
+
+def vectors_of(response: httpx.Response, is_one: bool) -> NDArray[np.float32]:
+    """The embeddings that came as base64: a matrix, or with ``is_one`` its only row."""
+    rows = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in response.json()["data"]]
+    return rows[0] if is_one else np.stack(rows)
+
+
+def classes_of(response: httpx.Response) -> list[Classified]:
+    raw = response.json()
+    return [Classified(item["label"], dict(zip(raw["labels"], item["probs"], strict=True))) for item in raw["data"]]
 
 
 class Pieces:

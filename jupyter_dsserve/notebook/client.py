@@ -98,6 +98,8 @@ class Client:
     activate = _blocking(Verbs.activate)
     route = _blocking(Verbs.route)
     generate = _blocking(Verbs.generate)
+    embed = _blocking(Verbs.embed)
+    classify = _blocking(Verbs.classify)
 
     def stream(self, model: str, prompt: Prompt, **options: Any) -> AnswerStream:
         """The answer in pieces: ``for piece in client.stream("demo", "def f"): print(piece, end="")``.
@@ -163,6 +165,8 @@ class AsyncClient:
     activate = _awaiting(Verbs.activate)
     route = _awaiting(Verbs.route)
     generate = _awaiting(Verbs.generate)
+    embed = _awaiting(Verbs.embed)
+    classify = _awaiting(Verbs.classify)
 
     def stream(self, model: str, prompt: Prompt, **options: Any) -> AsyncAnswerStream:
         """As `Client.stream`, for ``async for``."""

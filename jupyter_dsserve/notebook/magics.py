@@ -76,7 +76,10 @@ class DSServeMagics(Magics):
     @argument("--device", help="auto, cpu or cuda:N.")
     @argument("--replicas", type=int, help="How many workers.")
     @argument("--python", help="The workers' interpreter; 'kernel' is this kernel's.")
-    @argument("--runner", choices=["ragged", "toy"], help="The engine.")
+    @argument("--task", choices=["generate", "embed", "classify", "tensor"], help="What the model is for.")
+    @argument(
+        "--runner", choices=["ragged", "encoder", "program", "toy"], help="The engine; none takes the task's own."
+    )
     @argument("--max-sequences", type=int, help="How many requests run at once; the rest wait.")
     @argument("--max-context", type=int, help="Tokens; 0 is the model's own.")
     @argument("--max-step-tokens", type=int, help="The most tokens of one forward pass.")

@@ -16,12 +16,14 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
+import numpy as np
 from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from jupyter_dsserve.notebook.answers import Prompt, answer_of, asked
+from jupyter_dsserve.notebook.answers import Prompt, Texts, answer_of, asked, classes_of, vectors_of
 from jupyter_dsserve.notebook.find import JupyterServer, find
-from jupyter_dsserve.notebook.views import Answer, Deployment, Status, Version
+from jupyter_dsserve.notebook.views import Answer, Classified, Deployment, Status, Version
 from jupyter_dsserve.protocol.errors import (
     DSServeError,
     InvalidRequest,
@@ -122,6 +124,7 @@ class Verbs:
         model: str = "",
         version: str = "",
         *,
+        task: str | None = None,
         runner: str | None = None,
         dtype: str | None = None,
         device: str | None = None,
@@ -144,6 +147,7 @@ class Verbs:
         loads. Raises `Unavailable` with the reason if it fails to load.
         """
         options = {
+            "task": task,
             "runner": runner,
             "dtype": dtype,
             "device": device,
@@ -249,6 +253,24 @@ class Verbs:
         response = yield from self.send("POST", path, body)
         return answer_of(response, model)
 
+    def embed(
+        self, model: str, texts: Texts, *, dimensions: int | None = None, user: str | None = None
+    ) -> Talk[NDArray[np.float32]]:
+        """The vector of a text, ``[size]``, or of each of several texts, ``[texts, size]``; token ids stand for a text
+        too, as a list each.
+
+        ``dimensions`` keeps the first numbers of each vector and scales it to length 1.
+        """
+        body: dict[str, Any] = {"model": model, "input": _texts(texts), "encoding_format": "base64"}
+        given = {"dimensions": dimensions, "user": user}
+        body |= {key: value for key, value in given.items() if value is not None}
+        return vectors_of((yield from self.send("POST", "/v1/embeddings", body)), isinstance(texts, str))
+
+    def classify(self, model: str, texts: Texts, *, user: str | None = None) -> Talk[list[Classified]]:
+        """The class of each text, with the score of every label."""
+        body = {"model": model, "input": _texts(texts)} | ({} if user is None else {"user": user})
+        return classes_of((yield from self.send("POST", "/v1/classify", body)))
+
     # ---- inside
 
     def _source(self) -> JupyterServer | GatewayAddress:
@@ -321,6 +343,10 @@ class Verbs:
             if now.state in _SETTLED:
                 raise Unavailable(f"{now.id} is {now.state.value}: {now.reason or 'it was unloaded meanwhile'}")
             yield POLL_S
+
+
+def _texts(texts: Texts) -> str | list[Any]:
+    return texts if isinstance(texts, str) else [t if isinstance(t, str) else list(t) for t in texts]
 
 
 def version_for(known: Sequence[Version], model: str) -> str:

@@ -103,6 +103,14 @@ class Answer:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """What a classifier says of a text: the likeliest ``label``, and the score of every one."""
+
+    label: str
+    scores: dict[str, float]
+
+
 def footnote(text: str) -> str:
     """A line below an answer."""
     return f'<div style="opacity:.6;font-size:85%">{escape(text)}</div>'

@@ -12,15 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc.aio
 
 from jupyter_dsserve import __version__
+from jupyter_dsserve.engine.batcher import Batcher, BatchRunner
 from jupyter_dsserve.engine.loop import Engine
 from jupyter_dsserve.engine.runner import Runner, Span, Step
 from jupyter_dsserve.engine.sequence import Sequence
-from jupyter_dsserve.engine.toy import load_toy
+from jupyter_dsserve.engine.toy import load_toy, load_toy_encoder
 from jupyter_dsserve.protocol import codec
 from jupyter_dsserve.protocol import worker_pb2 as pb
-from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure
-from jupyter_dsserve.protocol.request import Chunk, FinishReason, Message, SamplingParams
+from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, InvalidRequest
+from jupyter_dsserve.protocol.request import Chunk, Features, FinishReason, Message, Request, SamplingParams, Texts
 from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION, WorkerLaunch
+from jupyter_dsserve.protocol.tensors import ModelInfo
 from jupyter_dsserve.protocol.worker_pb2_grpc import LinkStub
 from jupyter_dsserve.worker.outbox import Outbox
 
@@ -41,7 +43,7 @@ class WorkerApp:
     def __init__(self, launch: WorkerLaunch) -> None:
         self._launch = launch
         self._outbox = Outbox()
-        self._engine: Engine | None = None
+        self._engine: Engine | Batcher | None = None
         self._open: set[str] = set()  # requests that have not had their last chunk
         self._accepting: dict[str, asyncio.Task[None]] = {}  # requests that are being tokenized
         self._draining = asyncio.Event()
@@ -123,11 +125,19 @@ class WorkerApp:
             if self._engine is None:
                 raise EngineFailure("the worker got a request before it was ready")
             request = codec.request_from(message)
-            tokens = await self._loop.run_in_executor(self._tokenizing, self._tokenize, request.prompt)
-            self._engine.post(Sequence(request.id, tokens, request.sampling))
+            if isinstance(self._engine, Batcher):
+                prepare = self._engine.runner.prepare
+                self._engine.post(await self._loop.run_in_executor(self._tokenizing, prepare, request))
+            else:
+                self._engine.post(await self._loop.run_in_executor(self._tokenizing, self._prepare, request))
         except Exception as fault:
             error = fault if isinstance(fault, DSServeError) else EngineFailure(f"tokenizing failed: {fault}")
             self._send_chunks([Chunk(message.request_id, finish_reason=FinishReason.ERROR, error=error)])
+
+    def _prepare(self, request: Request) -> Sequence:
+        if isinstance(request.prompt, Texts | Features):
+            raise InvalidRequest("this version generates text: send it a prompt")
+        return Sequence(request.id, self._tokenize(request.prompt), request.sampling)
 
     def _tokenize(self, prompt: str | tuple[int, ...] | tuple[Message, ...]) -> list[int]:
         tokenizer = self._request_tokenizer
@@ -156,7 +166,7 @@ class WorkerApp:
 
     async def _load_and_serve(self) -> None:
         """Load in the engine's thread, then send heartbeats; returns only if the load failed."""
-        ready: asyncio.Future[Runner] = self._loop.create_future()
+        ready: asyncio.Future[Runner | BatchRunner] = self._loop.create_future()
         threading.Thread(target=self._engine_thread, args=(ready,), name="engine", daemon=True).start()
         try:
             runner = await ready
@@ -166,28 +176,50 @@ class WorkerApp:
             self._outbox.put(pb.FromWorker(failed=pb.Failed(error=codec.error_to_pb(error))))
             return
         log.info("ready on %s", runner.device)
-        self._outbox.put(pb.FromWorker(ready=pb.Ready(device=runner.device)))
+        info = self._engine.runner.info if isinstance(self._engine, Batcher) else ModelInfo()
+        self._outbox.put(pb.FromWorker(ready=pb.Ready(device=runner.device, info=codec.info_to_pb(info))))
         while True:
             self._outbox.put(self._heartbeat(runner))
             await asyncio.sleep(HEARTBEAT_S)
 
-    def _engine_thread(self, ready: asyncio.Future[Runner]) -> None:
+    def _engine_thread(self, ready: asyncio.Future[Runner | BatchRunner]) -> None:
+        is_generating = self._launch.spec.task == "generate"
         try:
-            runner = self._load_runner()
-            self._progress("warming", _LOADED)
-            runner.check()
-            _generate_one_token(runner)
-            self._request_tokenizer = runner.tokenizer.copy()
-            self._engine = Engine(runner, self._emit)
+            self._engine = self._load_engine() if is_generating else self._load_batcher()
         except Exception as fault:
             self._loop.call_soon_threadsafe(ready.set_exception, fault)
             return
-        self._loop.call_soon_threadsafe(ready.set_result, runner)
+        self._loop.call_soon_threadsafe(ready.set_result, self._engine.runner)
         try:
             self._engine.run()
         except Exception:
             log.exception("the engine ended")
             os._exit(1)  # without it nobody would ever be answered: let the fleet start another worker
+
+    def _load_engine(self) -> Engine:
+        runner = self._load_runner()
+        self._progress("warming", _LOADED)
+        runner.check()
+        _generate_one_token(runner)
+        self._request_tokenizer = runner.tokenizer.copy()
+        return Engine(runner, self._emit)
+
+    def _load_batcher(self) -> Batcher:
+        runner = self._load_batch_runner()
+        self._progress("warming", _LOADED)
+        runner.check()
+        if runner.info.note:
+            log.info("%s: %s", self._launch.spec.model, runner.info.note)
+        return Batcher(runner, self._emit)
+
+    def _load_batch_runner(self) -> BatchRunner:
+        spec = self._launch.spec
+        if spec.runner == "toy":
+            return load_toy_encoder(spec, self._loading)
+        self._loading("importing torch", 0.0)
+        from jupyter_dsserve.engine.encoder import load_encoder
+
+        return load_encoder(spec, self._launch.model_path, self._loading)
 
     def _load_runner(self) -> Runner:
         spec = self._launch.spec
@@ -206,7 +238,7 @@ class WorkerApp:
         message = pb.FromWorker(progress=pb.Progress(stage=stage, fraction=fraction))
         self._loop.call_soon_threadsafe(self._outbox.put, message)
 
-    def _heartbeat(self, runner: Runner) -> pb.FromWorker:
+    def _heartbeat(self, runner: Runner | BatchRunner) -> pb.FromWorker:
         assert self._engine is not None
         load = self._engine.load()
         return pb.FromWorker(
@@ -216,6 +248,7 @@ class WorkerApp:
                 waiting=load.waiting,
                 kv_used=load.kv_used,
                 device_bytes=runner.device_bytes(),
+                padding=load.padding,
             )
         )
 

@@ -9,6 +9,7 @@ import pytest
 
 from jupyter_dsserve.fleet.source import model_path
 from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.spec import RunnerName, Task
 
 
 def directory(path: Path, *files: str, **config: object) -> Path:
@@ -20,9 +21,9 @@ def directory(path: Path, *files: str, **config: object) -> Path:
     return path
 
 
-def refusal(model: object, runner: str = "ragged") -> str:
+def refusal(model: object, runner: RunnerName = "ragged", task: Task = "generate") -> str:
     with pytest.raises(InvalidRequest) as caught:
-        model_path(str(model), runner)
+        model_path(str(model), runner, task)
     assert caught.value.param == "model"
     return caught.value.message
 
@@ -72,6 +73,25 @@ def test_pickle_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
 def test_a_model_that_does_not_generate_text_is_refused(tmp_path: Path) -> None:
     model = directory(tmp_path / "m", "model.safetensors", architectures=["BertForMaskedLM"])
     assert "BertForMaskedLM" in refusal(model)
+    assert "encoders load with task embed or classify" in refusal(model)
+    assert model_path(str(model), "encoder", "embed") == str(model)
+
+
+def test_a_classifier_is_told_by_its_architecture(tmp_path: Path) -> None:
+    encoder = directory(tmp_path / "e", "model.safetensors", architectures=["BertModel"])
+    assert "BertModel, which classifies no texts" in refusal(encoder, "encoder", "classify")
+    classifier = directory(tmp_path / "c", "model.safetensors", architectures=["BertForSequenceClassification"])
+    assert model_path(str(classifier), "encoder", "classify") == str(classifier)
+
+
+def test_encoders_are_refused_as_pickle_too(tmp_path: Path) -> None:
+    model = directory(tmp_path / "m", "pytorch_model.bin", architectures=["BertModel"])
+    assert "pytorch_model.bin" in refusal(model, "encoder", "embed")
+
+
+def test_a_runner_does_its_own_tasks() -> None:
+    with pytest.raises(InvalidRequest, match="leave it out, or use encoder or toy"):
+        model_path("org/name", "ragged", "embed")
 
 
 @pytest.mark.parametrize("architecture", ["BloomForCausalLM", "FalconForCausalLM", "GPTJForCausalLM"])

@@ -1,0 +1,257 @@
+"""`EncoderRunner`: texts to vectors or to class scores, by a transformers encoder under DeepSpeed."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+from jupyter_dsserve.engine.batcher import Arrays, Item, Limits, Work
+from jupyter_dsserve.engine.hf_tokenizer import HFTokenizer
+from jupyter_dsserve.engine.linear import can_pack, pack_linears
+from jupyter_dsserve.engine.loader import (
+    LOAD_FAULTS,
+    Progress,
+    dtype_for,
+    named_device,
+    num_cores,
+    refuse_directory,
+    reported,
+    wrapped,
+)
+from jupyter_dsserve.engine.pooling import Pooling
+from jupyter_dsserve.engine.ragged import device_bytes
+from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
+from jupyter_dsserve.protocol.request import Request, Texts
+from jupyter_dsserve.protocol.spec import WorkerSpec
+from jupyter_dsserve.protocol.tensors import ModelInfo, TensorInfo
+
+_LEAST_LENGTH = 8
+
+# From what the model gave for a batch, and the texts' lengths: `[texts, numbers]` in fp32.
+Head = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+class EncoderRunner:
+    """Owns one model. ``engine`` is what `deepspeed.init_inference` made of it, ``head`` turns its output into rows,
+    and ``output`` names them and their size."""
+
+    def __init__(
+        self,
+        engine: Any,
+        tokenizer: HFTokenizer,
+        head: Head,
+        output: TensorInfo,
+        limits: Limits,
+        *,
+        labels: tuple[str, ...] = (),
+        written: Callable[[str], str] = str,
+        note: str = "",
+    ) -> None:
+        self.info = ModelInfo(
+            outputs=(output,), labels=labels, note=f"{note}; at most {tokenizer.max_length} tokens a text"
+        )
+        self.limits = limits
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._head = head
+        self._output = output
+        self._max_length = tokenizer.max_length
+        self._written = written
+        self._device: torch.device = engine.module.device
+        self._pad = engine.module.config.pad_token_id or 0
+
+    @property
+    def device(self) -> str:
+        return str(self._device)
+
+    def prepare(self, request: Request) -> Work:
+        """Tokenize. Texts over the model's length are cut; token ids are taken as they are, or refused."""
+        if not isinstance(request.prompt, Texts):
+            raise InvalidRequest(
+                f"this version embeds or classifies texts, and takes no {type(request.prompt).__name__}"
+            )
+        texts = request.prompt.texts
+        written = [self._written(text) for text in texts if isinstance(text, str)]
+        encoded = iter(self._tokenizer.encode_batch(written) if written else [])
+        tokens = [next(encoded) if isinstance(text, str) else self._checked(text) for text in texts]
+        if not all(tokens):
+            raise InvalidRequest("a text is empty: send at least one token", param="input")
+        return Work(request.id, [Item(t, length=len(t)) for t in tokens], sum(map(len, tokens)))
+
+    def _checked(self, ids: Seq[int]) -> list[int]:
+        if len(ids) > self._max_length:
+            raise InvalidRequest(
+                f"a list of {len(ids)} token ids is longer than this model's {self._max_length}: send fewer",
+                param="input",
+            )
+        if ids and not 0 <= min(ids) <= max(ids) < self._tokenizer.vocab_size:
+            raise InvalidRequest(
+                f"a token id is outside 0 to {self._tokenizer.vocab_size - 1}: send ids of this model's vocabulary",
+                param="input",
+            )
+        return list(ids)
+
+    @torch.inference_mode()
+    def forward(self, batch: Seq[Item]) -> Arrays:
+        longest = max(item.length for item in batch)
+        rows = [item.value + [self._pad] * (longest - item.length) for item in batch]
+        ids = torch.tensor(rows).to(self._device)
+        lengths = torch.tensor([item.length for item in batch]).to(self._device)
+        mask = (torch.arange(longest, device=self._device) < lengths[:, None]).long()
+        found = self._head(self._engine(input_ids=ids, attention_mask=mask), lengths)
+        return {self._output.name: found.float().cpu().numpy()}
+
+    def check(self) -> None:
+        """Compute two texts of different length together and one of them alone.
+
+        Raises `InvalidRequest` if its neighbour changes the answer by more than rounding explains.
+        """
+        draw = torch.Generator().manual_seed(0)
+        num_tokens = min(24, self._max_length)
+        tokens: list[int] = torch.randint(self._tokenizer.vocab_size, (num_tokens,), generator=draw).tolist()
+        long, short = (Item(t, length=len(t)) for t in (tokens, tokens[: max(1, num_tokens // 2)]))
+        together, alone = self.forward([long, short])[self._output.name][1], self.forward([short])[self._output.name][0]
+        difference = float(abs(together - alone).max() / max(abs(alone).max(), 1e-6))
+        tolerance = 1e-3 if self._engine.module.dtype == torch.float32 else 0.1
+        if not math.isfinite(difference):
+            raise EngineFailure("the model gives numbers that are not finite: load it with dtype fp32")
+        if difference > tolerance:
+            raise InvalidRequest(
+                f"the model answers differently in a batch than alone: off by {difference:.2g} of the largest number, "
+                f"where rounding explains {tolerance:g}: choose a model of another architecture"
+            )
+
+    def device_bytes(self) -> int:
+        return device_bytes(self._device)
+
+
+def load_encoder(spec: WorkerSpec, model_path: str, progress: Progress) -> EncoderRunner:
+    """Load what ``spec`` says from ``model_path``. Raises `InvalidRequest` with the reason if it is no such model."""
+    torch.set_num_threads(spec.num_threads or max(1, num_cores() - 1))
+    progress("config", 0.0)
+    if os.path.isdir(model_path):
+        refuse_directory(Path(model_path))
+    device = named_device(spec.device)
+    is_classifier = spec.task == "classify"
+    config = _config(model_path, is_classifier)
+    pooling = Pooling() if is_classifier else Pooling.read(model_path)
+    dtype = dtype_for(spec.dtype, config, device)
+    model = _model(model_path, config, dtype, is_classifier, lambda done: progress("weights", 0.05 + 0.8 * done))
+    progress("deepspeed", 0.85)
+    engine = wrapped(model.to(device), dtype)
+    if can_pack(engine.module):
+        progress("packing", 0.9)
+        pack_linears(engine.module)
+    progress("tokenizer", 0.95)
+    tokenizer = HFTokenizer.load(model_path, frozenset(), model.get_input_embeddings().num_embeddings)
+    max_length = _max_length(spec, model, pooling, tokenizer)
+    progress("loaded", 1.0)
+    return _runner(spec, engine, tokenizer.cutting(max_length), pooling)
+
+
+def _runner(spec: WorkerSpec, engine: Any, tokenizer: HFTokenizer, pooling: Pooling) -> EncoderRunner:
+    limits = Limits(spec.max_step_tokens, spec.max_sequences)
+    config = engine.module.config
+    if spec.task == "classify":
+        labels = tuple(config.id2label[number] for number in range(config.num_labels))
+        name, activation = _activation(config)
+        output = TensorInfo("probs", "FP32", (-1, len(labels)))
+        return EncoderRunner(
+            engine,
+            tokenizer,
+            lambda out, _lengths: activation(out.logits.float()),
+            output,
+            limits,
+            labels=labels,
+            note=f"{name} over {len(labels)} labels",
+        )
+    output = TensorInfo("embedding", "FP32", (-1, config.hidden_size * len(pooling.modes)))
+    return EncoderRunner(
+        engine,
+        tokenizer,
+        lambda out, lengths: pooling(out.last_hidden_state, lengths),
+        output,
+        limits,
+        written=pooling.written,
+        note=pooling.note,
+    )
+
+
+def _activation(config: Any) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """What makes scores of logits, by the config's problem_type, or else by the number of labels."""
+    if config.problem_type == "regression":
+        return "plain scores", lambda logits: logits
+    if config.problem_type == "multi_label_classification" or config.num_labels == 1:
+        return "sigmoid", torch.sigmoid
+    return "softmax", lambda logits: torch.softmax(logits, dim=-1)
+
+
+def _config(model_path: str, is_classifier: bool) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
+    except LOAD_FAULTS as fault:
+        raise InvalidRequest(f"model {model_path} has no config that loads: {fault}", param="model") from fault
+    named = config.architectures or []
+    if is_classifier and not any(name.endswith("ForSequenceClassification") for name in named):
+        raise InvalidRequest(
+            f"model {model_path} is a {', '.join(named) or config.model_type}, which classifies no texts: the task "
+            "classify wants a …ForSequenceClassification",
+            param="model",
+        )
+    if config.is_encoder_decoder:
+        raise InvalidRequest(
+            f"model {model_path} has an encoder and a decoder; the task {'classify' if is_classifier else 'embed'} "
+            "wants a model that reads a text in one pass",
+            param="model",
+        )
+    return config
+
+
+def _model(
+    model_path: str, config: Any, dtype: torch.dtype, is_classifier: bool, progress: Callable[[float], None]
+) -> Any:
+    """The model, every weight that it computes with from the checkpoint."""
+    kind = AutoModelForSequenceClassification if is_classifier else AutoModel
+    try:
+        with reported(progress):
+            model, found = kind.from_pretrained(
+                model_path,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except LOAD_FAULTS as fault:
+        raise InvalidRequest(f"model {model_path} does not load: {fault}", param="model") from fault
+    # Vectors are pooled from the last layer: many checkpoints come without the pooler that its class would add.
+    missing = sorted(name for name in found["missing_keys"] if is_classifier or not name.startswith("pooler."))
+    if missing:
+        raise InvalidRequest(
+            f"model {model_path} lacks {len(missing)} weights, {missing[0]} among them, and random ones would stand "
+            "in: save the whole model again",
+            param="model",
+        )
+    return model.eval()
+
+
+def _max_length(spec: WorkerSpec, model: Any, pooling: Pooling, tokenizer: HFTokenizer) -> int:
+    """The longest text in tokens: the least of what the version, the files and the position table allow."""
+    if 0 < spec.max_context < _LEAST_LENGTH:
+        raise InvalidRequest(
+            f"max_context is {spec.max_context}: use {_LEAST_LENGTH} tokens or more", param="max_context"
+        )
+    table = next((m for name, m in model.named_modules() if name.endswith("position_embeddings")), None)
+    positions = getattr(model.config, "max_position_embeddings", 0) or 0
+    # RoBERTa's kind counts positions from behind the number of its padding token.
+    offset = getattr(table, "padding_idx", None)
+    own = positions - (0 if offset is None else offset + 1)
+    said = pooling.max_length or tokenizer.own_max_length
+    return min(n for n in (spec.max_context, said, own) if n > 0)

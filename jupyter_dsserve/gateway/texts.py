@@ -1,0 +1,89 @@
+"""``/v1/embeddings`` as OpenAI's clients expect it, and ``/v1/classify``: texts in, numbers out."""
+
+from __future__ import annotations
+
+import base64
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jupyter_dsserve.gateway.bodies import EmbeddingsBody, TextsBody
+from jupyter_dsserve.gateway.generate import collect_all, pick
+from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
+from jupyter_dsserve.gateway.openai import OpenAIHandler
+from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.request import Chunk
+
+Rows = NDArray[np.float32]
+
+
+class Embeddings(OpenAIHandler):
+    @until_caller_leaves
+    async def post(self) -> None:
+        body = self.body(EmbeddingsBody)
+        requests = body.requests()
+        version = pick(self, body.model, body.user or requests[0].id, "embed")
+        chunks = await collect_all(version, requests)
+        rows = shortened(_rows(chunks), body.dimensions)
+        encoded = map(_base64, rows) if body.encoding_format == "base64" else rows.tolist()
+        data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(encoded)]
+        self.answer({"object": "list", "data": data, "model": body.model, "usage": _usage(chunks)})
+
+
+class Classify(OpenAIHandler):
+    @until_caller_leaves
+    async def post(self) -> None:
+        body = self.body(TextsBody)
+        requests = body.requests()
+        version = pick(self, body.model, body.user or requests[0].id, "classify")
+        labels = version.info.labels
+        chunks = await collect_all(version, requests)
+        data = [
+            {"index": index, "label": labels[int(row.argmax())], "probs": row.tolist(), "num_classes": len(row)}
+            for index, row in enumerate(_rows(chunks))
+        ]
+        self.answer(
+            {
+                "id": f"classify-{uuid.uuid4().hex}",
+                "object": "list",
+                "created": int(time.time()),
+                "model": body.model,
+                "data": data,
+                "labels": labels,
+                "usage": _usage(chunks),
+            }
+        )
+
+
+def shortened(rows: Rows, size: int | None) -> Rows:
+    """The first ``size`` numbers of each row, scaled to length 1. Raises `InvalidRequest` if there are fewer."""
+    if size is None:
+        return rows
+    if size > rows.shape[1]:
+        raise InvalidRequest(
+            f"dimensions is {size}, but this model's vectors have {rows.shape[1]}: ask for at most that",
+            param="dimensions",
+        )
+    kept = rows[:, :size]
+    lengths = np.linalg.norm(kept, axis=1, keepdims=True)
+    return kept / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+def _rows(chunks: Sequence[Chunk]) -> Rows:
+    return np.concatenate([np.asarray(chunk.tensors[0].array(), np.float32) for chunk in chunks])
+
+
+def _base64(row: Rows) -> str:
+    return base64.b64encode(row.astype("<f4", copy=False).tobytes()).decode()
+
+
+def _usage(chunks: Sequence[Chunk]) -> dict[str, Any]:
+    num_tokens = sum(chunk.usage.prompt_tokens for chunk in chunks if chunk.usage)
+    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+
+
+ROUTES: list[tuple[str, type[Handler]]] = [(r"/v1/embeddings", Embeddings), (r"/v1/classify", Classify)]

