@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
+from jupyter_dsserve.engine.vocabulary import Vocabulary
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import Message
 
@@ -18,7 +19,14 @@ class HFTokenizer:
     """One thread's tokenizer; `copy` makes another thread's. ``eos_ids`` are the model's end tokens. Longer texts
     than ``max_length`` tokens are cut (0: none is)."""
 
-    def __init__(self, tokenizer: Any, eos_ids: frozenset[int], vocab_size: int, max_length: int = 0) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        eos_ids: frozenset[int],
+        vocab_size: int,
+        max_length: int = 0,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         self.eos_ids = eos_ids
         self.vocab_size = vocab_size
         self.max_length = max_length
@@ -29,6 +37,7 @@ class HFTokenizer:
         if max_length:
             self._backend.enable_truncation(max_length)
         self._backend.no_padding()
+        self.vocabulary = vocabulary or Vocabulary(self._backend, eos_ids, vocab_size)
 
     @classmethod
     def load(cls, model_path: str, eos_ids: frozenset[int], vocab_size: int) -> HFTokenizer:
@@ -48,11 +57,14 @@ class HFTokenizer:
         return cls(tokenizer, eos_ids | own, vocab_size)
 
     def copy(self) -> HFTokenizer:
-        return HFTokenizer(self._tokenizer, self.eos_ids, self.vocab_size, self.max_length)
+        return self.cutting(self.max_length)
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.vocabulary.bytes_of(token)
 
     def cutting(self, max_length: int) -> HFTokenizer:
         """One that cuts texts to ``max_length`` tokens, special ones included."""
-        return HFTokenizer(self._tokenizer, self.eos_ids, self.vocab_size, max_length)
+        return HFTokenizer(self._tokenizer, self.eos_ids, self.vocab_size, max_length, self.vocabulary)
 
     @property
     def own_max_length(self) -> int:

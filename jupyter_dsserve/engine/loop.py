@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jupyter_dsserve.engine.runner import Runner, Step
+from jupyter_dsserve.engine.logprobs import HeldLogprobs
+from jupyter_dsserve.engine.runner import Likelihood, Runner, Step
 from jupyter_dsserve.engine.scheduler import Scheduler
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.tokenizer import Detokenizer, StopStrings
@@ -20,11 +21,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Answer:
-    """A sequence with what turns its tokens into text."""
+    """A sequence with what turns its tokens into text.
+
+    ``num_read`` characters came of its tokens so far, ``num_sent`` of them were sent.
+    """
 
     sequence: Sequence
     detokenizer: Detokenizer
     stop: StopStrings
+    logprobs: HeldLogprobs
+    num_read: int = 0
+    num_sent: int = 0
+
+    def read(self, token: int, likelihood: Likelihood | None) -> str:
+        """The text that ``token`` completes."""
+        text = self.detokenizer.push(token)
+        if likelihood:
+            self.logprobs.push(token, likelihood, self.num_read, self.num_read + len(text))
+        self.num_read += len(text)
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +109,15 @@ class Engine:
         if step is None:
             return chunks
         try:
-            tokens = self.runner.forward(step).sample(step.sampled)
+            logits = self.runner.forward(step)
+            tokens = logits.sample(step.sampled)
+            likelihoods = logits.likelihoods(step.sampled, tokens)
         except Exception as fault:
             log.exception("step %d failed", self._num_steps)
             return chunks + self._fail(step, fault)
         self._num_steps += 1
         self.scheduler.advance(step)
-        return chunks + [self._update(s, token) for s, token in zip(step.sampled, tokens, strict=True)]
+        return chunks + [self._update(*sampled) for sampled in zip(step.sampled, tokens, likelihoods, strict=True)]
 
     def _take_in(self) -> list[Chunk]:
         """Empty the inbox; with nothing to do, wait for something first. Gives the chunks of those that end at once."""
@@ -118,8 +135,13 @@ class Engine:
     def _accept(self, sequence: Sequence) -> list[Chunk]:
         if refusal := self._refusal(sequence):
             return [Chunk(sequence.id, finish_reason=FinishReason.ERROR, error=refusal)]
-        answer = _Answer(sequence, self.runner.tokenizer.detokenizer(), StopStrings(sequence.sampling.stop))
-        self._answers[sequence.id] = answer
+        tokenizer = self.runner.tokenizer
+        self._answers[sequence.id] = _Answer(
+            sequence,
+            tokenizer.detokenizer(),
+            StopStrings(sequence.sampling.stop),
+            HeldLogprobs(tokenizer.token_bytes),
+        )
         self.scheduler.add(sequence)
         return []
 
@@ -156,22 +178,19 @@ class Engine:
                 chunks.append(self._end(self._answers[sequence.id], "", FinishReason.ERROR, refusal))
         return chunks
 
-    def _update(self, sequence: Sequence, token: int) -> Chunk:
+    def _update(self, sequence: Sequence, token: int, likelihood: Likelihood | None) -> Chunk:
         """Add a token to its sequence; the chunk says what it means for the reader."""
         sequence.tokens.append(token)
         answer = self._answers[sequence.id]
-        sampling = sequence.sampling
-        is_end = token in sampling.stop_token_ids or (
-            token in self.runner.tokenizer.eos_ids and not sampling.ignore_eos
-        )
-        if is_end:
+        if self._is_end(sequence.sampling, token):
             return self._end(answer, "", FinishReason.STOP, num_tokens=1)
-        text, is_stopped = answer.stop.push(answer.detokenizer.push(token))
+        text, is_stopped = answer.stop.push(answer.read(token, likelihood))
         if is_stopped:
             return self._end(answer, text, FinishReason.STOP, num_tokens=1, is_cut=True)
         if self._is_full(sequence):
             return self._end(answer, text, FinishReason.LENGTH, num_tokens=1)
-        return Chunk(sequence.id, text, 1)
+        answer.num_sent += len(text)
+        return Chunk(sequence.id, text, 1, logprobs=answer.logprobs.sent(answer.num_sent))
 
     def _is_end(self, sampling: SamplingParams, token: int) -> bool:
         is_eos = token in self.runner.tokenizer.eos_ids and not sampling.ignore_eos
@@ -199,7 +218,8 @@ class Engine:
             last, is_cut = answer.stop.push(answer.detokenizer.flush())
             text += last if is_cut else last + answer.stop.flush()
         usage = Usage(sequence.num_prompt, sequence.num_output)
-        return Chunk(sequence.id, text, num_tokens, reason, usage, error)
+        logprobs = answer.logprobs.ended(answer.num_sent + len(text), is_cut=is_cut)
+        return Chunk(sequence.id, text, num_tokens, reason, usage, error, logprobs=logprobs)
 
     def _fail(self, step: Step, fault: Exception) -> list[Chunk]:
         """End every sequence of a step that raised: their KV may be half written."""

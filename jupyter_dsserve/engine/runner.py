@@ -35,11 +35,23 @@ class Step:
         return [span.sequence for span in self.spans if span.is_sampled]
 
 
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """The logprob of a token in the model's own distribution, and the likeliest tokens there with theirs."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
 class Logits(Protocol):
     """What a forward pass gave for the sampled rows of its step. It stays on the device until it is sampled."""
 
     def sample(self, sequences: Seq[Sequence]) -> list[int]:
         """The next token of each sequence, in the order of `Step.sampled`, by its own `SamplingParams`."""
+        ...
+
+    def likelihoods(self, sequences: Seq[Sequence], tokens: Seq[int]) -> list[Likelihood | None]:
+        """How likely each sampled token was, for the rows whose sequences ask for logprobs."""
         ...
 
 

@@ -8,11 +8,14 @@ from collections.abc import Sequence as Seq
 import torch
 
 from jupyter_dsserve.engine.penalties import adjusted
+from jupyter_dsserve.engine.runner import Likelihood
 from jupyter_dsserve.engine.sequence import Sequence
 
 # Likely tokens looked at first: the nucleus of a trained model nearly always lies within, and a full sort of a
 # large vocabulary takes longer than a step of a small model.
 _NUCLEUS_GUESS = 1024
+# What stands for the logprob of what cannot come, as in OpenAI's API: JSON has no infinity.
+_LEAST_LOGPROB = -9999.0
 
 
 class TorchLogits:
@@ -37,6 +40,32 @@ class TorchLogits:
             for row, token in zip(drawn, _draw(logits, [sequences[row] for row in drawn]), strict=True):
                 tokens[row] = token
         return tokens
+
+    @torch.inference_mode()
+    def likelihoods(self, sequences: Seq[Sequence], tokens: Seq[int]) -> list[Likelihood | None]:
+        """Of the logits as the model gave them, before penalties, temperature and filters."""
+        asked = [(row, num) for row, s in enumerate(sequences) if (num := s.sampling.logprobs) is not None]
+        found: list[Likelihood | None] = [None] * len(sequences)
+        if asked:
+            rows = [row for row, _ in asked]
+            told = likelihoods_of(self.logits[rows], [tokens[row] for row in rows], [num for _, num in asked])
+            for row, one in zip(rows, told, strict=True):
+                found[row] = one
+        return found
+
+
+def likelihoods_of(logits: torch.Tensor, tokens: list[int], num_top: list[int]) -> list[Likelihood]:
+    """Of a token in each row of ``logits``, ``[rows, vocabulary]``, and of the row's ``num_top`` likeliest."""
+    scores = logits.float()
+    total = scores.logsumexp(-1, keepdim=True)
+    best = scores.topk(min(max(num_top), scores.shape[-1]))
+    own = scores.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])
+    # One copy from a GPU instead of two.
+    logprobs = (torch.cat([own, best.values], -1) - total).clamp(min=_LEAST_LOGPROB).tolist()
+    return [
+        Likelihood(row[0], tuple(zip(ids[:num], row[1 : num + 1], strict=True)))
+        for row, ids, num in zip(logprobs, best.indices.tolist(), num_top, strict=True)
+    ]
 
 
 def _draw(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:

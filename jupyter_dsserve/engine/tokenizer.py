@@ -39,6 +39,10 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def token_bytes(self, token: int) -> bytes:
+        """What a token stands for in UTF-8 text: it may be a part of a character; a special token is its name."""
+        ...
+
     def detokenizer(self) -> Detokenizer: ...
 
 

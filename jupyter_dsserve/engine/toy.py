@@ -14,7 +14,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 
 from jupyter_dsserve.engine.batcher import Arrays, Item, Limits, Work
-from jupyter_dsserve.engine.runner import Step
+from jupyter_dsserve.engine.runner import Likelihood, Step
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.tokenizer import Tokenizer
 from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
@@ -75,6 +75,9 @@ class ToyTokenizer:
     def render_chat(self, messages: Seq[Message]) -> str:
         return "".join(f"{m.role}: {m.content}\n" for m in messages)
 
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token])
+
     def detokenizer(self) -> ToyDetokenizer:
         return ToyDetokenizer()
 
@@ -84,6 +87,14 @@ class ToyLogits:
 
     def sample(self, sequences: Seq[Sequence]) -> list[int]:
         return [toy_token(s.tokens[: s.num_prompt], s.num_output) for s in sequences]
+
+    def likelihoods(self, sequences: Seq[Sequence], tokens: Seq[int]) -> list[Likelihood | None]:
+        """A formula is certain: it leaves one token at each place, with logprob 0."""
+        asked = [s.sampling.logprobs for s in sequences]
+        return [
+            None if num is None else Likelihood(0.0, ((token, 0.0),)[:num])
+            for num, token in zip(asked, tokens, strict=True)
+        ]
 
 
 class FailRate:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.request import Message, Request, SamplingParams, Texts
+from jupyter_dsserve.protocol.request import Message, Prompt, Request, SamplingParams, Texts
 from jupyter_dsserve.protocol.spec import RUNNERS, DType, RunnerName, Task, WorkerSpec
 
 
@@ -76,6 +77,16 @@ class ActivateBody(Body):
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIdText = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # OpenAI's way: JSON has no other keys
+_MAX_CHOICES = 2048  # of a call: as many as OpenAI takes prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What one call asks: ``num_choices`` requests for each of its prompts, in a row."""
+
+    id: str
+    num_choices: int
+    all: tuple[Request, ...]
 
 
 class _OpenAIBody(Body):
@@ -102,14 +113,33 @@ class _OpenAIBody(Body):
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    # known, and only as far as they ask for nothing
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
 
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def sampling(self, max_tokens: int | None) -> SamplingParams:
+    def _requests(self, kind: str, prompts: Sequence[Prompt], sampling: SamplingParams) -> Requests:
+        """``n`` requests for each prompt, in the order of their choices' index. The i-th of a prompt has the seed + i.
+
+        Raises `InvalidRequest` for too many.
+        """
+        id, n = _new_id(kind), self.n or 1
+        if n * len(prompts) > _MAX_CHOICES:
+            raise InvalidRequest(
+                f"{len(prompts)} prompts with n={n} make {n * len(prompts)} choices, over the limit of {_MAX_CHOICES} "
+                "a call: make several calls",
+                param="n",
+            )
+        asked = [
+            (prompt, sampling if sampling.seed is None else replace(sampling, seed=_wrapped(sampling.seed + i)))
+            for prompt in prompts
+            for i in range(n)
+        ]
+        ids = [f"{id}-{i}" for i in range(len(asked))] if len(asked) > 1 else [id]
+        return Requests(id, n, tuple(Request(own, *one) for own, one in zip(ids, asked, strict=True)))
+
+    def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return SamplingParams(
             max_tokens=max_tokens,
@@ -126,6 +156,7 @@ class _OpenAIBody(Body):
             logit_bias=tuple(sorted((int(token), bias) for token, bias in (self.logit_bias or {}).items())),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             min_tokens=self.min_tokens,
+            logprobs=logprobs,
         )
 
 
@@ -134,24 +165,28 @@ class StreamOptions(Body):
 
 
 MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
+NumLikely = Annotated[int, Field(ge=0, le=20)]
 TokenIds = list[TokenId]
 
 
 class CompletionBody(_OpenAIBody):
-    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1, max_length=1)]
+    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
     max_tokens: MaxTokens | None = None
+    logprobs: NumLikely | None = None
+    # known, and only as far as they ask for nothing
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None
-    logprobs: None = None
     suffix: None = None
 
-    def request(self) -> Request:
-        prompt = self.prompt
-        if isinstance(prompt, list):
-            texts = [p for p in prompt if isinstance(p, str)]
-            ids = tuple(p for p in prompt if isinstance(p, int))
-            return Request(_new_id("cmpl"), texts[0] if texts else ids, self.sampling(self.max_tokens or 16))
-        return Request(_new_id("cmpl"), prompt, self.sampling(self.max_tokens or 16))
+    def requests(self) -> Requests:
+        return self._requests("cmpl", self._prompts(), self.sampling(self.max_tokens or 16, self.logprobs))
+
+    def _prompts(self) -> list[Prompt]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        ids = tuple(p for p in self.prompt if isinstance(p, int))
+        several: list[Prompt] = [p if isinstance(p, str) else tuple(p) for p in self.prompt if not isinstance(p, int)]
+        return several or [ids]
 
 
 class TextPart(Body):
@@ -173,13 +208,20 @@ class ChatBody(_OpenAIBody):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
+    logprobs: bool | None = None
+    top_logprobs: NumLikely | None = None
     response_format: TextFormat | None = None
 
-    def request(self) -> Request:
-        max_tokens = self.max_completion_tokens or self.max_tokens
-        return Request(_new_id("chatcmpl"), tuple(m.message() for m in self.messages), self.sampling(max_tokens))
+    def requests(self) -> Requests:
+        """Raises `InvalidRequest` for fields that do not go together."""
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest(
+                f"top_logprobs is {self.top_logprobs}, but logprobs is not true: set it too", param="top_logprobs"
+            )
+        sampling = self.sampling(
+            self.max_completion_tokens or self.max_tokens, (self.top_logprobs or 0) if self.logprobs else None
+        )
+        return self._requests("chatcmpl", [tuple(m.message() for m in self.messages)], sampling)
 
 
 class TextFormat(Body):
@@ -236,6 +278,11 @@ class PredictBody(Body):
 
 def _new_id(kind: str) -> str:
     return f"{kind}-{uuid.uuid4().hex}"
+
+
+def _wrapped(seed: int) -> int:
+    """Back into 64 bits with sign."""
+    return (seed + 2**63) % 2**64 - 2**63
 
 
 # ---- reading

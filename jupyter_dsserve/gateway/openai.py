@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tornado.web import HTTPError
 
-from jupyter_dsserve.gateway.bodies import ChatBody, CompletionBody
-from jupyter_dsserve.gateway.generate import collect, start
+from jupyter_dsserve.gateway.bodies import ChatBody, CompletionBody, Requests
+from jupyter_dsserve.gateway.choices import Json, delta_choice, message_choice, opening_choice, text_choice
+from jupyter_dsserve.gateway.generate import Numbered, collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.protocol.errors import DSServeError, NotFound, Unauthorized
 from jupyter_dsserve.protocol.request import Chunk, Usage
-
-Json = dict[str, Any]
 
 
 class OpenAIHandler(Handler):
@@ -34,26 +33,26 @@ class Completions(OpenAIHandler):
     @until_caller_leaves
     async def post(self) -> None:
         body = self.body(CompletionBody)
-        request = body.request()
-        frame = _Frame(request.id, "text_completion", body.model)
-        chunks = start(self, body.model, request, body.user or "")
+        requests = body.requests()
+        numbered = start(self, body.model, requests.all, body.user or "")
+        call = _Call(requests, "text_completion", body.model, text_choice)
         if body.stream:
-            await _stream(self, chunks, frame, _text_choice, body.include_usage)
+            await _stream(self, numbered, call, body.include_usage)
         else:
-            await _answer_whole(self, chunks, frame, _text_choice)
+            await _answer_whole(self, numbered, call)
 
 
 class ChatCompletions(OpenAIHandler):
     @until_caller_leaves
     async def post(self) -> None:
         body = self.body(ChatBody)
-        request = body.request()
-        frame = _Frame(request.id, "chat.completion.chunk" if body.stream else "chat.completion", body.model)
-        chunks = start(self, body.model, request, body.user or "")
+        requests = body.requests()
+        numbered = start(self, body.model, requests.all, body.user or "")
         if body.stream:
-            await _stream(self, chunks, frame, _delta_choice, body.include_usage, opening=_ROLE)
+            call = _Call(requests, "chat.completion.chunk", body.model, delta_choice)
+            await _stream(self, numbered, call, body.include_usage, opening=opening_choice)
         else:
-            await _answer_whole(self, chunks, frame, _message_choice)
+            await _answer_whole(self, numbered, _Call(requests, "chat.completion", body.model, message_choice))
 
 
 class Models(OpenAIHandler):
@@ -82,79 +81,78 @@ class UnknownOpenAIPath(OpenAIHandler):
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
-    """What surrounds each piece of one answer."""
+class _Call:
+    """One call: what it asked, and what surrounds each piece of its answer."""
 
-    id: str
+    requests: Requests
     object: str
     model: str
+    choice: Callable[[int, Chunk], Json]
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def around(self, choices: list[Json], usage: Usage | None) -> Json:
+    def around(self, choices: list[Json], usage: Json | None = None) -> Json:
         return {
-            "id": self.id,
+            "id": self.requests.id,
             "object": self.object,
             "created": self.created,
             "model": self.model,
             "choices": choices,
-            "usage": _usage(usage),
+            "usage": usage,
+        }
+
+    def usage(self, usages: Mapping[int, Usage]) -> Json:
+        """Of all choices together; a prompt counts once, however many choices it has."""
+        prompts = sum(u.prompt_tokens for index, u in usages.items() if index % self.requests.num_choices == 0)
+        completions = sum(u.completion_tokens for u in usages.values())
+        return {
+            "prompt_tokens": prompts,
+            "completion_tokens": completions,
+            "total_tokens": prompts + completions,
         }
 
 
-Choice = Callable[[Chunk], Json]
-
-_ROLE: Json = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-
-
-def _text_choice(chunk: Chunk) -> Json:
-    return {"index": 0, "text": chunk.text, "logprobs": None, "finish_reason": chunk.finish_reason}
-
-
-def _message_choice(chunk: Chunk) -> Json:
-    message = {"role": "assistant", "content": chunk.text, "refusal": None}
-    return {"index": 0, "message": message, "logprobs": None, "finish_reason": chunk.finish_reason}
-
-
-def _delta_choice(chunk: Chunk) -> Json:
-    delta = {"content": chunk.text} if chunk.text else {}
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": chunk.finish_reason}
-
-
-async def _answer_whole(
-    handler: OpenAIHandler, chunks: AsyncGenerator[Chunk, None], frame: _Frame, choice: Choice
-) -> None:
-    whole = await collect(chunks)
-    handler.answer(frame.around([choice(whole)], whole.usage))
+async def _answer_whole(handler: OpenAIHandler, numbered: Numbered, call: _Call) -> None:
+    wholes = dict(enumerate(await collect(numbered)))
+    usage = call.usage({index: whole.usage for index, whole in wholes.items() if whole.usage})
+    handler.answer(call.around([call.choice(index, whole) for index, whole in wholes.items()], usage))
 
 
 async def _stream(
     handler: OpenAIHandler,
-    chunks: AsyncGenerator[Chunk, None],
-    frame: _Frame,
-    choice: Choice,
+    numbered: Numbered,
+    call: _Call,
     include_usage: bool,
-    opening: Json | None = None,
+    opening: Callable[[int], Json] | None = None,
 ) -> None:
-    """Server-sent chunks, then ``[DONE]``. An error before the first chunk is an ordinary one, later it is an event."""
-    async with aclosing(chunks):
-        chunk = await anext(chunks)
-        if chunk.error and not chunk.text:
-            raise chunk.error
-        _begin_stream(handler)
-        if opening:
-            _send(handler, frame.around([opening], None))
-        while True:
-            if chunk.text or (chunk.finish_reason and not chunk.error):  # a token may complete no character
-                whole = replace(chunk, finish_reason=None) if chunk.error else chunk
-                _send(handler, frame.around([choice(whole)], None))
+    """Server-sent chunks, then ``[DONE]``. An error before the first chunk is an ordinary one, later it is an event.
+
+    An error in one choice ends them all.
+    """
+    usages: dict[int, Usage] = {}
+    has_begun = False
+    async with aclosing(numbered):
+        async for index, chunk in numbered:
+            if not has_begun:
+                if chunk.error and not chunk.text:
+                    raise chunk.error
+                _begin_stream(handler)
+                if opening:
+                    for each in range(len(call.requests.all)):
+                        _send(handler, call.around([opening(each)]))
+                has_begun = True
+            # A token may complete no character: nothing to tell then.
+            if chunk.text or chunk.logprobs or (chunk.finish_reason and not chunk.error):
+                told = replace(chunk, finish_reason=None) if chunk.error else chunk
+                _send(handler, call.around([call.choice(index, told)]))
             if chunk.error:
                 _send(handler, handler.error_body(chunk.error))
-            if chunk.finish_reason:
                 break
-            await handler.flush()
-            chunk = await anext(chunks)
-    if include_usage and chunk.usage:
-        _send(handler, frame.around([], chunk.usage))
+            if chunk.usage:
+                usages[index] = chunk.usage
+            if not chunk.finish_reason:
+                await handler.flush()
+    if include_usage and len(usages) == len(call.requests.all):
+        _send(handler, call.around([], call.usage(usages)))
     handler.finish("data: [DONE]\n\n")
 
 
@@ -168,16 +166,6 @@ def _begin_stream(handler: Handler) -> None:
 
 def _send(handler: Handler, data: Json) -> None:
     handler.write(f"data: {json.dumps(data, separators=(',', ':'))}\n\n")
-
-
-def _usage(usage: Usage | None) -> Json | None:
-    if usage is None:
-        return None
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
 
 
 def _model(name: str) -> Json:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jupyter_dsserve.gateway.bodies import EmbeddingsBody, TextsBody
-from jupyter_dsserve.gateway.generate import collect_all, pick
+from jupyter_dsserve.gateway.generate import collect, interleaved, pick
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.gateway.openai import OpenAIHandler
 from jupyter_dsserve.protocol.errors import InvalidRequest
@@ -27,7 +27,7 @@ class Embeddings(OpenAIHandler):
         body = self.body(EmbeddingsBody)
         requests = body.requests()
         version = pick(self, body.model, body.user or requests[0].id, "embed")
-        chunks = await collect_all(version, requests)
+        chunks = await collect(interleaved([version.generate(request) for request in requests]))
         rows = shortened(_rows(chunks), body.dimensions)
         encoded = map(_base64, rows) if body.encoding_format == "base64" else rows.tolist()
         data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(encoded)]
@@ -41,7 +41,7 @@ class Classify(OpenAIHandler):
         requests = body.requests()
         version = pick(self, body.model, body.user or requests[0].id, "classify")
         labels = version.info.labels
-        chunks = await collect_all(version, requests)
+        chunks = await collect(interleaved([version.generate(request) for request in requests]))
         data = [
             {"index": index, "label": labels[int(row.argmax())], "probs": row.tolist(), "num_classes": len(row)}
             for index, row in enumerate(_rows(chunks))

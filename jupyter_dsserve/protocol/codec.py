@@ -8,10 +8,12 @@ from jupyter_dsserve.protocol.request import (
     Chunk,
     Features,
     FinishReason,
+    Likely,
     Message,
     Request,
     SamplingParams,
     Texts,
+    TokenLogprob,
     Usage,
 )
 from jupyter_dsserve.protocol.tensors import ModelInfo, Tensor, TensorInfo
@@ -81,6 +83,7 @@ def _sampling_to_pb(s: SamplingParams) -> pb.Sampling:
         logit_bias=dict(s.logit_bias),
         stop_token_ids=s.stop_token_ids,
         min_tokens=s.min_tokens,
+        logprobs=s.logprobs,
     )
 
 
@@ -100,6 +103,7 @@ def _sampling_from_pb(s: pb.Sampling) -> SamplingParams:
         logit_bias=tuple(sorted(s.logit_bias.items())),
         stop_token_ids=tuple(s.stop_token_ids),
         min_tokens=s.min_tokens,
+        logprobs=s.logprobs if s.HasField("logprobs") else None,
     )
 
 
@@ -117,6 +121,9 @@ def chunk_to_pb(chunk: Chunk) -> pb.Chunk:
         message.usage.completion_tokens = chunk.usage.completion_tokens
     if chunk.error is not None:
         message.error.CopyFrom(error_to_pb(chunk.error))
+    for one in chunk.logprobs:
+        top = [pb.Likely(text=likely.text, logprob=likely.logprob) for likely in one.top]
+        message.logprobs.add(text=one.text, logprob=one.logprob, offset=one.offset, top=top)
     return message
 
 
@@ -129,7 +136,12 @@ def chunk_from_pb(message: pb.Chunk) -> Chunk:
         Usage(message.usage.prompt_tokens, message.usage.completion_tokens) if message.HasField("usage") else None,
         error_from_pb(message.error) if message.HasField("error") else None,
         tuple(map(_tensor_from_pb, message.tensors)),
+        tuple(map(_logprob_from_pb, message.logprobs)),
     )
+
+
+def _logprob_from_pb(one: pb.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(one.text, one.logprob, one.offset, tuple(Likely(t.text, t.logprob) for t in one.top))
 
 
 def info_to_pb(info: ModelInfo) -> pb.ModelInfo:

@@ -19,6 +19,7 @@ class SamplingParams:
     what stood in the prompt or the answer (1 is off); ``presence_penalty`` and ``frequency_penalty`` are taken off
     those of what stood in the answer, once and for each time (0 is off); ``logit_bias`` is added to those of its
     token ids.
+    ``logprobs`` asks for the logprob of each token, and for those of that many of the likeliest (None: for none).
     The same ``seed`` with the same prompt gives the same answer, whatever else is in the batch.
     """
 
@@ -36,6 +37,7 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,9 @@ class Message:
 
     role: str
     content: str
+
+
+Prompt = str | tuple[int, ...] | tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ class Request:
     for ``embed`` and ``classify``, `Features` for ``tensor``; ``sampling`` says nothing to those."""
 
     id: str
-    prompt: str | tuple[int, ...] | tuple[Message, ...] | Texts | Features
+    prompt: Prompt | Texts | Features
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
 
@@ -89,11 +94,35 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Likely:
+    """A token that could have come, as bytes of text, and its logprob."""
+
+    text: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an answer, as bytes of text (it may hold a part of a character), with its logprob.
+
+    A logprob is the natural logarithm of the probability that the model itself gives: of the softmax of its logits,
+    before temperature, penalties and filters. ``offset`` is where the text begins in the answer's, in characters;
+    ``top`` are the likeliest tokens at this place, the likeliest first.
+    """
+
+    text: bytes
+    logprob: float
+    offset: int
+    top: tuple[Likely, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of an answer. The last one has a ``finish_reason`` and, unless it is an error, a ``usage``.
 
     ``tensors`` is the answer of the tasks other than ``generate``, whole in one chunk: ``embedding`` ``[texts, size]``,
     ``probs`` ``[texts, classes]``, or a program's outputs.
+    ``logprobs``, if asked for, are of the tokens whose text is in ``text``.
     """
 
     request_id: str
@@ -103,6 +132,7 @@ class Chunk:
     usage: Usage | None = None
     error: DSServeError | None = None
     tensors: tuple[Tensor, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     def merged(self, later: Chunk) -> Chunk:
         """This chunk and a later one of the same request as one."""
@@ -114,4 +144,5 @@ class Chunk:
             later.usage,
             later.error,
             self.tensors + later.tensors,
+            self.logprobs + later.logprobs,
         )

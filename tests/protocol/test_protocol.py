@@ -10,10 +10,12 @@ from jupyter_dsserve.protocol.request import (
     Chunk,
     Features,
     FinishReason,
+    Likely,
     Message,
     Request,
     SamplingParams,
     Texts,
+    TokenLogprob,
     Usage,
 )
 from jupyter_dsserve.protocol.spec import WorkerLaunch, WorkerSpec
@@ -56,9 +58,9 @@ def test_an_error_the_other_side_does_not_know_is_still_an_error() -> None:
     [
         SamplingParams(),
         SamplingParams(
-            1, 0.5, 0.9, 40, -3, ("\n", "END"), True, 0.1, 1.2, -0.5, 0.25, ((3, -100.0), (7, 0.5)), (2, 9), 4
+            1, 0.5, 0.9, 40, -3, ("\n", "END"), True, 0.1, 1.2, -0.5, 0.25, ((3, -100.0), (7, 0.5)), (2, 9), 4, 5
         ),
-        SamplingParams(seed=0),
+        SamplingParams(seed=0, logprobs=0),
     ],
 )
 def test_a_request_comes_out_as_it_went_in(
@@ -80,6 +82,15 @@ def test_a_request_without_a_prompt_is_refused() -> None:
         Chunk("r1", "", 0, FinishReason.ABORT, Usage(0, 0)),
         Chunk("r1", "x", 1, FinishReason.LENGTH, Usage(7, 1)),
         Chunk("r1", "", 5, FinishReason.STOP, Usage(5, 0), tensors=(Tensor.of("a", np.ones(3, np.float32)),)),
+        Chunk(
+            "r1",
+            "é",
+            2,
+            logprobs=(
+                TokenLogprob(b"\xc3", -0.1, 0),
+                TokenLogprob(b"\xa9", -1 / 3, 0, (Likely(b"\xa9", -1 / 3), Likely(b"", -9999.0))),
+            ),
+        ),
     ],
 )
 def test_a_chunk_comes_out_as_it_went_in(chunk: Chunk) -> None:

@@ -1,0 +1,40 @@
+"""What the tokens of a model stand for as bytes, as llguidance reads it from the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from llguidance import LLTokenizer
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+_NO_END = "<|no end|>"
+
+
+class Vocabulary:
+    """Made once for a tokenizer, read by any thread. ``refusal`` says why its tokens are not known byte for byte."""
+
+    def __init__(self, backend: Backend, eos_ids: Collection[int], vocab_size: int) -> None:
+        self._backend = backend
+        self.refusal = ""
+        try:
+            self._tokens: LLTokenizer | None = _tokens(backend, eos_ids, vocab_size)
+        except ValueError as fault:
+            self._tokens, self.refusal = None, str(fault)
+
+    def bytes_of(self, token: int) -> bytes:
+        """A token's UTF-8: maybe only a part of a character. A special token is its name."""
+        if self._tokens is None:
+            return self._backend.decode([token], skip_special_tokens=False).encode()
+        return self._tokens.decode_bytes([token])
+
+
+def _tokens(backend: Backend, eos_ids: Collection[int], vocab_size: int) -> LLTokenizer:
+    """Raises ValueError for a decoder that is neither byte-level nor with byte fallback."""
+    ends = sorted(token for token in eos_ids if token < backend.get_vocab_size())
+    if not ends:
+        # llguidance would take token 0 for the end: it gets one that no model gives.
+        backend = Backend.from_str(backend.to_str())
+        backend.add_special_tokens([AddedToken(_NO_END, special=True)])
+        ends = [token for token in (backend.token_to_id(_NO_END),) if token is not None]
+    return LLTokenizer(backend.to_str(), n_vocab=max(vocab_size, backend.get_vocab_size()), eos_token=ends)
