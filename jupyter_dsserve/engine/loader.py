@@ -20,9 +20,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from jupyter_dsserve.engine import attention
+from jupyter_dsserve.engine.group import FollowerLaunch, RankGroup
 from jupyter_dsserve.engine.hf_tokenizer import HFTokenizer
 from jupyter_dsserve.engine.linear import can_pack, pack_linears
 from jupyter_dsserve.engine.ragged import RaggedRunner
+from jupyter_dsserve.engine.ranks import follow, lead
+from jupyter_dsserve.protocol.combinations import check_combination, check_split
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
@@ -38,20 +41,31 @@ _LEAST_CONTEXT = 8
 LOAD_FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
-def load_runner(spec: WorkerSpec, model_path: str, progress: Progress) -> RaggedRunner:
+def load_runner(
+    spec: WorkerSpec, model_path: str, progress: Progress, seat: RankGroup | FollowerLaunch | None = None
+) -> RaggedRunner:
     """Load what ``spec`` says from ``model_path``; ``progress`` hears of every stage and of every weight.
 
+    ``seat`` is this process's place among the ranks of a tensor-parallel group: `RankGroup` makes it the first.
     Raises `InvalidRequest` with the reason if the model is none that the ragged runner serves.
     """
-    torch.set_num_threads(spec.num_threads or max(1, num_cores() - 1))
+    torch.set_num_threads(spec.num_threads or max(1, (num_cores() - 1) // spec.tp))
     progress("config", 0.0)
-    device = named_device(spec.device)
+    device = named_device(spec.device, spec.tp, seat.rank if seat else 0)
     config = _config(model_path)
+    check_combination(spec)
+    check_split(spec.model, config.to_dict(), spec.tp)
     context = _context(spec, config)
     dtype = dtype_for(spec.dtype, config, device)
+    if isinstance(seat, RankGroup):
+        progress("ranks", 0.02)
+        lead(seat, device)
+    elif seat:
+        follow(seat, device)
     model = _model(model_path, config, dtype, lambda done: progress("weights", 0.05 + 0.8 * done))
     progress("deepspeed", 0.85)
-    engine = wrapped(model.to(device), dtype)
+    # AutoTP takes each rank's part from the mapped weights, so that a device never holds more than its part.
+    engine = wrapped(model if spec.tp > 1 else model.to(device), dtype, spec.tp)
     if can_pack(engine.module):
         progress("packing", 0.9)
         pack_linears(engine.module)
@@ -65,6 +79,7 @@ def load_runner(spec: WorkerSpec, model_path: str, progress: Progress) -> Ragged
         max_sequences=spec.max_sequences,
         max_step_tokens=spec.max_step_tokens,
         max_context=context,
+        group=seat if isinstance(seat, RankGroup) else None,
     )
 
 
@@ -73,7 +88,8 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def named_device(name: str) -> torch.device:
+def named_device(name: str, num_ranks: int = 1, rank: int = 0) -> torch.device:
+    """The device of one rank: GPUs follow one another from the named one on."""
     if name == "auto":
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
@@ -81,13 +97,15 @@ def named_device(name: str) -> torch.device:
     kind, _, number = name.partition(":")
     if kind != "cuda" or not number.isdigit():
         raise InvalidRequest(f"device is {name!r}: use auto, cpu or cuda:N", param="device")
-    if int(number) >= torch.cuda.device_count():
+    if int(number) + num_ranks > torch.cuda.device_count():
+        many = f" and tp is {num_ranks}" if num_ranks > 1 else ""
         raise InvalidRequest(
-            f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs here: use cpu or a lower number",
+            f"device is {name!r}{many}, but torch sees {torch.cuda.device_count()} GPUs here: use cpu or lower numbers",
             param="device",
         )
-    torch.cuda.set_device(int(number))  # DeepSpeed works on the current one
-    return torch.device(name)
+    device = torch.device("cuda", int(number) + rank)
+    torch.cuda.set_device(device)  # DeepSpeed works on the current one
+    return device
 
 
 def _config(model_path: str) -> Any:
@@ -239,28 +257,29 @@ def reported(progress: Callable[[float], None]) -> Iterator[None]:
         transformers_logging.set_tqdm_hook(before)
 
 
-def wrapped(model: torch.nn.Module, dtype: torch.dtype) -> Any:
+def wrapped(model: torch.nn.Module, dtype: torch.dtype, num_ranks: int = 1) -> Any:
     """DeepSpeed's inference engine around ``model``.
 
     It casts the whole module, what transformers keeps in fp32 (rotary frequencies, some routers) included; that is put
     back, as positions beyond a few hundred would blur in bf16. ``keep_module_on_host`` says not to move it: it already
-    lies on its device.
+    lies on its device, unless each of several ranks is to take its part of it there.
     """
     exact = {
         name: tensor.data
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
         if tensor.is_floating_point() and tensor.dtype != dtype
     }
-    engine = deepspeed.init_inference(
-        model,
-        dtype=dtype,
-        tensor_parallel={"tp_size": 1},
-        replace_with_kernel_inject=False,
-        keep_module_on_host=True,
-    )
+    with redirect_stdout(sys.stderr):
+        engine = deepspeed.init_inference(
+            model,
+            dtype=dtype,
+            tensor_parallel={"tp_size": num_ranks},
+            replace_with_kernel_inject=False,
+            keep_module_on_host=num_ranks == 1,
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if name in exact:
-            tensor.data = exact[name]
+        if name in exact and tensor.shape == exact[name].shape:  # else it was split
+            tensor.data = exact[name].to(tensor.device)
     return engine
 
 

@@ -11,6 +11,7 @@ import torch
 
 from jupyter_dsserve.engine import attention
 from jupyter_dsserve.engine.attention import PackedStep, Rows, attending
+from jupyter_dsserve.engine.group import RankGroup, by_all_ranks
 from jupyter_dsserve.engine.kv_cache import KVCache
 from jupyter_dsserve.engine.runner import Span, Step
 from jupyter_dsserve.engine.sampling import TorchLogits
@@ -54,7 +55,9 @@ class RaggedRunner:
         max_sequences: int,
         max_step_tokens: int,
         max_context: int,
+        group: RankGroup | None = None,
     ) -> None:
+        self.group = group  # on rank 0 of several
         self.tokenizer = tokenizer
         self.max_sequences = max_sequences
         self.max_step_tokens = max_step_tokens
@@ -91,6 +94,7 @@ class RaggedRunner:
         plan.sampled.extend(last_row[sequence.slot] for sequence in step.sampled)
         return plan
 
+    @by_all_ranks
     @torch.inference_mode()
     def compute(self, plan: Plan) -> torch.Tensor:
         """Logits of the sampled rows, ``[sampled, vocabulary]``; K and V of all rows are in the cache then."""
@@ -164,6 +168,7 @@ class RaggedRunner:
         b0, (b1, a0), a1 = (self.forward(step).logits.float() for step in steps)
         return torch.stack([a0, a1[0], b0[0], b1])
 
+    @by_all_ranks
     @torch.inference_mode()
     def _plain_logits(self, tokens: list[int]) -> torch.Tensor:
         """Logits of every token by transformers' own attention, ``[tokens, vocabulary]``."""
@@ -175,7 +180,12 @@ class RaggedRunner:
             self._model.set_attn_implementation(attention.NAME)
 
     def device_bytes(self) -> int:
-        return device_bytes(self._device)
+        """Of all ranks together; on GPUs every rank is taken to hold what this one does."""
+        if self.group is None:
+            return device_bytes(self._device)
+        if self._device.type == "cuda":
+            return device_bytes(self._device) * self.group.size
+        return _resident_bytes() + sum(map(_resident_bytes, self.group.pids))
 
 
 def device_bytes(device: torch.device) -> int:
@@ -183,9 +193,9 @@ def device_bytes(device: torch.device) -> int:
     return torch.cuda.memory_reserved(device) if device.type == "cuda" else _resident_bytes()
 
 
-def _resident_bytes() -> int:
-    """Memory of this process that lies in RAM (where the system does not say, the most it ever was)."""
+def _resident_bytes(pid: str | int = "self") -> int:
+    """Memory of a process that lies in RAM (where the system does not say, the most this one ever had)."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

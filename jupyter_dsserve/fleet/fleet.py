@@ -19,7 +19,7 @@ from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
 from jupyter_dsserve.fleet.registry import Registry, VersionRow
 from jupyter_dsserve.fleet.route import Route
-from jupyter_dsserve.fleet.source import canonical, model_path
+from jupyter_dsserve.fleet.source import canonical, check_can_load, model_path
 from jupyter_dsserve.fleet.supervisor import Supervisor
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound, Unavailable
@@ -122,6 +122,7 @@ class Fleet:
                     f"{kind} name {name!r}: use letters, digits, '.', '_' and '-', at most 63 of them", param=kind
                 )
         path = model_path(spec.model, spec.runner, spec.task)
+        check_can_load(path, spec)
         # A version never changes: a relative path would mean another model to a gateway started elsewhere.
         spec = replace(spec, model=canonical(spec.model))
         known = self._deployments.get(deployment)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_dsserve.demo import builtin_names, builtin_path
+from jupyter_dsserve.protocol.combinations import check_combination, check_split
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.spec import RUNNERS, RunnerName, Task
+from jupyter_dsserve.protocol.spec import RUNNERS, RunnerName, Task, WorkerSpec
 from jupyter_dsserve.protocol.toy import ToySettings
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -68,6 +69,16 @@ def model_path(model: str, runner: RunnerName, task: Task = "generate") -> str:
             + ", ".join(f"builtin:{name}" for name in builtin_names())
         )
     return model
+
+
+def check_can_load(path: str, spec: WorkerSpec) -> None:
+    """Raises `InvalidRequest` for settings that do not go together, or not with the model at ``path``.
+
+    Of a hub name only the worker sees the config.
+    """
+    check_combination(spec)
+    if os.path.isdir(path):
+        check_split(spec.model, _config(Path(path)), spec.tp)
 
 
 def canonical(model: str) -> str:

@@ -42,6 +42,7 @@ class LoadBody(Body):
     max_context: Annotated[int, Field(ge=0, lt=2**31)] = 0
     max_step_tokens: Annotated[int, Field(ge=1, lt=2**31)] = 128
     num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    tp: Annotated[int, Field(ge=1, le=64)] = 1
     note: str = ""
 
     def spec(self) -> WorkerSpec:
@@ -56,6 +57,7 @@ class LoadBody(Body):
             max_step_tokens=self.max_step_tokens,
             num_threads=self.num_threads,
             python=self.python,
+            tp=self.tp,
         )
 
 

@@ -84,6 +84,7 @@ class DSServeMagics(Magics):
     @argument("--max-context", type=int, help="Tokens; 0 is the model's own.")
     @argument("--max-step-tokens", type=int, help="The most tokens of one forward pass.")
     @argument("--num-threads", type=int, help="Processor threads; 0 leaves one core to the notebook.")
+    @argument("--tp", type=int, help="How many processes (on GPUs: how many of them) share the model.")
     @argument("--note", help="A word about it, in quotes.")
     @argument("--no-wait", action="store_true", help="Do not wait until it is READY.")
     def load(self, line: str) -> Version:

@@ -134,6 +134,7 @@ class Verbs:
         max_context: int | None = None,
         max_step_tokens: int | None = None,
         num_threads: int | None = None,
+        tp: int | None = None,
         note: str | None = None,
         wait: bool = True,
         on_progress: OnProgress | None = None,
@@ -157,6 +158,7 @@ class Verbs:
             "max_context": max_context,
             "max_step_tokens": max_step_tokens,
             "num_threads": num_threads,
+            "tp": tp,
             "note": note,
         }
         given = {key: value for key, value in options.items() if value is not None}

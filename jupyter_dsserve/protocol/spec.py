@@ -34,7 +34,8 @@ class WorkerSpec:
     (``tensor``). ``max_sequences`` run at once; the rest wait. ``max_context`` 0 is the model's own; an encoder cuts
     longer texts. ``max_step_tokens`` caps the tokens of one forward pass: long prompts are cut into chunks of it.
     ``num_threads`` 0 leaves one core to the notebook. ``device`` is ``auto``, ``cpu`` or ``cuda:N``. ``python`` is
-    the interpreter of the worker; empty is the gateway's own.
+    the interpreter of the worker; empty is the gateway's own. ``tp`` processes share the model by tensor
+    parallelism, each with its part of every layer.
     """
 
     model: str
@@ -47,6 +48,7 @@ class WorkerSpec:
     max_step_tokens: int = 128
     num_threads: int = 0
     python: str = ""
+    tp: int = 1
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

@@ -13,6 +13,7 @@ import grpc.aio
 
 from jupyter_dsserve import __version__
 from jupyter_dsserve.engine.batcher import Batcher, BatchRunner
+from jupyter_dsserve.engine.group import RankGroup
 from jupyter_dsserve.engine.loop import Engine
 from jupyter_dsserve.engine.runner import Runner, Span, Step
 from jupyter_dsserve.engine.sequence import Sequence
@@ -32,6 +33,7 @@ _UNLIMITED_MESSAGES: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 ]
+AnyRunner = Runner | BatchRunner
 HEARTBEAT_S = 1.0
 _FAREWELL_S = 30.0  # for the gateway to read what was sent; it ends us sooner if it wants to
 _LOADED = 0.9  # of the progress to READY; the rest is warming
@@ -44,6 +46,7 @@ class WorkerApp:
         self._launch = launch
         self._outbox = Outbox()
         self._engine: Engine | Batcher | None = None
+        self._group: RankGroup | None = None
         self._open: set[str] = set()  # requests that have not had their last chunk
         self._accepting: dict[str, asyncio.Task[None]] = {}  # requests that are being tokenized
         self._draining = asyncio.Event()
@@ -166,7 +169,13 @@ class WorkerApp:
 
     async def _load_and_serve(self) -> None:
         """Load in the engine's thread, then send heartbeats; returns only if the load failed."""
-        ready: asyncio.Future[Runner | BatchRunner] = self._loop.create_future()
+        ready: asyncio.Future[AnyRunner] = self._loop.create_future()
+        if self._launch.spec.tp > 1:
+            self._group = RankGroup(
+                self._launch.spec,
+                self._launch.model_path,
+                lambda fault: self._loop.call_soon_threadsafe(_settle, ready, fault),
+            )
         threading.Thread(target=self._engine_thread, args=(ready,), name="engine", daemon=True).start()
         try:
             runner = await ready
@@ -182,14 +191,16 @@ class WorkerApp:
             self._outbox.put(self._heartbeat(runner))
             await asyncio.sleep(HEARTBEAT_S)
 
-    def _engine_thread(self, ready: asyncio.Future[Runner | BatchRunner]) -> None:
+    def _engine_thread(self, ready: asyncio.Future[AnyRunner]) -> None:
         is_generating = self._launch.spec.task == "generate"
         try:
             self._engine = self._load_engine() if is_generating else self._load_batcher()
         except Exception as fault:
-            self._loop.call_soon_threadsafe(ready.set_exception, fault)
+            self._loop.call_soon_threadsafe(_settle, ready, fault)
             return
-        self._loop.call_soon_threadsafe(ready.set_result, self._engine.runner)
+        if self._group:
+            self._group.serving()
+        self._loop.call_soon_threadsafe(_settle, ready, self._engine.runner)
         try:
             self._engine.run()
         except Exception:
@@ -229,7 +240,7 @@ class WorkerApp:
         # Only here: a toy worker must not pay for torch.
         from jupyter_dsserve.engine.loader import load_runner
 
-        return load_runner(spec, self._launch.model_path, self._loading)
+        return load_runner(spec, self._launch.model_path, self._loading, self._group)
 
     def _loading(self, stage: str, fraction: float) -> None:
         self._progress(stage, _LOADED * fraction)
@@ -251,6 +262,16 @@ class WorkerApp:
                 padding=load.padding,
             )
         )
+
+
+def _settle(ready: asyncio.Future[AnyRunner], outcome: AnyRunner | Exception) -> None:
+    """The first outcome of a load counts: of a group's ranks several may say that it failed."""
+    if ready.done():
+        return
+    if isinstance(outcome, Exception):
+        ready.set_exception(outcome)
+    else:
+        ready.set_result(outcome)
 
 
 def _generate_one_token(runner: Runner) -> None:

@@ -1,0 +1,74 @@
+"""DeepSpeed's operations in C++: built at their first use on a machine, once, whoever asks at the same time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+import torch
+
+from jupyter_dsserve.protocol.errors import InvalidRequest
+
+with redirect_stdout(sys.__stderr__):
+    from deepspeed.accelerator import get_accelerator
+
+_COMPILERS = ("c++", "g++", "clang++")
+
+
+def load_op(builder: str, what_for: str) -> None:
+    """Build the operation of that DeepSpeed builder if need be (half a minute), and load it into this process.
+
+    Does nothing where this accelerator needs none. Raises `InvalidRequest` that says what to install.
+    """
+    found = get_accelerator().create_op_builder(builder)
+    if found is None or not hasattr(found, "load"):
+        return
+    # ninja comes with DeepSpeed and lies beside the interpreter, which is not always on the path.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    if missing := _missing_tools():
+        raise InvalidRequest(
+            f"{what_for} needs DeepSpeed's {found.NAME}, which is built at its first use, and {missing} is not "
+            "installed: apt-get install g++ (and pip install ninja), or load without it"
+        )
+    try:
+        with _cache(), redirect_stdout(sys.stderr):
+            found.load(verbose=False)
+    except (RuntimeError, OSError, ImportError) as fault:
+        raise InvalidRequest(
+            f"{what_for} needs DeepSpeed's {found.NAME}, which could not be built or loaded: {str(fault)[-500:]}"
+        ) from fault
+
+
+def _missing_tools() -> str:
+    if not shutil.which("ninja"):
+        return "ninja"
+    return "" if any(map(shutil.which, _COMPILERS)) else "a C++ compiler"
+
+
+@contextmanager
+def _cache() -> Iterator[None]:
+    """Inside, built operations lie in a folder of ours, and nobody else is in there.
+
+    torch keeps others out with a file, and when a build is killed the file stays and everybody waits forever. The
+    system takes a lock of its own back, and who holds it knows that any file is one that stayed.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jupyter_dsserve" / "ops"
+    folder /= f"py{sys.version_info.major}{sys.version_info.minor}-torch{torch.__version__}"
+    folder.mkdir(parents=True, exist_ok=True)
+    before = os.environ.get("TORCH_EXTENSIONS_DIR")
+    with (folder / "ours.lock").open("w") as ours:
+        fcntl.flock(ours, fcntl.LOCK_EX)
+        for stayed in folder.glob("*/lock"):
+            stayed.unlink()
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+        try:
+            yield
+        finally:
+            del os.environ["TORCH_EXTENSIONS_DIR"]
+            if before is not None:
+                os.environ["TORCH_EXTENSIONS_DIR"] = before
