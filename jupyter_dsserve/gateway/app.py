@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import ipaddress
 import logging
-import sys
 from pathlib import Path
 
-from jupyter_core.application import JupyterApp, base_aliases, base_flags
-from jupyter_core.paths import jupyter_data_dir
-from traitlets import Bool, Float, Int, List, Unicode, default
+from traitlets import Bool, Float, Int, List, Unicode
 
 from jupyter_dsserve import __version__
+from jupyter_dsserve.gateway.command import SHARED_ALIASES, SHARED_FLAGS, Command
 from jupyter_dsserve.gateway.serve import serve
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
@@ -22,7 +19,7 @@ from jupyter_dsserve.protocol.errors import DSServeError
 log = logging.getLogger(__name__)
 
 
-class DSServeApp(JupyterApp):
+class DSServeApp(Command):
     name = "jupyter-dsserve"
     version = __version__
     description = "Serve models with DeepSpeed over REST. Ctrl-C drains and stops; a second Ctrl-C ends at once."
@@ -30,7 +27,6 @@ class DSServeApp(JupyterApp):
 
     ip = Unicode("127.0.0.1", help="The address to listen on; anything but loopback needs --insecure.").tag(config=True)
     port = Int(8899, min=0, max=65535, help="The port to listen on; 0 takes a free one.").tag(config=True)
-    dsserve_data_dir = Unicode(help="Where keys, versions, routes and logs are kept.").tag(config=True)
     load = List(
         Unicode(), help="NAME=MODEL to serve from the start, as version v1 if NAME is new; may be given several times."
     ).tag(config=True)
@@ -43,8 +39,7 @@ class DSServeApp(JupyterApp):
     )
 
     aliases = {
-        "log-level": base_aliases["log-level"],
-        "config": base_aliases["config"],
+        **SHARED_ALIASES,
         "ip": "DSServeApp.ip",
         "port": "DSServeApp.port",
         "data-dir": "DSServeApp.dsserve_data_dir",
@@ -52,41 +47,27 @@ class DSServeApp(JupyterApp):
         "drain": "DSServeApp.drain_s",
     }
     flags = {
-        "debug": base_flags["debug"],
+        **SHARED_FLAGS,
         "insecure": ({"DSServeApp": {"insecure": True}}, "Allow addresses other than loopback, unencrypted."),
     }
 
-    @default("dsserve_data_dir")
-    def _default_data_dir(self) -> str:
-        return str(Path(jupyter_data_dir()) / "dsserve")
-
-    def parse_command_line(self, argv: list[str] | None = None) -> None:
-        """As traitlets does, but an option it does not know is an error: traitlets only warns and goes on."""
-        own = [f"DSServeApp.{name}" for name in self.class_trait_names(config=True)]
-        known = [*self.aliases, *self.flags, *own, "help", "help-all", "version", "generate-config"]
-        for word in sys.argv[1:] if argv is None else argv:
-            name = word.removeprefix("--").partition("=")[0]
-            if word.startswith("--") and name and name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                self._quit(
-                    f"there is no option --{name}" + (f": did you mean --{near[0]}?" if near else "; see --help")
-                )
-        super().parse_command_line(argv)
+    # By name: who serves need not import the client that presses.
+    subcommands = {"bench": ("jupyter_dsserve.gateway.bench.BenchApp", "Press a server and measure what it gives.")}
 
     def start(self) -> None:
         super().start()
         if self.extra_args:
-            self._quit(f"not understood: {' '.join(self.extra_args)}; see jupyter dsserve --help")
+            self.quit(f"not understood: {' '.join(self.extra_args)}; see jupyter dsserve --help")
         ours = logging.getLogger("jupyter_dsserve")
         ours.handlers, ours.level, ours.propagate = self.log.handlers, self.log.level, False
         try:
             asyncio.run(serve(self._config(), self._say_where))
         except DSServeError as fault:
-            self._quit(fault.message)
+            self.quit(fault.message)
 
     def _config(self) -> GatewayConfig:
         if not self.insecure and not _is_loopback(self.ip):
-            self._quit(
+            self.quit(
                 f"--ip {self.ip} is reachable from other machines, and traffic and keys would cross the network "
                 "unencrypted: put a TLS proxy in front of 127.0.0.1, or add --insecure if you mean it"
             )
@@ -102,16 +83,12 @@ class DSServeApp(JupyterApp):
     def _load_pair(self, text: str) -> tuple[str, str]:
         name, sign, model = text.partition("=")
         if not (name and sign and model):
-            self._quit(f"--load {text}: write NAME=MODEL, such as demo=builtin:demo-v1")
+            self.quit(f"--load {text}: write NAME=MODEL, such as demo=builtin:demo-v1")
         return name, model
 
     async def _say_where(self, gateway: Gateway) -> None:
         log.info("serving at %s", gateway.url)
         log.info("the admin key lies in %s", gateway.config.data_dir / "admin.key")
-
-    def _quit(self, message: str) -> None:
-        self.log.critical(message)
-        self.exit(1)
 
 
 def _is_loopback(ip: str) -> bool:

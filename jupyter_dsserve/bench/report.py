@@ -1,0 +1,169 @@
+"""What a load test found, and how it shows itself: a table, a plot, JSON, a data frame."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any, Literal
+
+from jupyter_dsserve.bench.measure import Point, Quantiles
+from jupyter_dsserve.bench.plan import Plan, Slo
+
+# From here on, asking itself may be what is slow.
+_BUSY_CPU = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """``url`` and ``model`` were asked from ``begun`` (ISO 8601, UTC) on, as ``plan`` says; a `Point` for each load.
+
+    ``tokens_counted_by`` ``pieces``: the server told no usage for some answer, and each piece of its text counts as a
+    token. ``error_details``: what the server said first, for each kind of error.
+    """
+
+    url: str
+    model: str
+    begun: str
+    plan: Plan
+    points: tuple[Point, ...]
+    tokens_counted_by: Literal["usage", "pieces"]
+    error_details: dict[str, str]
+    is_interrupted: bool
+
+    def to_json(self) -> str:
+        """The whole tree, with the lengths and the SLO of the plan as they are written."""
+        tree = asdict(self)
+        for name in ("prompt_tokens", "output_tokens", "slo"):
+            tree["plan"][name] = str(getattr(self.plan, name))
+        return json.dumps(tree, indent=1)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat record for each point: ``{"concurrency": 4.0, "first_token_s_p95": 0.02, …}``."""
+        return [_flat(point) for point in self.points]
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame of `rows`. Raises ImportError without pandas, which is no dependency of ours."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())
+
+    def figure(self) -> Any:
+        """A plotly figure: tokens/s, time to the first token and time a token, over the load."""
+        from jupyter_dsserve.bench.figures import sweep_figure
+
+        return sweep_figure(self)
+
+    def __str__(self) -> str:
+        rows = self._table()
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        ]
+        return "\n".join([self._title(), "", *(line.rstrip() for line in lines), "", *self.notes()]).rstrip()
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        head, *body = self._table()
+        cells = "".join(f"<tr>{_html_row(row, 'td')}</tr>" for row in body)
+        notes = "".join(f"<div>{escape(note)}</div>" for note in self.notes())
+        html = f"<b>{escape(self._title())}</b><table><tr>{_html_row(head, 'th')}</tr>{cells}</table>{notes}"
+        return {"text/plain": str(self), "text/html": html}
+
+    def _ipython_display_(self) -> None:
+        """In a notebook: the table, and the plot as a widget (which needs nothing from the network)."""
+        from IPython.core.getipython import get_ipython
+        from IPython.display import display
+
+        display(self._repr_mimebundle_(), raw=True)
+        if self.points and getattr(get_ipython(), "kernel", None):  # a terminal would show its source
+            import plotly.graph_objects as go
+
+            display(go.FigureWidget(self.figure()))
+
+    def notes(self) -> list[str]:
+        """What a reader of the figures must know, in sentences; often nothing."""
+        said = [f"{kind}: {detail}" for kind, detail in self.error_details.items()]
+        if self.is_interrupted:
+            said.append("It was interrupted: the last point is shorter than planned, and others may be missing.")
+        if self.tokens_counted_by == "pieces":
+            said.append("The server tells no usage: each piece of text was counted as one token.")
+        busy = [str(point.load) for point in self.points if point.generator_cpu > _BUSY_CPU]
+        if busy:
+            said.append(f"Asking alone took most of a processor core at {', '.join(busy)}: the server may be faster.")
+        return said
+
+    def _title(self) -> str:
+        plan = self.plan
+        span = f"{plan.requests} requests" if plan.requests else f"{plan.seconds:g} s"
+        lengths = f"prompts of {plan.prompt_tokens} tokens, answers of {plan.output_tokens}"
+        return f"{self.model} at {self.url}: {lengths}, {span} a point, seed {plan.seed}"
+
+    def _table(self) -> list[tuple[str, ...]]:
+        """Measures downwards, loads across."""
+        kind = "concurrency" if self.plan.concurrency else "requests/s asked"
+        head = (kind, *(f"{point.load.value:g}" for point in self.points))
+        slo = f"goodput requests/s ({self.plan.slo})"
+        goodput: list[Line] = [(slo, lambda p: f"{p.goodput_per_s:.2f}")] if self.plan.slo != Slo() else []
+        times = [line for name in _TIMES for line in _quantile_lines(*name)]
+        return [head, *((label, *map(of, self.points)) for label, of in (*goodput, *_LINES, *times, *_MEANS))]
+
+
+Line = tuple[str, Callable[[Point], str]]
+
+_LINES: list[Line] = [
+    ("output tokens/s", lambda p: f"{p.output_tokens_per_s:.1f}"),
+    ("requests/s", lambda p: f"{p.requests_per_s:.2f}"),
+    ("requests in flight", lambda p: f"{p.in_flight:.1f}"),
+    ("answered", lambda p: str(p.answered)),
+    ("errors", lambda p: " ".join(f"{count} × {kind}" for kind, count in p.errors.items()) or "0"),
+    ("unfinished", lambda p: str(p.unfinished)),
+]
+_TIMES = (
+    ("first token", "first_token_s"),
+    ("a token after", "per_token_s"),
+    ("between pieces", "gap_s"),
+    ("whole answer", "latency_s"),
+)
+_MEANS: list[Line] = [
+    ("tokens a prompt, mean", lambda p: _number(p.prompt_tokens)),
+    ("tokens an answer, mean", lambda p: _number(p.output_tokens)),
+]
+
+
+def _quantile_lines(label: str, name: str) -> list[Line]:
+    return [
+        (f"{label}, ms, {q}", lambda p, q=q: _ms(getattr(getattr(p, name), q)))  # type: ignore[misc]
+        for q in ("p50", "p95", "p99")
+    ]
+
+
+def _ms(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1000 * seconds:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"
+
+
+def _html_row(row: tuple[str, ...], tag: str) -> str:
+    first, *rest = map(escape, row)
+    return f'<{tag} style="text-align:left">{first}</{tag}>' + "".join(
+        f'<{tag} style="text-align:right">{cell}</{tag}>' for cell in rest
+    )
+
+
+def _flat(point: Point) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in Point.__slots__:
+        value = getattr(point, name)
+        if name == "load":
+            found[point.load.kind] = point.load.value
+        elif isinstance(value, Quantiles):
+            found |= {f"{name}_{q}": getattr(value, q) for q in Quantiles.__slots__}
+        elif name == "errors":
+            found["errors"] = sum(value.values())
+        else:
+            found[name] = value
+    return found

@@ -1,0 +1,45 @@
+"""What the commands share: options nobody knows are errors, and whatever ends them is said in a line."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from jupyter_core.application import JupyterApp, base_aliases, base_flags
+from jupyter_core.paths import jupyter_data_dir
+from traitlets import Unicode, default
+
+
+class Command(JupyterApp):
+    dsserve_data_dir = Unicode(help="Where keys, versions, routes and logs are kept.").tag(config=True)
+
+    @default("dsserve_data_dir")
+    def _default_data_dir(self) -> str:
+        return str(Path(jupyter_data_dir()) / "dsserve")
+
+    def parse_command_line(self, argv: list[str] | None = None) -> None:
+        """As traitlets does, but an option it does not know is an error: traitlets only warns and goes on."""
+        words = sys.argv[1:] if argv is None else argv
+        if not words or words[0] not in self.subcommands:  # whose options are its own
+            self._check_options(words)
+        super().parse_command_line(argv)
+
+    def _check_options(self, words: list[str]) -> None:
+        own = [f"{type(self).__name__}.{name}" for name in self.class_trait_names(config=True)]
+        known = [*self.aliases, *self.flags, *own, "help", "help-all", "version", "generate-config"]
+        for word in words:
+            name = word.removeprefix("--").partition("=")[0]
+            if word.startswith("--") and name and name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                self.quit(f"there is no option --{name}" + (f": did you mean --{near[0]}?" if near else "; see --help"))
+
+    def quit(self, message: str) -> NoReturn:
+        self.log.critical(message)
+        self.exit(1)
+        raise SystemExit(1)
+
+
+SHARED_ALIASES = {"log-level": base_aliases["log-level"], "config": base_aliases["config"]}
+SHARED_FLAGS = {"debug": base_flags["debug"]}
