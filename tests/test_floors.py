@@ -20,9 +20,10 @@ BELOW = {
     "engine": {"protocol"},
     "worker": {"protocol", "engine"},
     "fleet": {"protocol", "demo"},
-    "gateway": {"protocol", "fleet"},
+    "bench": {"protocol"},
+    "gateway": {"protocol", "fleet", "bench"},
     "extension": {"protocol"},
-    "notebook": {"protocol"},
+    "notebook": {"protocol", "bench"},
 }
 # Programs put floors together; nothing imports them.
 PROGRAMS = {"demo/__main__.py"}
@@ -51,7 +52,7 @@ def test_a_floor_imports_only_floors_below_it(floor: str) -> None:
         assert not above, f"{path.relative_to(PACKAGE)} imports {above}"
 
 
-@pytest.mark.parametrize("floor", ["protocol", "worker", "fleet", "gateway", "extension", "notebook"])
+@pytest.mark.parametrize("floor", ["protocol", "worker", "fleet", "bench", "gateway", "extension", "notebook"])
 def test_torch_is_named_in_the_engine_only(floor: str) -> None:
     for path in _files(floor):
         heavy = {name.split(".")[0] for name in _imports(path)} & HEAVY
@@ -62,6 +63,8 @@ def test_torch_is_named_in_the_engine_only(floor: str) -> None:
     ("modules", "unwanted"),
     [
         ("gateway.app, jupyter_dsserve.gateway.__main__, jupyter_dsserve.worker.app", {*HEAVY, "jupyter_server"}),
+        ("gateway.app", {"aiohttp", "plotly"}),
+        ("gateway.bench", {*HEAVY, "jupyter_server", "plotly"}),
         ("extension.app", HEAVY),
         ("notebook.magics, jupyter_dsserve.notebook.panel", {*HEAVY, "jupyter_server"}),
     ],

@@ -32,20 +32,26 @@ async def test_every_snippet_of_the_readme_runs_as_it_stands(tmp_path: Path) -> 
         async with await command.caller() as caller:
             assert (await caller.settled("demo", "v1", timeout_s=120))["state"] == "READY"
             url = str(caller.base_url).rstrip("/")
-            home = {**os.environ, "HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+            path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+            home = {**os.environ, "HOME": str(tmp_path), "NO_PROXY": "127.0.0.1", "PATH": path}
             shell = "set -e\n" + "\n".join(snippets("bash")).replace("http://127.0.0.1:8899", url)
-            said = await _run(["bash", "-c", shell], home)
+            said = await _run(["bash", "-c", shell], home, tmp_path)
             assert '"finish_reason"' in said
             assert '"weights": {"v1": 90' in said
+            assert re.search(r"^concurrency +1 +4 +16$", said, re.MULTILINE)
+            assert re.search(r"^errors +0 +0 +0$", said, re.MULTILINE)
+            assert (tmp_path / "sweep.html").exists()
             code = "\n".join(snippets("python")).replace("http://127.0.0.1:8899", url)
-            assert len(await _run([sys.executable, "-c", code], home)) > 5  # drawn at random: of what length, who knows
+            assert (
+                len(await _run([sys.executable, "-c", code], home, tmp_path)) > 5
+            )  # drawn at random: of what length, who knows
             assert (await caller.get("/api/deployments/demo/route")).json()["weights"] == {"v2": 100}
         command.process.terminate()
         command.output()
 
 
-async def _run(arguments: list[str], env: dict[str, str]) -> str:
-    run = asyncio.to_thread(subprocess.run, arguments, env=env, capture_output=True, text=True, timeout=120)
+async def _run(arguments: list[str], env: dict[str, str], cwd: Path) -> str:
+    run = asyncio.to_thread(subprocess.run, arguments, env=env, cwd=cwd, capture_output=True, text=True, timeout=120)
     done = await run
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -68,7 +74,7 @@ def test_the_first_answer_of_the_readme_takes_twelve_lines_in_a_notebook(tmp_pat
 
 
 def test_the_readme_has_snippets_of_each_kind() -> None:
-    assert [len(snippets(kind)) for kind in ("ipython", "bash", "python")] == [1, 2, 1]
+    assert [len(snippets(kind)) for kind in ("ipython", "bash", "python")] == [1, 3, 1]
 
 
 def test_the_table_of_settings_is_complete_and_true() -> None:

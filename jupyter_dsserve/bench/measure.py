@@ -35,11 +35,13 @@ class Quantiles:
 @dataclass(frozen=True, slots=True)
 class Window:
     """The seconds that count, of the clock of the outcomes. ``generator_cpu``: the share of one processor core that
-    asking itself took meanwhile; near 1 it, and not the server, may be what is slow."""
+    asking itself took meanwhile; near 1 it, and not the server, may be what is slow. ``is_warm``: the first wave had
+    ended before."""
 
     start_s: float
     end_s: float
     generator_cpu: float = 0.0
+    is_warm: bool = True
 
     @property
     def length_s(self) -> float:
@@ -53,7 +55,7 @@ class Point:
 
     ``per_token_s``: a token after the first, each request's average. ``gap_s``: between two pieces of text of an
     answer, all gaps together. ``in_flight``: on average. ``goodput_per_s``: requests a second that kept the SLO; None
-    without one. ``prompt_tokens`` and ``output_tokens`` are means of the answered ones.
+    without one. ``prompt_tokens`` and ``output_tokens`` are means of the answered ones. The last two: see `Window`.
     """
 
     load: Load
@@ -72,6 +74,7 @@ class Point:
     prompt_tokens: float | None
     output_tokens: float | None
     generator_cpu: float
+    is_warm: bool
 
 
 def point_of(load: Load, outcomes: Sequence[Outcome], window: Window, slo: Slo, most: int = 0) -> Point:
@@ -79,7 +82,7 @@ def point_of(load: Load, outcomes: Sequence[Outcome], window: Window, slo: Slo, 
     asked = followed(outcomes, window, most)
     answered = [o for o in asked if o.end == "answered"]
     length_s = window.length_s
-    within = sum(o.end == "answered" and window.start_s <= o.ended_s < window.end_s for o in outcomes)
+    within = sum(o.end == "answered" and window.start_s <= o.ended_s <= window.end_s for o in outcomes)
     return Point(
         load=load,
         window_s=length_s,
@@ -97,6 +100,7 @@ def point_of(load: Load, outcomes: Sequence[Outcome], window: Window, slo: Slo, 
         prompt_tokens=_mean(o.prompt_tokens for o in answered),
         output_tokens=_mean(o.num_tokens for o in answered),
         generator_cpu=window.generator_cpu,
+        is_warm=window.is_warm,
     )
 
 
@@ -115,7 +119,7 @@ def tokens_within(outcomes: Sequence[Outcome], window: Window) -> float:
     total = 0.0
     for outcome in outcomes:
         pieces = np.asarray(outcome.piece_s)
-        within = int(np.count_nonzero((pieces >= window.start_s) & (pieces < window.end_s)))
+        within = int(np.count_nonzero((pieces >= window.start_s) & (pieces <= window.end_s)))
         if within:
             is_told = outcome.end == "answered" and outcome.output_tokens is not None
             total += within * (outcome.num_tokens / len(pieces) if is_told else usual)

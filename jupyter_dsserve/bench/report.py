@@ -89,6 +89,12 @@ class Report:
             said.append("It was interrupted: the last point is shorter than planned, and others may be missing.")
         if self.tokens_counted_by == "pieces":
             said.append("The server tells no usage: each piece of text was counted as one token.")
+        cold = [str(point.load) for point in self.points if not point.is_warm]
+        if cold:
+            said.append(
+                f"At {', '.join(cold)} the first wave had not ended after {self.plan.drain_s:g} s (drain_s): "
+                "the server was still warming up when it was measured."
+            )
         busy = [str(point.load) for point in self.points if point.generator_cpu > _BUSY_CPU]
         if busy:
             said.append(f"Asking alone took most of a processor core at {', '.join(busy)}: the server may be faster.")

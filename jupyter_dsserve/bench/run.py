@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 from jupyter_dsserve.bench.measure import Point, Window, followed, point_of
@@ -129,7 +129,7 @@ class _Running:
             else:
                 self._spawn(self._arrive())
             await self._until(lambda: self._num_first >= wave, self._plan.drain_s)
-            window = await self._counted()
+            window = await self._counted(is_warm=self._num_first >= wave)
             await self._until(lambda: not self._are_open(window), self._plan.drain_s)
         finally:
             for task in self._asking:
@@ -138,7 +138,7 @@ class _Running:
         if self._fault:
             raise self._fault
         if self._plan.requests and (ended := followed(self.outcomes, window, self._plan.requests)):
-            return Window(window.start_s, max(o.ended_s for o in ended), window.generator_cpu)
+            return replace(window, end_s=max(o.ended_s for o in ended))
         return window
 
     def done(self) -> float:
@@ -159,7 +159,7 @@ class _Running:
 
     # ---- inside
 
-    async def _counted(self) -> Window:
+    async def _counted(self, is_warm: bool) -> Window:
         cpu_s, self._start_s = time.thread_time(), time.monotonic()
         if most := self._plan.requests:
             asked = self._num_asked + most
@@ -171,7 +171,7 @@ class _Running:
         now_s = time.monotonic()
         end_s = now_s if is_early else min(now_s, self._start_s + self._plan.seconds)
         cpu = (time.thread_time() - cpu_s) / max(now_s - self._start_s, 1e-9)
-        return Window(self._start_s, end_s, cpu)
+        return Window(self._start_s, end_s, cpu, is_warm)
 
     def _are_open(self, window: Window) -> bool:
         return any(window.start_s <= asked_s < window.end_s for asked_s in self._open.values())
@@ -237,25 +237,26 @@ def run_blocking(
     In a thread of its own: a notebook's already runs a loop. An interrupt (Ctrl-C, or the kernel's) ends the test and
     what was measured by then is returned; a second one is raised. Raises `DSServeError` as `Bench.run` does.
     """
-    bench = Bench(target, plan)
+    bench, ended = Bench(target, plan), Event()
     result: list[Report] = []
     faults: list[BaseException] = []
 
     def work() -> None:
         try:
             result.append(asyncio.run(bench.run()))
-        except BaseException as fault:
+        except BaseException as fault:  # it is raised in the caller's thread
             faults.append(fault)
+        finally:
+            ended.set()
 
-    thread = Thread(target=work, name="dsserve-bench", daemon=True)
-    thread.start()
+    Thread(target=work, name="dsserve-bench", daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(every_s)
+        # Not Thread.join: interrupted, it takes the thread for ended (in Python before 3.13).
+        while not ended.wait(every_s):
             on_progress(bench.progress())
     except KeyboardInterrupt:
         bench.stop()
-        thread.join()
+        ended.wait()
     finally:
         bench.stop()
     if faults:

@@ -13,6 +13,10 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import TypeAdapter
 
+from jupyter_dsserve.bench.plan import Plan
+from jupyter_dsserve.bench.report import Report
+from jupyter_dsserve.bench.run import Bench, Progress, run_blocking
+from jupyter_dsserve.bench.target import Target
 from jupyter_dsserve.notebook.answers import Pieces, Prompt, asked
 from jupyter_dsserve.notebook.verbs import Send, Talk, Verbs
 from jupyter_dsserve.notebook.views import Answer
@@ -108,6 +112,18 @@ class Client:
         """
         return AnswerStream(self, model, prompt, options)
 
+    def bench(
+        self, model: str, *, on_progress: Callable[[Progress], object] = lambda _: None, **options: Any
+    ) -> Report:
+        """Press ``model`` and measure what it gives: ``client.bench("demo", concurrency=[1, 4, 16], seconds=5)``.
+
+        ``options`` are the fields of `jupyter_dsserve.bench.plan.Plan`, as values or as they are written on the command
+        line. An interrupt ends it, and what was measured by then is returned. ``Client(URL, key=KEY)`` of any server
+        that speaks OpenAI's API can be measured so.
+        """
+        plan, address = Plan.read(**options), self.address()
+        return run_blocking(Target.at(address.url, address.key, model), plan, on_progress)
+
     def close(self) -> None:
         self._http.close()
 
@@ -194,6 +210,11 @@ class AsyncClient:
         finally:
             await response.aclose()
         raise Unavailable("the gateway ended, or fell silent")
+
+    async def bench(self, model: str, **options: Any) -> Report:
+        """As `Client.bench`; in this loop, so that what else runs in it slows the asking."""
+        plan, address = Plan.read(**options), await self.address()
+        return await Bench(Target.at(address.url, address.key, model), plan).run()
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -18,7 +18,10 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import display
 
+from jupyter_dsserve.bench.bar import BenchBar
+from jupyter_dsserve.bench.report import Report
 from jupyter_dsserve.notebook import session
+from jupyter_dsserve.notebook.client import Client
 from jupyter_dsserve.notebook.panel import Panel, panel
 from jupyter_dsserve.notebook.progress import LoadBar
 from jupyter_dsserve.notebook.views import Deployment, Status, Version, footnote
@@ -46,7 +49,8 @@ class DSServeMagics(Magics):
     def dsserve(self, line: str, cell: str | None = None) -> object:
         """Serve models beside the notebook.
 
-        %dsserve VERB …   load, unload, status, route, activate, logs, panel, connect; %dsserve VERB --help says more
+        %dsserve VERB …   load, unload, status, route, activate, logs, panel, bench, connect; %dsserve VERB --help says
+                          more
         %%dsserve NAME …  the cell is the prompt, and the answer streams into the output
         """
         if cell is not None:
@@ -146,6 +150,30 @@ class DSServeMagics(Magics):
         """Versions, sliders and a live plot."""
         return panel(_parsed(self.panel, line).name)
 
+    @magic_arguments("dsserve bench")
+    @argument("name", nargs="?", default="", help="A deployment, or one version of it; none is the only one.")
+    @argument("--concurrency", help="How many clients, each asking again when answered: 1,4,16 unless told.")
+    @argument("--rate", help="Instead: how many requests arrive each second, at random, such as 1,2,4.")
+    @argument("--seconds", type=float, help="How long each point is measured: 10 unless told.")
+    @argument("--requests", type=int, help="End each point after so many requests.")
+    @argument("--prompt-tokens", help="128, 16-256 or lognormal:MEDIAN:SIGMA:LOW-HIGH; about 64 unless told.")
+    @argument("--output-tokens", help="The same for answers.")
+    @argument("--slo", help="What is good enough, for goodput: first_token_s=0.5,per_token_s=0.05,latency_s=5.")
+    @argument("--seed", type=int, help="Draws prompts, lengths and arrivals; the same seed asks the same.")
+    @argument("--chat", action="store_true", help="Ask as a chat.")
+    @argument("--ignore-eos", dest="ignore_eos", action="store_true", default=None, help="Answers of full length.")
+    @argument("--no-ignore-eos", dest="ignore_eos", action="store_false", help="Answers end where the model ends them.")
+    @argument("--drain", dest="drain_s", type=float, help="Seconds for the warm-up, and for the last answers: 30.")
+    @argument("--url", default="", help="Another server that speaks OpenAI's API, such as http://127.0.0.1:8000.")
+    @argument("--key", default="", help="The key of that server.")
+    def bench(self, line: str) -> Report:
+        """Press a server and measure it: a table, and a plot of tokens/s and latency over the load."""
+        given = vars(_parsed(self.bench, line))
+        url, key = given.pop("url"), given.pop("key")
+        client = Client(url, key) if url else session.client()
+        with BenchBar() as bar:
+            return client.bench(given.pop("name"), on_progress=bar, **given)
+
     @magic_arguments("dsserve connect")
     @argument("url", nargs="?", default="", help="Of a gateway: http://127.0.0.1:8899; none is the kernel's own.")
     @argument("--key", default="", help="The key that opens it; without it you are asked.")
@@ -188,7 +216,7 @@ class DSServeMagics(Magics):
         display(Said(stream.answer.summary))
 
 
-VERBS = ("load", "unload", "status", "route", "activate", "logs", "panel", "connect")
+VERBS = ("load", "unload", "status", "route", "activate", "logs", "panel", "bench", "connect")
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

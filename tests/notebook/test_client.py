@@ -252,3 +252,13 @@ def test_errors_are_read_in_every_shape(status: int, content: bytes, kind: type[
     found = error_in(status, content)
     assert isinstance(found, kind)
     assert said in found.message
+
+
+async def test_a_load_test_is_asked_of_either_client(client: AsyncClient, gateway: Gateway) -> None:
+    await client.load("demo", TOY)
+    report = await client.bench("demo", concurrency=2, requests=10, output_tokens=5)
+    assert report.points[0].answered == 10
+    (point,) = (await in_thread(gateway, lambda c: c.bench("demo@v1", rate="50", requests=10, output_tokens=5))).points
+    assert point.answered == 10
+    with pytest.raises(InvalidRequest, match="did you mean seconds"):
+        await client.bench("demo", second=1)

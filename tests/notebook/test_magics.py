@@ -92,6 +92,9 @@ async def test_an_interrupt_between_two_pieces_cancels_it_too(loaded: Kernel) ->
         ("%%dsserve demo --max-tokens 0\nhi", "max_tokens"),
         ("%%dsserve demo --temperature nan\nhi", "finite"),
         ("%dsserve route demo v1=nan", "'v1=nan': write VERSION=PERCENT"),
+        ("%dsserve bench nobody", "'nobody'"),
+        ("%dsserve bench demo --rate 1 --concurrency 1", "give one of them"),
+        ("%dsserve bench demo --url http://127.0.0.1:1", "nothing answers at http://127.0.0.1:1/v1"),
         ("%dsserve connect http://[x --key k", "'http://[x': give one such as"),
         ("%dsserve connect 127.0.0.1:8899 --key k", "give one such as"),
         ("%dsserve connect http://127.0.0.1:1 --key schlüssel", "no key has"),
@@ -116,6 +119,29 @@ def test_routes_activation_and_unloading_show_how_things_are_then(loaded: Kernel
     assert "demo@v1: READY" in loaded.run("%dsserve load demo@v1").shown[-1]["text/plain"]
     assert "ready on cpu" in loaded.run("%dsserve logs demo@v1 --lines 3").text
     loaded.run("%dsserve activate demo@v1")
+
+
+def test_a_load_test_shows_a_bar_then_a_table_and_a_plot(loaded: Kernel) -> None:
+    shown = loaded.run("%dsserve bench demo --concurrency 1,3 --seconds 0.4 --output-tokens 10").shown
+    bar, table, plot = shown
+    assert "application/vnd.jupyter.widget-view+json" in bar
+    assert "requests in flight  " in table["text/plain"]
+    assert "<th" in table["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" in plot
+    assert "FigureWidget" in plot["text/plain"]
+
+
+def test_a_load_test_that_is_interrupted_shows_what_it_has(loaded: Kernel) -> None:
+    loaded.run(
+        "import threading, _thread\n"
+        "from jupyter_dsserve import Client\n"
+        "def interrupt(progress):\n"
+        "    if progress.done > 0.3: _thread.interrupt_main()\n"
+    )
+    code = "Client().bench('demo', concurrency=[2], seconds=2, output_tokens=10, on_progress=interrupt)"
+    said = loaded.run(code)
+    assert not said.is_error, said.errors
+    assert "It was interrupted: the last point is shorter" in said.shown[0]["text/plain"]
 
 
 def test_the_kernels_interpreter_runs_the_worker(loaded: Kernel) -> None:

@@ -1,0 +1,231 @@
+"""Load tests of a real gateway with toy models, whose speed is known."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp.web
+import pytest
+
+from jupyter_dsserve.bench.plan import Plan
+from jupyter_dsserve.bench.report import Report
+from jupyter_dsserve.bench.run import Bench, run_blocking
+from jupyter_dsserve.bench.target import Target
+from jupyter_dsserve.bench.workload import arrivals
+from jupyter_dsserve.gateway.server import Gateway
+from jupyter_dsserve.protocol.errors import InvalidRequest, NotFound, Unauthorized, Unavailable
+from tests.support import Caller, until
+
+
+async def pressed(gateway: Gateway, model: str = "demo", **options: Any) -> Report:
+    return await Bench(Target.at(gateway.url, gateway.admin_key, model), Plan.read(**options)).run()
+
+
+async def test_a_closed_loop_keeps_so_many_in_flight_and_finds_the_toys_speed(gateway: Gateway, caller: Caller) -> None:
+    """A toy gives each sequence a token every step, however many there are."""
+    await caller.load("demo", "v1", "toy:step_s=0.01")
+    seen: list[int] = []
+
+    async def watch() -> None:
+        while True:
+            seen.append((await caller.version("demo", "v1"))["replicas"][0]["in_flight"])
+            await asyncio.sleep(0.05)
+
+    watching = asyncio.create_task(watch())
+    report = await pressed(gateway, concurrency="2,8", seconds=1, output_tokens="10-30", prompt_tokens=40)
+    watching.cancel()
+    two, eight = report.points
+    assert two.in_flight == pytest.approx(2, abs=0.1)
+    assert eight.in_flight == pytest.approx(8, abs=0.4)
+    assert sorted(seen)[-1] == 8, "the gateway saw more than were asked for"
+    assert seen.count(8) >= 5
+    for point in report.points:
+        assert point.per_token_s.p50 == pytest.approx(0.01, rel=0.5)
+        assert point.output_tokens_per_s == pytest.approx(point.load.value / 0.01, rel=0.4)
+        assert point.prompt_tokens == pytest.approx(40, rel=0.2)
+        assert 10 <= point.output_tokens <= 30
+        assert (point.errors, point.unfinished) == ({}, 0)
+    assert report.tokens_counted_by == "usage"
+    assert report.notes() == []
+
+
+async def test_arrivals_at_a_rate_never_wait_for_answers(gateway: Gateway, caller: Caller) -> None:
+    """An answer takes 0.8 s and 40 arrive each second: 32 are under way at once. Clients that wait would be few."""
+    await caller.load("demo", "v1", "toy:step_s=0.02")
+    report = await pressed(gateway, rate=40, seconds=1, output_tokens=40, seed=5)
+    (point,) = report.points
+    expected = [
+        sum(begin <= at < begin + 1 for at in itertools.takewhile(lambda at: at < 4, arrivals(40, 5, 0)))
+        for begin in (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1)
+    ]
+    assert min(expected) <= point.answered <= max(expected), "they did not come when they were drawn to"
+    assert point.in_flight == pytest.approx(32, rel=0.3)
+    assert point.unfinished == 0
+
+
+async def test_errors_are_counted_by_kind_and_the_rest_is_measured(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.002,fail_rate=0.25")
+    report = await pressed(gateway, concurrency=4, requests=40, output_tokens=10)
+    (point,) = report.points
+    assert sum(point.errors.values()) + point.answered == 40
+    assert 8 <= point.errors["HTTP 500"] <= 12
+    assert point.latency_s.p50 == pytest.approx(0.025, abs=0.015)
+    assert report.notes() == ["HTTP 500: the toy was told to fail: fail_rate=0.25"]
+
+
+async def test_a_version_that_goes_away_meanwhile_is_errors_and_no_end(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.002")
+    pressing = asyncio.create_task(pressed(gateway, concurrency=2, seconds=0.8, output_tokens=10))
+    await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 2)
+    await asyncio.sleep(0.3)
+    await caller.post("/api/deployments/demo/versions/v1/unload")
+    (point,) = (await pressing).points
+    assert point.answered > 0
+    assert point.errors["HTTP 503"] > 2
+
+
+async def test_it_stops_by_itself_also_when_no_answer_ends(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.02")
+    begun = time.monotonic()
+    report = await pressed(gateway, concurrency=3, seconds=0.5, drain_s=0.4, output_tokens=100_000)
+    assert time.monotonic() - begun < 3
+    (point,) = report.points
+    assert (point.answered, point.is_warm, point.latency_s.p50) == (0, False, None)
+    assert point.in_flight == pytest.approx(3, abs=0.01)
+    assert point.output_tokens_per_s == pytest.approx(3 / 0.02, rel=0.3), "what flows is measured all the same"
+    assert "the first wave had not ended after 0.4 s" in report.notes()[0]
+    await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 0, timeout_s=5)
+
+
+async def test_what_is_asked_and_not_answered_in_time_is_unfinished(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.02")
+    report = await pressed(gateway, rate=20, seconds=0.5, drain_s=0.4, output_tokens=100_000)
+    (point,) = report.points
+    assert point.unfinished > 3
+    assert (point.answered, point.errors) == (0, {})
+
+
+async def test_stopped_early_it_tells_what_it_has(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.002")
+    target = Target.at(gateway.url, gateway.admin_key, "demo")
+    bench = Bench(target, Plan.read(concurrency="1,2", seconds=0.5, output_tokens=10))
+    running = asyncio.create_task(bench.run())
+    await until(lambda: bench.progress(), lambda p: p.done > 0.6)
+    assert bench.progress().text.startswith("concurrency 2: 2 in flight, ")
+    bench.stop()
+    report = await asyncio.wait_for(running, 0.5)
+    assert report.is_interrupted
+    whole, begun = report.points
+    assert whole.window_s == pytest.approx(0.5, abs=0.01)
+    assert begun.window_s < 0.4
+
+
+async def test_a_chat_is_asked_with_its_template_in_the_count(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.001")
+    report = await pressed(gateway, concurrency=1, requests=20, chat=True, prompt_tokens=50, output_tokens=5)
+    (point,) = report.points
+    assert point.answered == 20
+    assert point.prompt_tokens == pytest.approx(50, rel=0.15)
+
+
+async def test_the_model_is_found_if_there_is_one_and_asked_for_if_there_are_two(
+    gateway: Gateway, caller: Caller
+) -> None:
+    with pytest.raises(InvalidRequest, match=r"name the model: .* has none yet"):
+        await pressed(gateway, "")
+    await caller.load("demo", "v1", "toy:step_s=0.001")
+    assert (await pressed(gateway, "", requests=3, concurrency=1)).model == "demo"
+    await caller.load("more", "v1", "toy:")
+    with pytest.raises(InvalidRequest, match=r"name the model: .* has demo, more"):
+        await pressed(gateway, "")
+
+
+async def test_what_cannot_be_asked_at_all_is_an_error_before_it_begins(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:")
+    with pytest.raises(NotFound, match="'nobody' is not a deployment"):
+        await pressed(gateway, "nobody")
+    with pytest.raises(Unauthorized, match="answers HTTP 401"):
+        await Bench(Target.at(gateway.url, "dsk_wrong", "demo"), Plan.read()).run()
+    with pytest.raises(Unavailable, match=r"nothing answers at http://127\.0\.0\.1:1/v1"):
+        await Bench(Target.at("http://127.0.0.1:1", "", "demo"), Plan.read()).run()
+    with pytest.raises(InvalidRequest, match="give one such as"):
+        Target.at("127.0.0.1:8000")
+
+
+@pytest.fixture
+async def plain() -> AsyncIterator[str]:
+    """The URL of a server that knows nothing but the least of OpenAI's API: no key, no usage, no ignore_eos."""
+
+    async def complete(request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
+        body = await request.json()
+        if "ignore_eos" in body:
+            return aiohttp.web.json_response({"detail": "what is ignore_eos?"}, status=422)
+        answer = aiohttp.web.StreamResponse()
+        await answer.prepare(request)
+        for i in range(body["max_tokens"]):
+            end = "length" if i == body["max_tokens"] - 1 else None
+            await answer.write(b"data: " + json.dumps({"choices": [{"text": "x", "finish_reason": end}]}).encode())
+            await answer.write(b"\n\n")
+            await asyncio.sleep(0.002)
+        return answer
+
+    app = aiohttp.web.Application()
+    app.router.add_post("/v1/completions", complete)
+    runner = aiohttp.web.AppRunner(app)
+    await runner.setup()
+    await (site := aiohttp.web.TCPSite(runner, "127.0.0.1", 0)).start()
+    assert site._server
+    yield f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
+    await runner.cleanup()
+
+
+async def test_another_server_is_sent_nothing_special_and_its_pieces_are_counted(plain: str) -> None:
+    report = await Bench(Target.at(plain, model="m"), Plan.read(concurrency=2, requests=10, output_tokens=5)).run()
+    (point,) = report.points
+    assert (point.answered, point.output_tokens, point.prompt_tokens) == (10, 5, None)
+    assert report.tokens_counted_by == "pieces"
+    assert report.notes() == ["The server tells no usage: each piece of text was counted as one token."]
+    forced = await Bench(Target.at(plain, model="m"), Plan.read(requests=2, concurrency=1, ignore_eos=True)).run()
+    assert set(forced.points[0].errors) == {"HTTP 422"}
+
+
+async def test_a_report_is_a_table_json_and_rows(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.001")
+    report = await pressed(gateway, concurrency="1,2", requests=10, output_tokens=5, slo="latency_s=5")
+    lines = str(report).splitlines()
+    assert lines[2].split() == ["concurrency", "1", "2"]
+    assert lines[3].startswith("goodput requests/s (latency_s=5)")
+    tree = json.loads(report.to_json())
+    assert tree["plan"]["slo"] == "latency_s=5"
+    assert tree["points"][1]["latency_s"]["p95"] == report.points[1].latency_s.p95
+    assert [row["concurrency"] for row in report.rows()] == [1, 2]
+    assert report.rows()[0]["first_token_s_p99"] == report.points[0].first_token_s.p99
+    html = report._repr_mimebundle_()["text/html"]
+    assert html.count("<tr>") == len(lines) - 2
+    assert "&lt;b&gt;" in dataclasses.replace(report, model="<b>")._repr_mimebundle_()["text/html"]
+
+
+async def test_the_plot_has_a_line_for_each_figure_and_the_slo(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.001")
+    report = await pressed(gateway, rate="20,50", seconds=0.3, output_tokens=5, slo="first_token_s=0.5")
+    figure = report.figure()
+    assert [list(line.x) for line in figure.data] == [[20, 50]] * 5
+    assert list(figure.data[0].y) == [p.output_tokens_per_s for p in report.points]
+    assert list(figure.data[2].y) == [1000 * (p.first_token_s.p95 or 0) for p in report.points]
+    assert [shape.y0 for shape in figure.layout.shapes] == [500]
+
+
+async def test_without_awaiting_it_runs_in_a_thread_and_tells_how_far_it_is(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.001")
+    target, seen = Target.at(gateway.url, gateway.admin_key, "demo"), []
+    plan = Plan.read(concurrency="1,2", seconds=0.2, output_tokens=5)
+    report = await asyncio.to_thread(run_blocking, target, plan, seen.append, 0.02)
+    assert len(report.points) == 2
+    assert sorted(p.done for p in seen) == [p.done for p in seen]
+    assert any(0.2 < p.done < 0.4 for p in seen)
