@@ -184,7 +184,7 @@ class Batcher:
 
     def load(self) -> Load:
         padding = 1 - self._num_tokens / self._num_padded if self._num_padded else 0.0
-        return Load(self._num_steps, self._num_running, len(self._waiting) + self._inbox.qsize(), 0.0, padding)
+        return Load(self._num_steps, self._num_running, len(self._waiting) + self._inbox.qsize(), 0.0, padding=padding)
 
     # ---- in the engine's thread
 

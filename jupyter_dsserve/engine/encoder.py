@@ -25,8 +25,8 @@ from jupyter_dsserve.engine.loader import (
     reported,
     wrapped,
 )
+from jupyter_dsserve.engine.memory import held_bytes
 from jupyter_dsserve.engine.pooling import Pooling
-from jupyter_dsserve.engine.ragged import device_bytes
 from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
 from jupyter_dsserve.protocol.request import Request, Texts
 from jupyter_dsserve.protocol.spec import WorkerSpec
@@ -129,7 +129,7 @@ class EncoderRunner:
             )
 
     def device_bytes(self) -> int:
-        return device_bytes(self._device)
+        return held_bytes(self._device)
 
 
 def load_encoder(spec: WorkerSpec, model_path: str, progress: Progress) -> EncoderRunner:

@@ -7,15 +7,24 @@ import mmap
 
 import torch
 
+from jupyter_dsserve.engine.runner import Copy, KVRoom, Move
 from jupyter_dsserve.protocol.errors import InvalidRequest
 
+# Pages come from the system filled with zeros as they are touched: `torch.zeros` would touch all of them at once, and
+# `torch.empty` may hand out used memory with a NaN in it, which times an attention weight of zero is a NaN.
 # Reserving nothing in advance lets a model with a long context load on a small machine: what is never written costs
 # nothing. Where Python has no name for the flag, its number in Linux on x86 and ARM; macOS has none.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_POPULATE") else 0)
 
 
+# Slots begin at multiples of so many tokens: at the beginning of a page, but for the smallest heads.
+_ALIGN_TOKENS = 64
+_BLOCK_TOKENS = 16
+
+
 class KVCache:
-    """K and V by layer, head, slot and position: ``[kv_heads, num_slots, max_context, head_dim]`` each.
+    """K and V by layer, head, slot and position: ``[kv_heads, num_slots, stride, head_dim]`` each, with ``stride`` a
+    little over ``max_context``.
 
     Heads come first, so that a step's K, which the model gives as ``[kv_heads, rows, head_dim]``, is written with one
     `index_copy_` over slots and positions together. A layer's tensors are made when it first writes, after the shapes
@@ -25,15 +34,17 @@ class KVCache:
     def __init__(self, num_slots: int, max_context: int, device: torch.device) -> None:
         self.num_slots = num_slots
         self.max_context = max_context
+        self.stride = -(-max_context // _ALIGN_TOKENS) * _ALIGN_TOKENS
         self._device = device
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._pages: list[tuple[mmap.mmap, int]] = []  # on a CPU, with the bytes of a slot in each head
 
     def write(
         self, layer: int, places: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Put the rows of a step, ``[kv_heads, rows, head_dim]``, at ``places`` (`place` of each row).
 
-        Returns all keys and values of the layer, ``[kv_heads, num_slots, max_context, head_dim]``.
+        Returns all keys and values of the layer, ``[kv_heads, num_slots, stride, head_dim]``.
         """
         if layer not in self._layers:
             self._layers[layer] = self._empty(key), self._empty(value)
@@ -44,14 +55,51 @@ class KVCache:
 
     def place(self, slot: int, position: int) -> int:
         """Where a token stands when slots and positions are counted through."""
-        return slot * self.max_context + position
+        return slot * self.stride + position
+
+    def do(self, move: Move) -> None:
+        """Copy a beginning from slot to slot, or give memory back to the system (a GPU's stays)."""
+        if isinstance(move, Copy):
+            for tensor in (t for pair in self._layers.values() for t in pair):
+                tensor[:, move.target, : move.num_tokens].copy_(tensor[:, move.source, : move.num_tokens])
+        else:
+            for pages, slot_bytes in self._pages:
+                _give_back(pages, slot_bytes, self.num_slots, move.slot, slot_bytes * move.num_tokens // self.stride)
+
+    @property
+    def token_bytes(self) -> int:
+        """K and V of one token in all layers that have written so far."""
+        tensors = [t for pair in self._layers.values() for t in pair]
+        return sum(t.shape[0] * t.shape[3] * t.element_size() for t in tensors)
+
+    def room(self, num_slots: int, max_bytes: int) -> KVRoom:
+        """What fits of ``num_slots`` sequences into ``max_bytes``. Raises `InvalidRequest` if not even one does.
+
+        Where memory is scarce, blocks are of a size that fills whole pages: so the books say what the system sees.
+        """
+        full = -(-self.max_context // _BLOCK_TOKENS)
+        if self.token_bytes * _BLOCK_TOKENS * full * num_slots <= max_bytes or self._device.type != "cpu":
+            return KVRoom(num_slots, self.max_context, full * num_slots, _BLOCK_TOKENS)
+        rows = {t.shape[3] * t.element_size() for pair in self._layers.values() for t in pair}
+        to_a_page = [mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, row) for row in rows]
+        block_tokens = min(_ALIGN_TOKENS, math.lcm(_BLOCK_TOKENS, *to_a_page))
+        num_blocks = max_bytes // (self.token_bytes * block_tokens)
+        if num_blocks * block_tokens < self.max_context:
+            raise InvalidRequest(
+                f"the KV cache may take {max_bytes / 2**20:.0f} MiB, but one sequence of {self.max_context} tokens "
+                f"takes {self.token_bytes * self.max_context / 2**20:.0f} MiB: lower max_context, or raise kv_bytes",
+                param="kv_bytes",
+            )
+        return KVRoom(num_slots, self.max_context, num_blocks, block_tokens)
 
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
-        shape = (like.shape[0], self.num_slots, self.max_context, like.shape[2])
+        shape = (like.shape[0], self.num_slots, self.stride, like.shape[2])
         num_bytes = math.prod(shape) * like.element_size()
         try:
-            if self._device.type == "cpu":
-                return _zero_pages(num_bytes, like.dtype).view(shape)
+            if self._device.type == "cpu" and hasattr(mmap, "MAP_PRIVATE"):
+                pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+                self._pages.append((pages, num_bytes // (shape[0] * shape[1])))
+                return torch.frombuffer(pages, dtype=like.dtype).view(shape)
             return torch.zeros(shape, dtype=like.dtype, device=self._device)
         except (MemoryError, OSError, torch.OutOfMemoryError) as fault:
             raise InvalidRequest(
@@ -60,13 +108,12 @@ class KVCache:
             ) from fault
 
 
-def _zero_pages(num_bytes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Memory the system fills with zeros page by page as it is touched.
-
-    `torch.zeros` would touch all of it now; `torch.empty` may hand out used memory, and a NaN in it, times an attention
-    weight of zero, is a NaN.
-    """
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        return torch.zeros(num_bytes // dtype.itemsize, dtype=dtype)
-    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
-    return torch.frombuffer(pages, dtype=dtype)
+def _give_back(pages: mmap.mmap, slot_bytes: int, num_slots: int, slot: int, kept_bytes: int) -> None:
+    """Let the system have the whole pages of a slot beyond ``kept_bytes``, in every head. They read as zeros then."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    for begin in range(slot * slot_bytes, len(pages), num_slots * slot_bytes):
+        first = -(-(begin + kept_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (begin + slot_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            pages.madvise(mmap.MADV_DONTNEED, first, last - first)

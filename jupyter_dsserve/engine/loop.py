@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +16,7 @@ from jupyter_dsserve.engine.runner import Likelihood, Runner, Step
 from jupyter_dsserve.engine.scheduler import Scheduler
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.tokenizer import Detokenizer, StopStrings
-from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, InvalidRequest
+from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, EngineFailure, InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, SamplingParams, Usage
 
 log = logging.getLogger(__name__)
@@ -44,25 +47,34 @@ class _Answer:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A glance at the engine for heartbeats."""
+    """A glance at the engine for heartbeats. The counts go up from the start; ``num_cached`` of the ``num_prompt``
+    tokens of prompts did not have to be computed."""
 
     num_steps: int
     running: int
     waiting: int
     kv_used: float
+    num_prompt: int = 0
+    num_cached: int = 0
+    num_preempted: int = 0
     padding: float = 0.0  # share of computed tokens that filled up rows
 
 
 class Engine:
     """Owns the sequences. `post` and `abort` may be called from any thread; all else happens in `run`'s.
 
-    ``emit`` is called with all chunks of a step at once, in the engine's thread.
+    ``emit`` is called with all chunks of a step at once, in the engine's thread. ``clock`` gives monotonic seconds.
     """
 
-    def __init__(self, runner: Runner, emit: Callable[[list[Chunk]], None]) -> None:
+    def __init__(
+        self, runner: Runner, emit: Callable[[list[Chunk]], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.runner = runner
-        self.scheduler = Scheduler(runner.max_sequences, runner.max_step_tokens)
+        self.scheduler = Scheduler(runner.room, runner.max_step_tokens)
+        self._max_context = runner.room.max_context
         self._emit = emit
+        self._clock = clock
+        self._deadlines: list[tuple[float, str]] = []  # a heap; those of ended sequences stay until their time
         self._inbox: queue.SimpleQueue[Sequence | str | None] = queue.SimpleQueue()
         self._answers: dict[str, _Answer] = {}
         self._num_steps = 0
@@ -84,10 +96,16 @@ class Engine:
         self._inbox.put(None)
 
     def load(self) -> Load:
-        running, waiting = len(self.scheduler.running), len(self.scheduler.waiting) + self._inbox.qsize()
-        held = sum(s.num_computed for s in list(self.scheduler.running))
-        room = self.runner.max_sequences * self.runner.max_context
-        return Load(self._num_steps, running, waiting, held / room)
+        scheduler = self.scheduler
+        return Load(
+            self._num_steps,
+            len(scheduler.running),
+            len(scheduler.waiting) + self._inbox.qsize(),
+            scheduler.slots.used,
+            scheduler.num_prompt,
+            scheduler.num_cached,
+            scheduler.num_preempted,
+        )
 
     # ---- in the engine's thread
 
@@ -98,7 +116,7 @@ class Engine:
 
     def turn(self) -> None:
         """Take in what was posted (waiting for it if nothing runs), do one step, emit what it gave."""
-        for work in (self._take_in, self.step):
+        for work in (self._take_in, self._expire, self.step):
             if chunks := work():
                 self._emit(chunks)
 
@@ -143,22 +161,37 @@ class Engine:
             HeldLogprobs(tokenizer.token_bytes),
         )
         self.scheduler.add(sequence)
+        if sequence.deadline_s < math.inf:
+            heapq.heappush(self._deadlines, (sequence.deadline_s, sequence.id))
         return []
+
+    def _expire(self) -> list[Chunk]:
+        """End what is past its deadline: it is not computed any further."""
+        chunks = []
+        while self._deadlines and self._deadlines[0][0] <= self._clock():
+            _, sequence_id = heapq.heappop(self._deadlines)
+            if answer := self._answers.get(sequence_id):
+                error = DeadlineExceeded(
+                    f"the request's time limit has passed after {answer.sequence.num_output} tokens: "
+                    "give it a longer timeout_s, or ask for fewer tokens"
+                )
+                chunks.append(self._end(answer, "", FinishReason.ERROR, error))
+        return chunks
 
     def _refusal(self, sequence: Sequence) -> InvalidRequest | None:
         if not sequence.tokens:
             return InvalidRequest("the prompt is empty: send at least one token", param="prompt")
-        room, asked = self.runner.max_context - sequence.num_prompt, sequence.sampling.max_tokens
+        room, asked = self._max_context - sequence.num_prompt, sequence.sampling.max_tokens
         if room < 1:
             return InvalidRequest(
                 f"the prompt has {sequence.num_prompt} tokens, but this version's context is "
-                f"{self.runner.max_context} tokens, answer included: shorten the prompt",
+                f"{self._max_context} tokens, answer included: shorten the prompt",
                 param="prompt",
             )
         if asked is not None and asked > room:
             return InvalidRequest(
                 f"max_tokens is {asked}, but after a prompt of {sequence.num_prompt} tokens only {room} of the "
-                f"context of {self.runner.max_context} are left: ask for at most {room}",
+                f"context of {self._max_context} are left: ask for at most {room}",
                 param="max_tokens",
             )
         vocab_size = self.runner.tokenizer.vocab_size
@@ -198,7 +231,7 @@ class Engine:
 
     def _is_full(self, sequence: Sequence) -> bool:
         asked = sequence.sampling.max_tokens
-        return len(sequence.tokens) >= self.runner.max_context or (asked is not None and sequence.num_output >= asked)
+        return len(sequence.tokens) >= self._max_context or (asked is not None and sequence.num_output >= asked)
 
     def _end(
         self,
@@ -224,7 +257,9 @@ class Engine:
     def _fail(self, step: Step, fault: Exception) -> list[Chunk]:
         """End every sequence of a step that raised: their KV may be half written."""
         error = EngineFailure(f"the model step failed: {type(fault).__name__}: {fault}")
-        return [self._end(self._answers[span.sequence.id], "", FinishReason.ERROR, error) for span in step.spans]
+        chunks = [self._end(self._answers[span.sequence.id], "", FinishReason.ERROR, error) for span in step.spans]
+        self.scheduler.forget()
+        return chunks
 
 
 def _unfit(sampling: SamplingParams, vocab_size: int) -> InvalidRequest | None:

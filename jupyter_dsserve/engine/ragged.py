@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +11,8 @@ from jupyter_dsserve.engine import attention
 from jupyter_dsserve.engine.attention import PackedStep, Rows, attending
 from jupyter_dsserve.engine.group import RankGroup, by_all_ranks
 from jupyter_dsserve.engine.kv_cache import KVCache
-from jupyter_dsserve.engine.runner import Span, Step
+from jupyter_dsserve.engine.memory import held_bytes, resident_bytes
+from jupyter_dsserve.engine.runner import KVRoom, Move, Span, Step
 from jupyter_dsserve.engine.sampling import TorchLogits
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.tokenizer import Tokenizer
@@ -30,7 +29,7 @@ class Plan:
     """A step as numbers, without its sequences: what every rank that holds a part of the model computes.
 
     ``tokens``, ``positions`` and ``places`` (in the cache) have an entry a row of the pass; ``sampled`` are the rows
-    whose logits are wanted.
+    whose logits are wanted. ``moves`` come first.
     """
 
     tokens: list[int]
@@ -38,6 +37,7 @@ class Plan:
     places: list[int]
     rows: list[Rows]
     sampled: list[int]
+    moves: tuple[Move, ...]
 
 
 class RaggedRunner:
@@ -55,13 +55,15 @@ class RaggedRunner:
         max_sequences: int,
         max_step_tokens: int,
         max_context: int,
+        kv_bytes: int,
         group: RankGroup | None = None,
     ) -> None:
         self.group = group  # on rank 0 of several
         self.tokenizer = tokenizer
-        self.max_sequences = max_sequences
         self.max_step_tokens = max_step_tokens
-        self.max_context = max_context
+        self._max_sequences = max_sequences
+        self._max_context = max_context
+        self._kv_bytes = kv_bytes
         self._engine = engine
         self._model = engine.module
         self._name = name
@@ -74,6 +76,10 @@ class RaggedRunner:
     def device(self) -> str:
         return str(self._device)
 
+    @property
+    def room(self) -> KVRoom:
+        return self._cache.room(self._max_sequences, self._kv_bytes)
+
     def begin(self, sequence: Sequence) -> None:
         """Nothing to prepare: what an earlier sequence left in the slot is overwritten before it is read."""
 
@@ -82,7 +88,7 @@ class RaggedRunner:
 
     def plan(self, step: Step) -> Plan:
         """``step`` as numbers."""
-        plan = Plan([], [], [], [], [])
+        plan = Plan([], [], [], [], [], step.moves)
         last_row: dict[int, int] = {}  # of each slot
         for span in self._in_order(step):
             slot, start, end = span.sequence.slot, span.start, span.start + span.num_tokens
@@ -98,6 +104,8 @@ class RaggedRunner:
     @torch.inference_mode()
     def compute(self, plan: Plan) -> torch.Tensor:
         """Logits of the sampled rows, ``[sampled, vocabulary]``; K and V of all rows are in the cache then."""
+        for move in plan.moves:
+            self._cache.do(move)
         # One tensor, so that a GPU gets one copy.
         numbers = torch.tensor([plan.tokens, plan.positions, plan.places]).to(self._device)
         sampled = torch.tensor(plan.sampled, dtype=torch.long).to(self._device)
@@ -149,7 +157,7 @@ class RaggedRunner:
     def _probes(self) -> tuple[list[int], list[int]]:
         """Two fixed sequences of random tokens, of different lengths."""
         draw = torch.Generator().manual_seed(0)
-        length = min(24, self.max_context)
+        length = min(24, self._max_context)
         tokens: list[int] = torch.randint(self.tokenizer.vocab_size, (2 * length,), generator=draw).tolist()
         return tokens[:length], tokens[length : length + max(3, length // 2)]
 
@@ -182,20 +190,7 @@ class RaggedRunner:
     def device_bytes(self) -> int:
         """Of all ranks together; on GPUs every rank is taken to hold what this one does."""
         if self.group is None:
-            return device_bytes(self._device)
+            return held_bytes(self._device)
         if self._device.type == "cuda":
-            return device_bytes(self._device) * self.group.size
-        return _resident_bytes() + sum(map(_resident_bytes, self.group.pids))
-
-
-def device_bytes(device: torch.device) -> int:
-    """Bytes of ``device``'s memory (RAM for the processor) that this process holds now."""
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else _resident_bytes()
-
-
-def _resident_bytes(pid: str | int = "self") -> int:
-    """Memory of a process that lies in RAM (where the system does not say, the most this one ever had)."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return held_bytes(self._device) * self.group.size
+        return held_bytes(self._device) + sum(map(resident_bytes, self.group.pids))

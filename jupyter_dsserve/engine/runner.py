@@ -11,6 +11,37 @@ from jupyter_dsserve.engine.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
+class KVRoom:
+    """What a runner's KV cache holds: ``num_slots`` sequences of up to ``max_context`` tokens, and over all of them as
+    many blocks of ``block_tokens`` tokens as there is memory for."""
+
+    num_slots: int
+    max_context: int
+    num_blocks: int
+    block_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """K and V of the first ``num_tokens`` of slot ``source`` go to slot ``target`` too."""
+
+    source: int
+    target: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Slot ``slot`` gives back its memory, all but that of the first ``num_tokens``."""
+
+    slot: int
+    num_tokens: int
+
+
+Move = Copy | Trim
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """What one sequence brings to a step: its tokens at positions ``start`` to ``start + num_tokens - 1``.
 
@@ -25,10 +56,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One forward pass: decoding sequences first (one token each, lowest slot first), then chunks of prompts."""
+    """One forward pass: decoding sequences first (one token each, lowest slot first), then chunks of prompts.
+
+    ``moves`` are done in the KV cache before it, in order.
+    """
 
     spans: list[Span]
     num_decoding: int
+    moves: tuple[Move, ...] = ()
 
     @property
     def sampled(self) -> list[Sequence]:
@@ -59,9 +94,12 @@ class Runner(Protocol):
     """Built by `load_runner` in the worker's engine thread, and used by that thread only, but for `device_bytes`."""
 
     tokenizer: Tokenizer
-    max_sequences: int  # that run at once
     max_step_tokens: int  # in one forward pass
-    max_context: int  # tokens of a sequence, answer included
+
+    @property
+    def room(self) -> KVRoom:
+        """What its KV cache holds, known once `check` has run. Raises `InvalidRequest` if that is too little."""
+        ...
 
     @property
     def device(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +16,9 @@ class Sequence:
     """Tokens of a request and how far they are computed.
 
     ``tokens`` is prompt plus answer; the first ``num_computed`` of them are in the KV cache. ``slot`` is the
-    sequence's place there, given by the scheduler while it runs and -1 before and after.
+    sequence's place there, given by the scheduler while it runs and -1 before and after. Lower ``priority`` goes first;
+    ``arrived_s`` and ``deadline_s`` are monotonic seconds. With ``reuses_prefix`` it may start from what an earlier one
+    computed for the same beginning.
     """
 
     id: str
@@ -24,6 +27,10 @@ class Sequence:
     num_prompt: int = 0
     num_computed: int = 0
     slot: int = -1
+    priority: int = 0
+    arrived_s: float = 0.0
+    deadline_s: float = math.inf
+    reuses_prefix: bool = True
     random: random.Random = field(init=False)
     _counts: Counter[int] = field(default_factory=Counter)
 

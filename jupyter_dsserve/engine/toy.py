@@ -14,7 +14,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 
 from jupyter_dsserve.engine.batcher import Arrays, Item, Limits, Work
-from jupyter_dsserve.engine.runner import Likelihood, Step
+from jupyter_dsserve.engine.runner import KVRoom, Likelihood, Step
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.tokenizer import Tokenizer
 from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
@@ -24,7 +24,7 @@ from jupyter_dsserve.protocol.tensors import ModelInfo, TensorInfo
 from jupyter_dsserve.protocol.toy import ToySettings
 
 # A toy has no memory to run out of: its batch, step and context end far beyond any trial.
-_MAX_SEQUENCES = 1 << 16
+_MAX_SEQUENCES = 1 << 12
 _MAX_STEP_TOKENS = 1 << 30
 _MAX_CONTEXT = 1 << 20
 VECTOR_SIZE = 8  # of a toy's embedding
@@ -115,12 +115,13 @@ class ToyRunner:
     """A `Runner` without a model."""
 
     device = "cpu"
-    max_sequences = _MAX_SEQUENCES
     max_step_tokens = _MAX_STEP_TOKENS
 
     def __init__(self, settings: ToySettings, max_context: int) -> None:
         self.tokenizer: Tokenizer = ToyTokenizer()
-        self.max_context = max_context or _MAX_CONTEXT
+        context = max_context or _MAX_CONTEXT
+        # With nothing to keep there is nothing to use again: no block is ever full.
+        self.room = KVRoom(_MAX_SEQUENCES, context, num_blocks=_MAX_SEQUENCES, block_tokens=context)
         self._settings = settings
         self._weights = bytearray(settings.bytes)
         self._failing = FailRate(settings.fail_rate)

@@ -40,6 +40,7 @@ class LoadBody(Body):
     python: str = ""
     max_sequences: Annotated[int, Field(ge=1, le=4096)] = 64
     max_context: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    kv_bytes: Annotated[int, Field(ge=0, lt=2**63)] = 0
     max_step_tokens: Annotated[int, Field(ge=1, lt=2**31)] = 128
     num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     tp: Annotated[int, Field(ge=1, le=64)] = 1
@@ -54,6 +55,7 @@ class LoadBody(Body):
             device=self.device,
             max_sequences=self.max_sequences,
             max_context=self.max_context,
+            kv_bytes=self.kv_bytes,
             max_step_tokens=self.max_step_tokens,
             num_threads=self.num_threads,
             python=self.python,

@@ -86,6 +86,7 @@ class DSServeMagics(Magics):
     )
     @argument("--max-sequences", type=int, help="How many requests run at once; the rest wait.")
     @argument("--max-context", type=int, help="Tokens; 0 is the model's own.")
+    @argument("--kv-bytes", type=int, help="Memory for keys and values; 0 is half of what is free after loading.")
     @argument("--max-step-tokens", type=int, help="The most tokens of one forward pass.")
     @argument("--num-threads", type=int, help="Processor threads; 0 leaves one core to the notebook.")
     @argument("--tp", type=int, help="How many processes (on GPUs: how many of them) share the model.")

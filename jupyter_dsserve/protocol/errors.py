@@ -9,6 +9,7 @@
     ├── TooLarge             413  INVALID_ARGUMENT      the body is over the limit
     ├── Unavailable          503  UNAVAILABLE           nothing is ready to answer; carries Retry-After
     │   └── ReplicaLost      503  UNAVAILABLE           the worker died while it was answering
+    ├── DeadlineExceeded     504  DEADLINE_EXCEEDED     the request's own time limit has passed
     └── EngineFailure        500  INTERNAL              the model step itself failed
 
 A message names the thing, the value and what to do. Each face (REST, OpenAI, gRPC) maps the class in one place.
@@ -77,6 +78,13 @@ class Unavailable(DSServeError):
 
 class ReplicaLost(Unavailable):
     """The worker that was answering is gone; what it had answered so far is all there is."""
+
+
+class DeadlineExceeded(DSServeError):
+    """The time limit that came with the request has passed; nothing is computed for it any more."""
+
+    status = 504
+    grpc_code = "DEADLINE_EXCEEDED"
 
 
 class EngineFailure(DSServeError):

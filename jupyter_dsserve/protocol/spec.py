@@ -32,7 +32,8 @@ class WorkerSpec:
     ``model`` is ``builtin:NAME``, ``toy:…``, a directory, or a hub name; for the task ``tensor`` a file. ``task``:
     ``generate`` text, ``embed`` or ``classify`` texts with an encoder, or run an exported program on named tensors
     (``tensor``). ``max_sequences`` run at once; the rest wait. ``max_context`` 0 is the model's own; an encoder cuts
-    longer texts. ``max_step_tokens`` caps the tokens of one forward pass: long prompts are cut into chunks of it.
+    longer texts. ``kv_bytes`` caps the memory of keys and values; 0 is half of what is free once the weights are
+    loaded. ``max_step_tokens`` caps the tokens of one forward pass: long prompts are cut into chunks of it.
     ``num_threads`` 0 leaves one core to the notebook. ``device`` is ``auto``, ``cpu`` or ``cuda:N``. ``python`` is
     the interpreter of the worker; empty is the gateway's own. ``tp`` processes share the model by tensor
     parallelism, each with its part of every layer.
@@ -45,6 +46,7 @@ class WorkerSpec:
     device: str = "auto"
     max_sequences: int = 64
     max_context: int = 0
+    kv_bytes: int = 0
     max_step_tokens: int = 128
     num_threads: int = 0
     python: str = ""

@@ -32,16 +32,16 @@ def workload(vocab_size: int, temperature: float) -> Iterator[Sequence]:
 
 
 class ClosedLoop:
-    """Keeps ``runner.max_sequences`` sequences running: one ends, the next starts."""
+    """Keeps as many sequences as there are slots running: one ends, the next starts."""
 
     def __init__(self, runner: RaggedRunner, sequences: Iterator[Sequence]) -> None:
         self.num_tokens = self.num_rows = self.num_steps = self.num_ended = 0
         self._runner = runner
         self._sequences = sequences
-        self._scheduler = Scheduler(runner.max_sequences, runner.max_step_tokens)
+        self._scheduler = Scheduler(runner.room, runner.max_step_tokens)
 
     def step(self) -> None:
-        while len(self._scheduler.running) < self._runner.max_sequences:
+        while len(self._scheduler.running) < self._runner.room.num_slots:
             self._scheduler.add(next(self._sequences))
             self._scheduler.admit()
         step = self._scheduler.schedule()
@@ -60,7 +60,7 @@ class ClosedLoop:
 
 def measure(runner: RaggedRunner, seconds: float, temperature: float) -> str:
     loop = ClosedLoop(runner, workload(runner.tokenizer.vocab_size, temperature))
-    while loop.num_ended < runner.max_sequences:
+    while loop.num_ended < runner.room.num_slots:
         loop.step()
     loop.num_tokens = loop.num_rows = loop.num_steps = loop.num_ended = 0
     begun = time.perf_counter()

@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from jupyter_dsserve.engine import attention, ragged
+from jupyter_dsserve.engine import attention
 from jupyter_dsserve.engine.attention import Rows, ragged_attention, ragged_mask, split
 from jupyter_dsserve.engine.kv_cache import KVCache
+from jupyter_dsserve.engine.memory import held_bytes
+from jupyter_dsserve.engine.runner import Copy, Trim
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from tests.engine import tiny_models
+
+CPU = torch.device("cpu")
 
 
 def decoding(*sequences: tuple[int, int]) -> list[Rows]:
@@ -116,20 +120,53 @@ class TestRefusals:
 
 class TestKVCache:
     def test_rows_land_at_their_slot_and_position_and_nowhere_else(self) -> None:
-        cache = KVCache(num_slots=3, max_context=8, device=torch.device("cpu"))
+        cache = KVCache(num_slots=3, max_context=8, device=CPU)
         places = torch.tensor([cache.place(2, 5), cache.place(0, 7)])
         key, value = torch.rand(2, 2, 4), torch.rand(2, 2, 6)
         keys, values = cache.write(0, places, key, value)
-        assert keys.shape == (2, 3, 8, 4)
-        assert values.shape == (2, 3, 8, 6)
+        assert keys.shape == (2, 3, cache.stride, 4)
+        assert values.shape == (2, 3, cache.stride, 6)
         torch.testing.assert_close(keys[:, 2, 5], key[:, 0])
         torch.testing.assert_close(values[:, 0, 7], value[:, 1])
         assert keys.count_nonzero() == key.count_nonzero()
 
     def test_room_that_nobody_uses_costs_no_memory(self) -> None:
         """Two GiB for a layer, of which one token is written."""
-        before = ragged._resident_bytes()
-        cache = KVCache(num_slots=64, max_context=16384, device=torch.device("cpu"))
+        before = held_bytes(CPU)
+        cache = KVCache(num_slots=64, max_context=16384, device=CPU)
         keys, _ = cache.write(0, torch.tensor([cache.place(63, 9000)]), torch.ones(4, 1, 64), torch.ones(4, 1, 64))
         assert keys.nbytes == 2**30
-        assert ragged._resident_bytes() - before < 2**25
+        assert held_bytes(CPU) - before < 2**25
+
+    def test_a_copy_brings_the_beginning_of_a_slot_to_another(self) -> None:
+        cache = KVCache(num_slots=3, max_context=8, device=CPU)
+        places = torch.tensor([cache.place(2, position) for position in range(3)])
+        keys, values = cache.write(0, places, torch.rand(2, 3, 4), torch.rand(2, 3, 4))
+        cache.do(Copy(source=2, target=1, num_tokens=2))
+        for tensor in (keys, values):
+            assert torch.equal(tensor[:, 1, :2], tensor[:, 2, :2])
+            assert not tensor[:, 1, 2].any()
+
+    def test_what_is_trimmed_gives_its_memory_back_and_nothing_else_does(self) -> None:
+        cache = KVCache(num_slots=4, max_context=4096, device=CPU)
+        ones = torch.ones(4, 4 * 4096, 64)
+        keys, values = cache.write(0, torch.arange(4 * 4096), ones, ones)
+        before = held_bytes(CPU)
+        cache.do(Trim(slot=1, num_tokens=64))
+        given_back = before - held_bytes(CPU)
+        assert abs(given_back / (2 * 4 * (4096 - 64) * 64 * 4) - 1) < 0.1
+        for tensor in (keys, values):
+            assert not tensor[:, 1, 64:].any()
+            assert tensor[:, 1, :64].all()
+            assert tensor[:, [0, 2, 3]].all()
+
+    def test_scarce_memory_is_counted_in_blocks_of_whole_pages(self) -> None:
+        cache = KVCache(num_slots=4, max_context=256, device=CPU)
+        cache.write(0, torch.tensor([0]), torch.ones(2, 1, 32), torch.ones(2, 1, 32))
+        assert cache.token_bytes == 2 * 2 * 32 * 4
+        assert cache.room(4, 2**30).num_blocks == 4 * 256 // 16
+        scarce = cache.room(4, 300 * cache.token_bytes)
+        assert (scarce.block_tokens * 32 * 4) % 4096 == 0
+        assert scarce.num_blocks == 300 // scarce.block_tokens
+        with pytest.raises(InvalidRequest, match="kv_bytes"):
+            cache.room(4, 200 * cache.token_bytes)

@@ -123,15 +123,15 @@ class TestRefusals:
 
 class TestContext:
     def test_it_is_the_models_own_by_default(self, llama: Path) -> None:
-        assert tiny_models.load(llama).max_context == 256
+        assert tiny_models.load(llama).room.max_context == 256
 
     def test_it_is_the_specs_where_that_is_less(self, llama: Path) -> None:
-        assert tiny_models.load(llama, max_context=100).max_context == 100
-        assert tiny_models.load(llama, max_context=1000).max_context == 256
+        assert tiny_models.load(llama, max_context=100).room.max_context == 100
+        assert tiny_models.load(llama, max_context=1000).room.max_context == 256
 
     def test_with_longrope_it_ends_where_the_frequencies_would_change(self, tmp_path: Path) -> None:
         runner = tiny_models.load(longrope(tmp_path))
-        assert runner.max_context == 64
+        assert runner.room.max_context == 64
         runner.check()
 
     def test_the_last_position_of_it_can_be_used(self, llama: Path) -> None:

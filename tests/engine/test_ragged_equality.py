@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from jupyter_dsserve.demo import builtin_names, builtin_path
 from jupyter_dsserve.engine.ragged import RaggedRunner
 from jupyter_dsserve.engine.runner import Span, Step
+from jupyter_dsserve.engine.scheduler import Scheduler
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import SamplingParams
@@ -86,6 +88,27 @@ def test_sixteen_prompts_of_different_lengths_together_answer_as_generate_does(
 def test_a_prompt_alone_answers_as_generate_does(runner: RaggedRunner, expected: list[list[int]]) -> None:
     for prompt, answer in list(zip(tiny_models.random_prompts(), expected, strict=True))[:3]:
         assert tiny_models.answers(runner, [prompt], NUM_TOKENS) == [answer]
+
+
+def test_what_stands_in_the_cache_already_changes_no_answer(runner: RaggedRunner, expected: list[list[int]]) -> None:
+    """The same prompts again; and then as a chat goes on, with a part of the answer in the prompt."""
+    scheduler = Scheduler(runner.room, runner.max_step_tokens)
+    prompts = tiny_models.random_prompts()
+    assert tiny_models.answers(runner, prompts, NUM_TOKENS, scheduler) == expected
+    assert tiny_models.answers(runner, prompts, NUM_TOKENS, scheduler) == expected
+    assert scheduler.num_cached > scheduler.num_prompt / 4
+    half = NUM_TOKENS // 2
+    longer = [prompt + answer[:half] for prompt, answer in zip(prompts, expected, strict=True)]
+    before = scheduler.num_cached
+    assert tiny_models.answers(runner, longer, half, scheduler) == [answer[half:] for answer in expected]
+    assert scheduler.num_cached > before + sum(map(len, longer)) / 2
+
+
+def test_who_had_to_leave_for_want_of_memory_answers_the_same(runner: RaggedRunner, expected: list[list[int]]) -> None:
+    room = replace(runner.room, num_blocks=24)
+    scheduler = Scheduler(room, runner.max_step_tokens)
+    assert tiny_models.answers(runner, tiny_models.random_prompts(), NUM_TOKENS, scheduler) == expected
+    assert scheduler.num_preempted > 0
 
 
 def test_the_self_check_passes(runner: RaggedRunner) -> None:

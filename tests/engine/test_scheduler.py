@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from jupyter_dsserve.engine.runner import Step
+from jupyter_dsserve.engine.runner import KVRoom, Step
 from jupyter_dsserve.engine.scheduler import Scheduler
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.protocol.request import SamplingParams
+
+
+def scheduler_of(num_slots: int, max_step_tokens: int) -> Scheduler:
+    """With memory for all, and no block that ever fills: nothing is used again."""
+    return Scheduler(KVRoom(num_slots, max_context=1024, num_blocks=num_slots, block_tokens=1024), max_step_tokens)
 
 
 def sequence(name: str, num_prompt: int) -> Sequence:
@@ -33,18 +38,18 @@ def shape(step: Step) -> list[tuple[str, int, int, bool]]:
 
 
 def test_nothing_to_do_is_no_step() -> None:
-    assert Scheduler(4, 16).schedule() is None
+    assert scheduler_of(4, 16).schedule() is None
 
 
 def test_a_long_prompt_is_cut_into_chunks_and_only_its_last_row_is_sampled() -> None:
-    scheduler = Scheduler(4, 16)
+    scheduler = scheduler_of(4, 16)
     running(scheduler, sequence("a", 35))
     steps = [shape(do(scheduler)) for _ in range(4)]
     assert steps == [[("a", 0, 16, False)], [("a", 16, 16, False)], [("a", 32, 3, True)], [("a", 35, 1, True)]]
 
 
 def test_decoding_goes_first_and_prompts_share_what_is_left_of_the_budget_oldest_first() -> None:
-    scheduler = Scheduler(4, 16)
+    scheduler = scheduler_of(4, 16)
     running(scheduler, sequence("a", 2))
     do(scheduler)
     running(scheduler, sequence("b", 10), sequence("c", 10))
@@ -54,7 +59,7 @@ def test_decoding_goes_first_and_prompts_share_what_is_left_of_the_budget_oldest
 
 
 def test_prompts_move_on_even_when_decoding_fills_the_budget() -> None:
-    scheduler = Scheduler(16, 8)
+    scheduler = scheduler_of(16, 8)
     running(scheduler, *(sequence(f"d{i}", 1) for i in range(8)))
     do(scheduler)
     running(scheduler, sequence("late", 100))
@@ -62,7 +67,7 @@ def test_prompts_move_on_even_when_decoding_fills_the_budget() -> None:
 
 
 def test_decoding_sequences_stand_in_the_order_of_their_slots() -> None:
-    scheduler = Scheduler(3, 16)
+    scheduler = scheduler_of(3, 16)
     a, b, c = (sequence(name, 1) for name in "abc")
     running(scheduler, a, b)
     do(scheduler)
@@ -73,7 +78,7 @@ def test_decoding_sequences_stand_in_the_order_of_their_slots() -> None:
 
 
 def test_slots_are_given_lowest_first_and_come_back() -> None:
-    scheduler = Scheduler(2, 16)
+    scheduler = scheduler_of(2, 16)
     a, b, c = (sequence(name, 1) for name in "abc")
     running(scheduler, a, b)
     scheduler.add(c)
@@ -84,7 +89,7 @@ def test_slots_are_given_lowest_first_and_come_back() -> None:
 
 
 def test_a_waiting_sequence_can_be_taken_out() -> None:
-    scheduler = Scheduler(1, 16)
+    scheduler = scheduler_of(1, 16)
     a, b = sequence("a", 1), sequence("b", 1)
     running(scheduler, a)
     scheduler.add(b)

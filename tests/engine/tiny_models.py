@@ -144,9 +144,14 @@ def random_prompts(lengths: Seq[int] = LENGTHS, seed: int = 5) -> list[list[int]
     return [torch.randint(VOCAB, (length,), generator=draw).tolist() for length in lengths]
 
 
-def answers(runner: Runner, prompts: Seq[Seq[int]], num_tokens: int, **sampling: Any) -> list[list[int]]:
-    """The first ``num_tokens`` tokens after each prompt, all prompts running together; end tokens end nothing."""
-    scheduler = Scheduler(runner.max_sequences, runner.max_step_tokens)
+def answers(
+    runner: Runner, prompts: Seq[Seq[int]], num_tokens: int, scheduler: Scheduler | None = None, **sampling: Any
+) -> list[list[int]]:
+    """The first ``num_tokens`` tokens after each prompt, all prompts running together; end tokens end nothing.
+
+    A ``scheduler`` that served before knows what it can use again.
+    """
+    scheduler = scheduler or Scheduler(runner.room, runner.max_step_tokens)
     sequences = [Sequence(str(n), list(prompt), SamplingParams(**sampling)) for n, prompt in enumerate(prompts)]
     for sequence in sequences:
         scheduler.add(sequence)

@@ -1,0 +1,44 @@
+"""Memory as the system counts it: what this process holds, and what it may still take."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import torch
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def held_bytes(device: torch.device) -> int:
+    """Bytes of ``device``'s memory (RAM for a CPU) that this process holds now."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else resident_bytes()
+
+
+def resident_bytes(pid: str | int = "self") -> int:
+    """Memory of a process that lies in RAM (where the system does not say, the most this one ever had)."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes of ``device``'s memory that nobody uses; for a CPU the less of what machine and cgroup have left."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # macOS: half of a small machine
+        return 4 << 30
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return min(free, _cgroup_left())
+
+
+def _cgroup_left() -> int:
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return 1 << 62
+    return (1 << 62) if limit == "max" else max(0, int(limit) - used)
