@@ -10,9 +10,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
+from jupyter_dsserve.engine.structure import Matcher
 from jupyter_dsserve.engine.vocabulary import Vocabulary
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.request import Message
+from jupyter_dsserve.protocol.request import Message, Structure
 
 
 class HFTokenizer:
@@ -61,6 +62,9 @@ class HFTokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         return self.vocabulary.bytes_of(token)
+
+    def matcher(self, structure: Structure) -> Matcher:
+        return self.vocabulary.matcher(structure)
 
     def cutting(self, max_length: int) -> HFTokenizer:
         """One that cuts texts to ``max_length`` tokens, special ones included."""

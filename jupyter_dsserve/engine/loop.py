@@ -220,6 +220,10 @@ class Engine:
         text, is_stopped = answer.stop.push(answer.read(token, likelihood))
         if is_stopped:
             return self._end(answer, text, FinishReason.STOP, num_tokens=1, is_cut=True)
+        if sequence.matcher and sequence.matcher.has_ended(sequence):
+            failure = sequence.matcher.failure
+            reason = FinishReason.ERROR if failure else FinishReason.STOP
+            return self._end(answer, text, reason, failure, num_tokens=1)
         if self._is_full(sequence):
             return self._end(answer, text, FinishReason.LENGTH, num_tokens=1)
         answer.num_sent += len(text)

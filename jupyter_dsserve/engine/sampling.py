@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from collections.abc import Sequence as Seq
 
+import numpy as np
 import torch
 
 from jupyter_dsserve.engine.penalties import adjusted
@@ -32,7 +33,7 @@ class TorchLogits:
         A row's token depends on its logits, its sampling parameters and its sequence's random numbers, never on the
         other rows: so a seed gives the same answer in any company.
         """
-        wanted = adjusted(self.logits, sequences, self._eos_ids)
+        wanted = constrained(adjusted(self.logits, sequences, self._eos_ids), sequences)
         tokens: list[int] = wanted.argmax(-1).tolist()
         drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
         if drawn:
@@ -66,6 +67,22 @@ def likelihoods_of(logits: torch.Tensor, tokens: list[int], num_top: list[int]) 
         Likelihood(row[0], tuple(zip(ids[:num], row[1 : num + 1], strict=True)))
         for row, ids, num in zip(logprobs, best.indices.tolist(), num_top, strict=True)
     ]
+
+
+def constrained(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
+    """``logits`` with -inf for what would break the form of a row's answer; the same tensor if none has a form.
+
+    A form goes before all else: where nothing it allows has a finite score, what it allows is equally likely.
+    """
+    rows = {row: s.matcher for row, s in enumerate(sequences) if s.matcher}
+    if not rows:
+        return logits
+    masks = np.stack([matcher.allowed(logits.shape[-1]) for matcher in rows.values()])
+    allowed = torch.from_numpy(masks).to(logits.device).bool()
+    index = torch.tensor(list(rows), device=logits.device)
+    scores = logits[index].float().masked_fill_(~allowed, -torch.inf)
+    scores.masked_fill_(allowed & scores.isneginf().all(-1, keepdim=True), 0.0)
+    return logits.float().index_copy(0, index, scores)
 
 
 def _draw(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:

@@ -7,8 +7,12 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from jupyter_dsserve.protocol.request import SamplingParams
+
+if TYPE_CHECKING:
+    from jupyter_dsserve.engine.structure import Matcher
 
 
 @dataclass(slots=True, eq=False)
@@ -18,7 +22,7 @@ class Sequence:
     ``tokens`` is prompt plus answer; the first ``num_computed`` of them are in the KV cache. ``slot`` is the
     sequence's place there, given by the scheduler while it runs and -1 before and after. Lower ``priority`` goes first;
     ``arrived_s`` and ``deadline_s`` are monotonic seconds. With ``reuses_prefix`` it may start from what an earlier one
-    computed for the same beginning.
+    computed for the same beginning. ``matcher`` keeps the answer in its form, if it has one.
     """
 
     id: str
@@ -31,6 +35,7 @@ class Sequence:
     arrived_s: float = 0.0
     deadline_s: float = math.inf
     reuses_prefix: bool = True
+    matcher: Matcher | None = None
     random: random.Random = field(init=False)
     _counts: Counter[int] = field(default_factory=Counter)
 

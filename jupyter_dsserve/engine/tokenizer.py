@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from jupyter_dsserve.protocol.request import Message
+from jupyter_dsserve.protocol.request import Message, Structure
+
+if TYPE_CHECKING:
+    from jupyter_dsserve.engine.structure import Matcher
 
 
 class Detokenizer(Protocol):
@@ -41,6 +44,10 @@ class Tokenizer(Protocol):
 
     def token_bytes(self, token: int) -> bytes:
         """What a token stands for in UTF-8 text: it may be a part of a character; a special token is its name."""
+        ...
+
+    def matcher(self, structure: Structure) -> Matcher:
+        """What keeps one answer in its form; made in any thread. Raises `InvalidRequest` if it cannot be."""
         ...
 
     def detokenizer(self) -> Detokenizer: ...

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from typing import NoReturn
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from jupyter_dsserve.engine.runner import KVRoom, Likelihood, Step
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.tokenizer import Tokenizer
 from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
-from jupyter_dsserve.protocol.request import Message, Request, Texts
+from jupyter_dsserve.protocol.request import Message, Request, Structure, Texts
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from jupyter_dsserve.protocol.tensors import ModelInfo, TensorInfo
 from jupyter_dsserve.protocol.toy import ToySettings
@@ -77,6 +78,11 @@ class ToyTokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         return bytes([token])
+
+    def matcher(self, structure: Structure) -> NoReturn:
+        raise InvalidRequest(
+            f"a toy answers by a formula, in no other form: leave {structure.param} out", param=structure.param
+        )
 
     def detokenizer(self) -> ToyDetokenizer:
         return ToyDetokenizer()

@@ -8,25 +8,39 @@ from llguidance import LLTokenizer
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from jupyter_dsserve.engine.structure import Matcher
+from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.request import Structure
+
 _NO_END = "<|no end|>"
 
 
 class Vocabulary:
-    """Made once for a tokenizer, read by any thread. ``refusal`` says why its tokens are not known byte for byte."""
+    """Made once for a tokenizer, read by any thread."""
 
     def __init__(self, backend: Backend, eos_ids: Collection[int], vocab_size: int) -> None:
         self._backend = backend
-        self.refusal = ""
+        self._refusal = ""
         try:
             self._tokens: LLTokenizer | None = _tokens(backend, eos_ids, vocab_size)
         except ValueError as fault:
-            self._tokens, self.refusal = None, str(fault)
+            self._tokens, self._refusal = None, str(fault)
 
     def bytes_of(self, token: int) -> bytes:
         """A token's UTF-8: maybe only a part of a character. A special token is its name."""
         if self._tokens is None:
             return self._backend.decode([token], skip_special_tokens=False).encode()
         return self._tokens.decode_bytes([token])
+
+    def matcher(self, structure: Structure) -> Matcher:
+        """For one answer. Raises `InvalidRequest` for what is no grammar, or if the tokens' bytes are not known."""
+        if self._tokens is None:
+            raise InvalidRequest(
+                f"this model cannot keep to a form, because its tokens are not known byte for byte ({self._refusal}): "
+                f"leave {structure.param} out",
+                param=structure.param,
+            )
+        return Matcher(self._tokens, structure)
 
 
 def _tokens(backend: Backend, eos_ids: Collection[int], vocab_size: int) -> LLTokenizer:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.request import Message, Prompt, Request, SamplingParams, Texts
+from jupyter_dsserve.protocol.request import Message, Prompt, Request, SamplingParams, Structure, StructureKind, Texts
 from jupyter_dsserve.protocol.spec import RUNNERS, DType, RunnerName, Task, WorkerSpec
 
 
@@ -118,6 +118,8 @@ class _OpenAIBody(Body):
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -161,11 +163,79 @@ class _OpenAIBody(Body):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             min_tokens=self.min_tokens,
             logprobs=logprobs,
+            structure=self._structure(),
         )
+
+    def _structure(self) -> Structure | None:
+        """Raises `InvalidRequest` if two forms are asked for, or half of one."""
+        asked = self.response_format.structure() if self.response_format else None
+        if self.structured_outputs is None:
+            return asked
+        if asked:
+            raise InvalidRequest(
+                "both response_format and structured_outputs give the answer a form: send one of them",
+                param="structured_outputs",
+            )
+        return self.structured_outputs.structure()
 
 
 class StreamOptions(Body):
     include_usage: bool | None = None
+
+
+class JsonSchema(Body):
+    name: str
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None  # every answer keeps to its schema
+
+
+class ResponseFormat(Body):
+    """OpenAI's way to ask for JSON."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def structure(self) -> Structure | None:
+        """Raises `InvalidRequest` for a ``json_schema`` that lacks its schema."""
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return Structure(StructureKind.JSON, '{"type": "object"}', "response_format")
+        if self.json_schema is None:
+            raise InvalidRequest(
+                "response_format has type 'json_schema' and no json_schema: send "
+                '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}',
+                param="response_format",
+            )
+        return Structure(StructureKind.JSON, json.dumps(self.json_schema.schema_), "response_format")
+
+
+class StructuredOutputs(Body):
+    """vLLM's way to ask for a form: one of the four."""
+
+    regex: Annotated[str, Field(min_length=1)] | None = None
+    choice: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
+    grammar: Annotated[str, Field(min_length=1)] | None = None
+
+    def structure(self) -> Structure:
+        """Raises `InvalidRequest` unless just one is given."""
+        schema = json.dumps(self.json_) if isinstance(self.json_, dict) else self.json_
+        given = {
+            StructureKind.REGEX: self.regex,
+            StructureKind.CHOICE: None if self.choice is None else json.dumps(self.choice),
+            StructureKind.JSON: schema,
+            StructureKind.GRAMMAR: self.grammar,
+        }
+        found = [Structure(kind, source) for kind, source in given.items() if source is not None]
+        if len(found) != 1:
+            named = ", ".join(structure.kind.value for structure in found) or "none"
+            raise InvalidRequest(
+                f"structured_outputs has {named}: give it one of regex, choice, json and grammar",
+                param="structured_outputs",
+            )
+        return found[0]
 
 
 MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
@@ -214,7 +284,6 @@ class ChatBody(_OpenAIBody):
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: NumLikely | None = None
-    response_format: TextFormat | None = None
 
     def requests(self) -> Requests:
         """Raises `InvalidRequest` for fields that do not go together."""
@@ -226,10 +295,6 @@ class ChatBody(_OpenAIBody):
             self.max_completion_tokens or self.max_tokens, (self.top_logprobs or 0) if self.logprobs else None
         )
         return self._requests("chatcmpl", [tuple(m.message() for m in self.messages)], sampling)
-
-
-class TextFormat(Body):
-    type: Literal["text"]
 
 
 # OpenAI's own limits.

@@ -12,6 +12,8 @@ from jupyter_dsserve.protocol.request import (
     Message,
     Request,
     SamplingParams,
+    Structure,
+    StructureKind,
     Texts,
     TokenLogprob,
     Usage,
@@ -84,6 +86,7 @@ def _sampling_to_pb(s: SamplingParams) -> pb.Sampling:
         stop_token_ids=s.stop_token_ids,
         min_tokens=s.min_tokens,
         logprobs=s.logprobs,
+        structure=_structure_to_pb(s.structure) if s.structure else None,
     )
 
 
@@ -104,7 +107,16 @@ def _sampling_from_pb(s: pb.Sampling) -> SamplingParams:
         stop_token_ids=tuple(s.stop_token_ids),
         min_tokens=s.min_tokens,
         logprobs=s.logprobs if s.HasField("logprobs") else None,
+        structure=_structure_from_pb(s.structure) if s.HasField("structure") else None,
     )
+
+
+def _structure_to_pb(s: Structure) -> pb.Structure:
+    return pb.Structure(kind=s.kind.value, source=s.source, param=s.param)
+
+
+def _structure_from_pb(s: pb.Structure) -> Structure:
+    return Structure(StructureKind(s.kind), s.source, s.param)
 
 
 def chunk_to_pb(chunk: Chunk) -> pb.Chunk:

@@ -9,6 +9,24 @@ from jupyter_dsserve.protocol.errors import DSServeError
 from jupyter_dsserve.protocol.tensors import Tensor
 
 
+class StructureKind(str, Enum):
+    """JSON: a JSON schema. CHOICE: a JSON list of texts. GRAMMAR: in Lark's notation."""
+
+    JSON = "json"
+    REGEX = "regex"
+    CHOICE = "choice"
+    GRAMMAR = "grammar"
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """The form that an answer must have; ``param`` is the field of the body that asks for it."""
+
+    kind: StructureKind
+    source: str
+    param: str = "structured_outputs"
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are chosen. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 switch the filters off.
@@ -20,6 +38,7 @@ class SamplingParams:
     those of what stood in the answer, once and for each time (0 is off); ``logit_bias`` is added to those of its
     token ids.
     ``logprobs`` asks for the logprob of each token, and for those of that many of the likeliest (None: for none).
+    ``structure`` leaves only tokens that keep the answer in its form, and ends it once nothing may follow.
     The same ``seed`` with the same prompt gives the same answer, whatever else is in the batch.
     """
 
@@ -38,6 +57,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
     logprobs: int | None = None
+    structure: Structure | None = None
 
 
 @dataclass(frozen=True, slots=True)

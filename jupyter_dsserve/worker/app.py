@@ -54,6 +54,7 @@ class WorkerApp:
         self._idle.set()
         # One thread with a tokenizer of its own: the engine's thread uses another object.
         self._tokenizing = ThreadPoolExecutor(1, "tokenizing")
+        self._compiling = ThreadPoolExecutor(1, "compiling")  # of grammars: a large one must not hold up the others
 
     async def run(self) -> int:
         """Serve until drained or cut off. 0: drained or the gateway left; 1: the load failed or Hello was refused."""
@@ -132,7 +133,11 @@ class WorkerApp:
                 prepare = self._engine.runner.prepare
                 self._engine.post(await self._loop.run_in_executor(self._tokenizing, prepare, request))
             else:
-                self._engine.post(await self._loop.run_in_executor(self._tokenizing, self._prepare, request))
+                sequence = await self._loop.run_in_executor(self._tokenizing, self._prepare, request)
+                if structure := request.sampling.structure:
+                    matcher = self._request_tokenizer.matcher
+                    sequence.matcher = await self._loop.run_in_executor(self._compiling, matcher, structure)
+                self._engine.post(sequence)
         except Exception as fault:
             error = fault if isinstance(fault, DSServeError) else EngineFailure(f"tokenizing failed: {fault}")
             self._send_chunks([Chunk(message.request_id, finish_reason=FinishReason.ERROR, error=error)])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 import pytest_asyncio
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, BadRequestError
 
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
@@ -101,6 +104,53 @@ async def test_penalties_bias_and_lengths_reach_the_model(client: AsyncOpenAI) -
         **fixed, max_tokens=20, extra_body={"stop_token_ids": list(range(1, 64)), "min_tokens": 15}
     )
     assert at_least.usage.completion_tokens >= 15  # type: ignore[union-attr]
+
+
+async def test_n_choices_have_seeds_of_their_own_and_each_is_what_its_seed_alone_gives(client: AsyncOpenAI) -> None:
+    fixed: dict[str, Any] = {"model": "demo@v1", "prompt": "import os\n", "max_tokens": 20, "temperature": 0.9}
+    several = await client.completions.create(**fixed, n=3, seed=5)
+    alone = [(await client.completions.create(**fixed, seed=seed)).choices[0].text for seed in (5, 6, 7)]
+    assert [c.text for c in several.choices] == alone
+    assert len(set(alone)) == 3
+
+
+async def test_answers_have_the_form_that_is_asked_for(client: AsyncOpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 10}, "ok": {"type": "boolean"}},
+        "required": ["name", "ok"],
+        "additionalProperties": False,
+    }
+    ask: dict[str, Any] = {
+        "model": "demo@v2",
+        "messages": [{"role": "user", "content": "What does os.path.join do?"}],
+        "max_tokens": 60,
+        "seed": 1,
+        "n": 3,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, "strict": True}},
+    }
+    whole = await client.chat.completions.create(**ask)
+    for choice in whole.choices:
+        jsonschema.validate(json.loads(choice.message.content or ""), schema)
+        assert choice.finish_reason == "stop"
+    texts = dict.fromkeys(range(3), "")
+    async for chunk in await client.chat.completions.create(**ask, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert list(texts.values()) == [choice.message.content for choice in whole.choices]
+
+    async def complete(**options: Any) -> str:
+        answer = await client.completions.create(
+            model="demo@v1", prompt="x = ", max_tokens=30, extra_body={"structured_outputs": options}
+        )
+        return answer.choices[0].text
+
+    assert re.fullmatch(r"[A-F]\d{3}", await complete(regex=r"[A-F]\d{3}"))
+    assert await complete(choice=["red", "green"]) in ("red", "green")
+    assert await complete(grammar='start: "a" "b"') == "ab"
+    assert json.loads(await complete(json={"enum": [[1, 2]]})) == [1, 2]
+    with pytest.raises(BadRequestError, match="unclosed character class") as refused:
+        await complete(regex="[a-z")
+    assert refused.value.param == "structured_outputs"
 
 
 async def test_a_prompt_longer_than_the_context_is_refused_with_both_lengths(served: Gateway) -> None:
