@@ -254,7 +254,7 @@ class Engine:
         if not is_cut:
             last, is_cut = answer.stop.push(answer.detokenizer.flush())
             text += last if is_cut else last + answer.stop.flush()
-        usage = Usage(sequence.num_prompt, sequence.num_output)
+        usage = Usage(sequence.num_prompt, sequence.num_output, sequence.num_cached)
         logprobs = answer.logprobs.ended(answer.num_sent + len(text), is_cut=is_cut)
         return Chunk(sequence.id, text, num_tokens, reason, usage, error, logprobs=logprobs)
 

@@ -47,8 +47,10 @@ class Scheduler:
                 return None
             del self.waiting[place]
             sequence.slot, sequence.num_computed = grant.slot, grant.num_cached
-            self.num_prompt += len(sequence.tokens)
-            self.num_cached += grant.num_cached
+            if sequence.num_output == 0:  # one that comes back was counted before
+                sequence.num_cached = grant.num_cached
+                self.num_prompt += len(sequence.tokens)
+                self.num_cached += grant.num_cached
             self.running.append(sequence)
             return sequence
         return None

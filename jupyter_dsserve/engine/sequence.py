@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Sequence:
     """Tokens of a request and how far they are computed.
 
-    ``tokens`` is prompt plus answer; the first ``num_computed`` of them are in the KV cache. ``slot`` is the
+    ``tokens`` is prompt plus answer; the first ``num_computed`` of them are in the KV cache, and
+    ``num_cached`` were when it came. ``slot`` is the
     sequence's place there, given by the scheduler while it runs and -1 before and after. Lower ``priority`` goes first;
     ``arrived_s`` and ``deadline_s`` are monotonic seconds. With ``reuses_prefix`` it may start from what an earlier one
     computed for the same beginning. ``matcher`` keeps the answer in its form, if it has one.
@@ -30,6 +31,7 @@ class Sequence:
     sampling: SamplingParams
     num_prompt: int = 0
     num_computed: int = 0
+    num_cached: int = 0
     slot: int = -1
     priority: int = 0
     arrived_s: float = 0.0

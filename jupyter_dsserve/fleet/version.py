@@ -133,6 +133,8 @@ class Version:
             kv_used=max((r.heartbeat.kv_used for r in ready), default=0.0),
             device_bytes=sum(r.heartbeat.device_bytes for r in self.replicas),
             padding=max((r.heartbeat.padding for r in ready), default=0.0),
+            prefix_hits=sum(r.heartbeat.num_cached for r in ready) / max(1, sum(r.heartbeat.num_prompt for r in ready)),
+            preemptions=sum(r.heartbeat.num_preempted for r in ready),
         )
 
 

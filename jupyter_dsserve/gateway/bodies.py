@@ -113,6 +113,8 @@ class _OpenAIBody(Body):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] = 0
     user: str | None = None
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
     # accepted because they change nothing in the answer
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None
@@ -143,7 +145,11 @@ class _OpenAIBody(Body):
             for i in range(n)
         ]
         ids = [f"{id}-{i}" for i in range(len(asked))] if len(asked) > 1 else [id]
-        return Requests(id, n, tuple(Request(own, *one) for own, one in zip(ids, asked, strict=True)))
+        requests = (
+            Request(own, prompt, one, self.priority, self.timeout_s)
+            for own, (prompt, one) in zip(ids, asked, strict=True)
+        )
+        return Requests(id, n, tuple(requests))
 
     def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())

@@ -104,10 +104,13 @@ class _Call:
         """Of all choices together; a prompt counts once, however many choices it has."""
         prompts = sum(u.prompt_tokens for index, u in usages.items() if index % self.requests.num_choices == 0)
         completions = sum(u.completion_tokens for u in usages.values())
+        # Choices of one prompt find it in the cache after the first: what counts is what the first did not compute.
+        cached = sum(u.cached_tokens for index, u in usages.items() if index % self.requests.num_choices == 0)
         return {
             "prompt_tokens": prompts,
             "completion_tokens": completions,
             "total_tokens": prompts + completions,
+            "prompt_tokens_details": {"cached_tokens": cached},
         }
 
 

@@ -22,7 +22,12 @@ from jupyter_dsserve.protocol.tensors import ModelInfo, Tensor, TensorInfo
 
 
 def submit(request: Request) -> pb.ToWorker:
-    message = pb.Submit(request_id=request.id, sampling=_sampling_to_pb(request.sampling))
+    message = pb.Submit(
+        request_id=request.id,
+        sampling=_sampling_to_pb(request.sampling),
+        priority=request.priority,
+        timeout_s=request.timeout_s,
+    )
     prompt = request.prompt
     if isinstance(prompt, str):
         message.text = prompt
@@ -54,7 +59,8 @@ def request_from(message: pb.Submit) -> Request:
         prompt = Features(tuple(map(_tensor_from_pb, message.features.tensors)))
     else:
         raise InvalidRequest(f"request {message.request_id} carries no prompt", param="prompt")
-    return Request(message.request_id, prompt, _sampling_from_pb(message.sampling))
+    timeout_s = message.timeout_s if message.HasField("timeout_s") else None
+    return Request(message.request_id, prompt, _sampling_from_pb(message.sampling), message.priority, timeout_s)
 
 
 def _text_to_pb(text: str | tuple[int, ...]) -> pb.Text:
@@ -131,6 +137,7 @@ def chunk_to_pb(chunk: Chunk) -> pb.Chunk:
     if chunk.usage is not None:
         message.usage.prompt_tokens = chunk.usage.prompt_tokens
         message.usage.completion_tokens = chunk.usage.completion_tokens
+        message.usage.cached_tokens = chunk.usage.cached_tokens
     if chunk.error is not None:
         message.error.CopyFrom(error_to_pb(chunk.error))
     for one in chunk.logprobs:
@@ -145,7 +152,7 @@ def chunk_from_pb(message: pb.Chunk) -> Chunk:
         message.text,
         message.num_tokens,
         FinishReason(message.finish_reason) if message.finish_reason else None,
-        Usage(message.usage.prompt_tokens, message.usage.completion_tokens) if message.HasField("usage") else None,
+        _usage_from_pb(message.usage) if message.HasField("usage") else None,
         error_from_pb(message.error) if message.HasField("error") else None,
         tuple(map(_tensor_from_pb, message.tensors)),
         tuple(map(_logprob_from_pb, message.logprobs)),
@@ -170,6 +177,10 @@ def info_from_pb(message: pb.ModelInfo) -> ModelInfo:
         for side in (message.inputs, message.outputs)
     )
     return ModelInfo(inputs, outputs, tuple(message.labels), message.note)
+
+
+def _usage_from_pb(usage: pb.Usage) -> Usage:
+    return Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
 
 
 def error_to_pb(error: DSServeError) -> pb.Error:

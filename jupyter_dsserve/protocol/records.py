@@ -50,7 +50,9 @@ class VersionStats:
 
     ``requests`` counts ended ones, ``errors`` those among them that ended in our error (a caller who leaves is none).
     A latency is None while the window is empty. ``kv_used`` is a share from 0 to 1, ``device_bytes`` the worker's
-    memory on its device, ``padding`` the share of the tokens its batches computed that only filled up rows (0 to 1).
+    memory on its device, ``padding`` the share of the tokens its batches computed that only filled up rows (0 to 1),
+    ``prefix_hits`` the share of the prompts' tokens that an earlier prompt had computed, ``preemptions`` how often a
+    request had to leave for want of KV memory and was computed again; both since its workers started.
     """
 
     deployment: str
@@ -71,6 +73,8 @@ class VersionStats:
     kv_used: float
     device_bytes: int
     padding: float = 0.0
+    prefix_hits: float = 0.0
+    preemptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

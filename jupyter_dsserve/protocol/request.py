@@ -88,11 +88,17 @@ class Features:
 @dataclass(frozen=True, slots=True)
 class Request:
     """One question to a deployment. The prompt of the task ``generate`` is a text, token ids, or a chat; `Texts` are
-    for ``embed`` and ``classify``, `Features` for ``tensor``; ``sampling`` says nothing to those."""
+    for ``embed`` and ``classify``, `Features` for ``tensor``; ``sampling`` says nothing to those.
+
+    Of requests that wait, lower ``priority`` goes first. ``timeout_s`` after it came it is worth nothing any more and
+    ends with `DeadlineExceeded`; None is never.
+    """
 
     id: str
     prompt: Prompt | Texts | Features
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0
+    timeout_s: float | None = None
 
 
 class FinishReason(str, Enum):
@@ -107,10 +113,11 @@ class FinishReason(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one answer."""
+    """Tokens of one answer; ``cached_tokens`` of its prompt stood in the KV cache already."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc.aio
@@ -145,7 +147,15 @@ class WorkerApp:
     def _prepare(self, request: Request) -> Sequence:
         if isinstance(request.prompt, Texts | Features):
             raise InvalidRequest("this version generates text: send it a prompt")
-        return Sequence(request.id, self._tokenize(request.prompt), request.sampling)
+        now = time.monotonic()
+        return Sequence(
+            request.id,
+            self._tokenize(request.prompt),
+            request.sampling,
+            priority=request.priority,
+            arrived_s=now,
+            deadline_s=math.inf if request.timeout_s is None else now + request.timeout_s,
+        )
 
     def _tokenize(self, prompt: str | tuple[int, ...] | tuple[Message, ...]) -> list[int]:
         tokenizer = self._request_tokenizer
@@ -265,6 +275,9 @@ class WorkerApp:
                 kv_used=load.kv_used,
                 device_bytes=runner.device_bytes(),
                 padding=load.padding,
+                num_prompt=load.num_prompt,
+                num_cached=load.num_cached,
+                num_preempted=load.num_preempted,
             )
         )
 

@@ -9,7 +9,7 @@ from jupyter_dsserve.engine.runner import Step
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.tokenizer import StopStrings
 from jupyter_dsserve.engine.toy import ToyDetokenizer, ToyLogits, ToyRunner, toy_token
-from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
+from jupyter_dsserve.protocol.errors import DeadlineExceeded, EngineFailure, InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, SamplingParams, Usage
 from jupyter_dsserve.protocol.toy import ToySettings
 
@@ -124,6 +124,37 @@ def test_an_aborted_sequence_gets_no_further_step_and_frees_its_slot(driver: Dri
     assert driver.end("a").finish_reason is FinishReason.ABORT  # type: ignore[union-attr]
     assert sum(c.num_tokens for c in driver.chunks) == 1
     assert driver.engine.load().running == 0
+
+
+def test_what_is_past_its_deadline_ends_with_a_504_and_gets_no_further_step() -> None:
+    now = [0.0]
+    chunks: list[Chunk] = []
+    engine = Engine(ToyRunner(AT_ONCE, 64), chunks.extend, clock=lambda: now[0])
+    engine.post(Sequence("late", list(b"hello"), SamplingParams(max_tokens=50), deadline_s=5.0))
+    engine.post(Sequence("patient", list(b"hello"), SamplingParams(max_tokens=50), deadline_s=100.0))
+    engine.turn()
+    now[0] = 5.0
+    engine.turn()
+    end = next(c for c in chunks if c.request_id == "late" and c.finish_reason)
+    assert isinstance(end.error, DeadlineExceeded)
+    assert "after 1 tokens" in end.error.message
+    assert sum(c.num_tokens for c in chunks if c.request_id == "late") == 1
+    assert sum(c.num_tokens for c in chunks if c.request_id == "patient") == 2
+
+
+def test_the_deadline_of_an_ended_sequence_is_nobodys() -> None:
+    now = [0.0]
+    chunks: list[Chunk] = []
+    engine = Engine(ToyRunner(AT_ONCE, 64), chunks.extend, clock=lambda: now[0])
+    engine.post(Sequence("quick", list(b"hello"), SamplingParams(max_tokens=1), deadline_s=5.0))
+    engine.turn()
+    now[0] = 6.0
+    engine.post(Sequence("next", list(b"hello"), SamplingParams(max_tokens=1)))
+    engine.turn()
+    assert [(c.request_id, c.finish_reason) for c in chunks] == [
+        ("quick", FinishReason.LENGTH),
+        ("next", FinishReason.LENGTH),
+    ]
 
 
 def test_an_abort_of_an_unknown_sequence_is_ignored(driver: Driver) -> None:

@@ -83,8 +83,8 @@ def test_an_error_the_other_side_does_not_know_is_still_an_error() -> None:
 def test_a_request_comes_out_as_it_went_in(
     prompt: str | tuple[int, ...] | Texts | Features, sampling: SamplingParams
 ) -> None:
-    request = Request("r1", prompt, sampling)
-    assert codec.request_from(codec.submit(request).submit) == request
+    for request in (Request("r1", prompt, sampling), Request("r1", prompt, sampling, -3, 1.5)):
+        assert codec.request_from(codec.submit(request).submit) == request
 
 
 def test_a_request_without_a_prompt_is_refused() -> None:
@@ -97,7 +97,7 @@ def test_a_request_without_a_prompt_is_refused() -> None:
     [
         Chunk("r1", "text", 3),
         Chunk("r1", "", 0, FinishReason.ABORT, Usage(0, 0)),
-        Chunk("r1", "x", 1, FinishReason.LENGTH, Usage(7, 1)),
+        Chunk("r1", "x", 1, FinishReason.LENGTH, Usage(7, 1, 4)),
         Chunk("r1", "", 5, FinishReason.STOP, Usage(5, 0), tensors=(Tensor.of("a", np.ones(3, np.float32)),)),
         Chunk(
             "r1",

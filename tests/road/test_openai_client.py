@@ -131,3 +131,9 @@ async def test_a_user_keeps_their_version(client: AsyncOpenAI, caller: Caller) -
         seen.setdefault(user, set()).add(raw.headers["X-DSServe-Version"])
     assert all(len(versions) == 1 for versions in seen.values())
     assert set.union(*seen.values()) == {"v1", "v2"}
+
+
+async def test_a_request_past_its_own_time_limit_ends_with_a_504(client: AsyncOpenAI) -> None:
+    with pytest.raises(openai.APIStatusError, match="time limit has passed") as refused:
+        await client.completions.create(model="demo", prompt="hello", max_tokens=10_000, extra_body={"timeout_s": 0.05})
+    assert refused.value.status_code == 504
