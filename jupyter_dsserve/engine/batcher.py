@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 # An answer to a single caller is late by this at most; callers who ask again at once come together within it.
 MAX_WAIT_S = 0.003
 MAX_PADDING = 0.1
+ANY_NUMBER = 2**31 - 1
 
 Arrays = dict[str, NDArray[Any]]  # by output name; the first axis counts rows
 
@@ -127,8 +128,10 @@ class _Size:
 class BatchRunner(Protocol):
     """Owns one model. `prepare` is called in the worker's tokenizing thread, the rest in the engine's."""
 
-    info: ModelInfo
     limits: Limits
+
+    @property
+    def info(self) -> ModelInfo: ...
 
     @property
     def device(self) -> str:
@@ -245,7 +248,9 @@ class Batcher:
         chunks: list[Chunk] = []
         row = 0
         for item in batch:
-            rows = {name: array[row : row + item.num_rows] for name, array in outputs.items()}
+            # Alone it has all there is, whether that counts rows or not.
+            is_alone = len(batch) == 1
+            rows = outputs if is_alone else {name: a[row : row + item.num_rows] for name, a in outputs.items()}
             row += item.num_rows
             work = item.work
             assert work is not None

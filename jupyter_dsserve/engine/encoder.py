@@ -13,14 +13,14 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from jupyter_dsserve.engine.batcher import Arrays, Item, Limits, Work
+from jupyter_dsserve.engine.device import named_device
 from jupyter_dsserve.engine.hf_tokenizer import HFTokenizer
+from jupyter_dsserve.engine.host import num_cores
 from jupyter_dsserve.engine.linear import can_pack, pack_linears
 from jupyter_dsserve.engine.loader import (
     LOAD_FAULTS,
     Progress,
     dtype_for,
-    named_device,
-    num_cores,
     refuse_directory,
     reported,
     wrapped,

@@ -20,8 +20,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from jupyter_dsserve.engine import attention
+from jupyter_dsserve.engine.device import named_device
 from jupyter_dsserve.engine.group import FollowerLaunch, RankGroup
 from jupyter_dsserve.engine.hf_tokenizer import HFTokenizer
+from jupyter_dsserve.engine.host import num_cores
 from jupyter_dsserve.engine.linear import can_pack, pack_linears
 from jupyter_dsserve.engine.memory import available_bytes
 from jupyter_dsserve.engine.ragged import RaggedRunner
@@ -85,31 +87,6 @@ def load_runner(
         kv_bytes=kv_bytes,
         group=seat if isinstance(seat, RankGroup) else None,
     )
-
-
-def num_cores() -> int:
-    """Cores this process may use (macOS cannot say, and has all)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def named_device(name: str, num_ranks: int = 1, rank: int = 0) -> torch.device:
-    """The device of one rank: GPUs follow one another from the named one on."""
-    if name == "auto":
-        name = "cuda:0" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    kind, _, number = name.partition(":")
-    if kind != "cuda" or not number.isdigit():
-        raise InvalidRequest(f"device is {name!r}: use auto, cpu or cuda:N", param="device")
-    if int(number) + num_ranks > torch.cuda.device_count():
-        many = f" and tp is {num_ranks}" if num_ranks > 1 else ""
-        raise InvalidRequest(
-            f"device is {name!r}{many}, but torch sees {torch.cuda.device_count()} GPUs here: use cpu or lower numbers",
-            param="device",
-        )
-    device = torch.device("cuda", int(number) + rank)
-    torch.cuda.set_device(device)  # DeepSpeed works on the current one
-    return device
 
 
 def _config(model_path: str) -> Any:

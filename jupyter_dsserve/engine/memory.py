@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 import torch
+
+from jupyter_dsserve.engine.host import resident_bytes
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -13,14 +14,6 @@ _CGROUP = Path("/sys/fs/cgroup")
 def held_bytes(device: torch.device) -> int:
     """Bytes of ``device``'s memory (RAM for a CPU) that this process holds now."""
     return torch.cuda.memory_reserved(device) if device.type == "cuda" else resident_bytes()
-
-
-def resident_bytes(pid: str | int = "self") -> int:
-    """Memory of a process that lies in RAM (where the system does not say, the most this one ever had)."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def available_bytes(device: torch.device) -> int:

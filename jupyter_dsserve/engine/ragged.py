@@ -10,8 +10,9 @@ import torch
 from jupyter_dsserve.engine import attention
 from jupyter_dsserve.engine.attention import PackedStep, Rows, attending
 from jupyter_dsserve.engine.group import RankGroup, by_all_ranks
+from jupyter_dsserve.engine.host import resident_bytes
 from jupyter_dsserve.engine.kv_cache import KVCache
-from jupyter_dsserve.engine.memory import held_bytes, resident_bytes
+from jupyter_dsserve.engine.memory import held_bytes
 from jupyter_dsserve.engine.runner import KVRoom, Move, Span, Step
 from jupyter_dsserve.engine.sampling import TorchLogits
 from jupyter_dsserve.engine.sequence import Sequence

@@ -37,6 +37,7 @@ class DSServeExtension(ExtensionApp):
     stop_s = Float(3.0, min=0, help="Seconds for running requests at the server's end; 0 ends them.").tag(config=True)
     start_wait_s = Float(30.0, min=0, help="Seconds that calls wait for a start; 0 answers 503.").tag(config=True)
     max_body_bytes = Int(16 * 1024 * 1024, min=1, help="The most bytes of a request's body.").tag(config=True)
+    allow_code = Bool(False, help="Let versions load files that can run code: torch.export.").tag(config=True)
 
     keeper: Keeper
 
@@ -53,6 +54,7 @@ class DSServeExtension(ExtensionApp):
             drain_s=self.drain_s,
             max_body_bytes=self.max_body_bytes,
             restore=self.autostart,
+            allow_code=self.allow_code,
         )
         self.keeper = Keeper(config, self.stop_s, self.log)
 

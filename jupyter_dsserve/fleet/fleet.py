@@ -47,10 +47,12 @@ class Deployment:
 
 
 class Fleet:
-    """Lives on one event loop. ``drain_s``: how long running requests may take to end when their version stops."""
+    """Lives on one event loop. ``drain_s``: how long running requests may take to end when their version stops.
+    ``allow_code``: versions may load files that can run code."""
 
-    def __init__(self, data_dir: Path, drain_s: float = 30.0) -> None:
+    def __init__(self, data_dir: Path, drain_s: float = 30.0, *, allow_code: bool = False) -> None:
         self._drain_s = drain_s
+        self._allow_code = allow_code
         self._registry = Registry(sa.URL.create("sqlite", database=str(data_dir / "fleet.db")))
         self._launcher = LocalLauncher(data_dir / "logs")
         self._link = Link(data_dir)
@@ -84,7 +86,7 @@ class Fleet:
         if version.is_wanted != row.is_wanted:  # so that a crash of ours brings back what ran today
             self._registry.save_version(_row(version))
         try:
-            version.model_path = model_path(row.spec.model, row.spec.runner, row.spec.task)
+            version.model_path = self._path(row.spec)
         except InvalidRequest as gone:  # the directory was moved since: shown as FAILED, the others still come back
             version.failure = gone.message
         if version.is_wanted and not version.failure:
@@ -121,7 +123,7 @@ class Fleet:
                 raise InvalidRequest(
                     f"{kind} name {name!r}: use letters, digits, '.', '_' and '-', at most 63 of them", param=kind
                 )
-        path = model_path(spec.model, spec.runner, spec.task)
+        path = self._path(spec)
         check_can_load(path, spec)
         # A version never changes: a relative path would mean another model to a gateway started elsewhere.
         spec = replace(spec, model=canonical(spec.model))
@@ -147,7 +149,7 @@ class Fleet:
             raise Conflict(f"{found.id} is still DRAINING: load it again when it is STOPPED")
         if found.is_wanted and not found.failure:
             return found
-        found.model_path = model_path(found.spec.model, found.spec.runner, found.spec.task)
+        found.model_path = self._path(found.spec)
         found.is_wanted, found.failure = True, ""
         self._supervisor.start(found)
         await self._save(found)
@@ -362,6 +364,9 @@ class Fleet:
         return {id: tail(self._launcher.log_path(id), num_lines) for id in ids}
 
     # ---- inside
+
+    def _path(self, spec: WorkerSpec) -> str:
+        return model_path(spec.model, spec.runner, spec.task, allow_code=self._allow_code)
 
     def _record(self, kind: str, version: Version, replica: str, reason: str) -> None:
         self.events.record(

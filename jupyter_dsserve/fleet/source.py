@@ -21,6 +21,7 @@ from jupyter_dsserve.protocol.toy import ToySettings
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _MAX_HUB_NAME = 96  # the hub's own limit
+_PROGRAMS = (".pt2", ".onnx")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Computed by modules of their own in transformers, not through its AttentionInterface. The worker refuses whatever
 # else does not go through it; these are refused before a process is started.
@@ -35,8 +36,8 @@ _CLASSIFIER = "ForSequenceClassification"
 _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 
 
-def model_path(model: str, runner: RunnerName, task: Task = "generate") -> str:
-    """The directory or hub name that ``model`` stands for.
+def model_path(model: str, runner: RunnerName, task: Task = "generate", *, allow_code: bool = False) -> str:
+    """The directory or hub name that ``model`` stands for; for the task ``tensor`` the file.
 
     Raises `InvalidRequest`: a runner that does not do the task, an unknown builtin, a path that does not exist, a
     directory without a model in it, weights that are pickle, or an architecture that does not do the task.
@@ -52,6 +53,8 @@ def model_path(model: str, runner: RunnerName, task: Task = "generate") -> str:
     if is_toy:
         ToySettings.parse(model)
         return model
+    if task == "tensor":
+        return _program(model, allow_code)
     if model.startswith("builtin:"):
         return str(_builtin(model.removeprefix("builtin:")))
     if _is_directory(model):
@@ -82,8 +85,36 @@ def check_can_load(path: str, spec: WorkerSpec) -> None:
 
 
 def canonical(model: str) -> str:
-    """``model`` as it means the same wherever it is read: a directory by its absolute path, the rest as it is."""
-    return str(Path(model).expanduser().resolve()) if _is_directory(model) else model
+    """``model`` as it means the same wherever it is read: a directory or program by its absolute path, the rest as it
+    is."""
+    is_path = _is_directory(model) or (model.endswith(_PROGRAMS) and _is_file(model))
+    return str(Path(model).expanduser().resolve()) if is_path else model
+
+
+def _program(model: str, allow_code: bool) -> str:
+    """The program's file: ``model`` itself, or the only one in the directory ``model``."""
+    path = Path(canonical(model))
+    if _is_directory(model):
+        found = sorted(p for p in path.iterdir() if p.name.endswith(_PROGRAMS))
+        if len(found) != 1:
+            names = ", ".join(p.name for p in found) or "none"
+            raise _refused(f"model {model!r} holds {names} of *.pt2 and *.onnx: name the file")
+        path = found[0]
+    elif not (model.endswith(_PROGRAMS) and _is_file(model)):
+        raise _refused(f"model {model!r} is no *.pt2 or *.onnx file here: the task tensor wants one of them")
+    if path.suffix == ".pt2" and not allow_code:
+        raise _refused(
+            f"model {str(path)!r} is a torch.export program, and loading one can run code from the file: start the "
+            "gateway with --allow-code (in Jupyter: DSServeExtension.allow_code) if you trust it, or export it to ONNX"
+        )
+    return str(path)
+
+
+def _is_file(model: str) -> bool:
+    try:
+        return Path(model).expanduser().is_file()
+    except (OSError, RuntimeError):
+        return False
 
 
 def _is_directory(model: str) -> bool:

@@ -37,6 +37,7 @@ class DSServeApp(Command):
     insecure = Bool(False, help="Allow addresses other than loopback although the traffic is not encrypted.").tag(
         config=True
     )
+    allow_code = Bool(False, help="Let versions load files that can run code: torch.export programs.").tag(config=True)
 
     aliases = {
         **SHARED_ALIASES,
@@ -48,6 +49,7 @@ class DSServeApp(Command):
     }
     flags = {
         **SHARED_FLAGS,
+        "allow-code": ({"DSServeApp": {"allow_code": True}}, "Let versions load files that can run code."),
         "insecure": ({"DSServeApp": {"insecure": True}}, "Allow addresses other than loopback, unencrypted."),
     }
 
@@ -77,6 +79,7 @@ class DSServeApp(Command):
             port=self.port,
             drain_s=self.drain_s,
             max_body_bytes=self.max_body_bytes,
+            allow_code=self.allow_code,
             loads=tuple(self._load_pair(text) for text in self.load),
         )
 

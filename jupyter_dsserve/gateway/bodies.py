@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.request import Message, Prompt, Request, SamplingParams, Structure, StructureKind, Texts
+from jupyter_dsserve.protocol.request import (
+    Features,
+    Message,
+    Prompt,
+    Request,
+    SamplingParams,
+    Structure,
+    StructureKind,
+    Texts,
+)
 from jupyter_dsserve.protocol.spec import RUNNERS, DType, RunnerName, Task, WorkerSpec
+from jupyter_dsserve.protocol.tensors import DATATYPES, Tensor
 
 
 class Body(BaseModel):
@@ -338,6 +350,63 @@ class EmbeddingsBody(TextsBody):
 
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+
+
+# Known parameters of the protocol ask for what JSON cannot carry (binary data, shared memory).
+NoParameters = Annotated[dict[str, Any], Field(max_length=0)] | None
+
+
+class InputTensor(Body):
+    """``data`` is nested as ``shape`` says, or flat."""
+
+    name: str
+    shape: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    datatype: Literal[
+        "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
+    ]
+    data: list[Any]
+    parameters: NoParameters = None
+
+    def tensor(self) -> Tensor:
+        """Raises `InvalidRequest` naming the input if the data are not such numbers, or not as many as the shape."""
+        dtype = DATATYPES[self.datatype]
+        try:
+            found = np.array(self.data) if self.data else np.empty(0, dtype)
+        except ValueError:
+            raise self._refused("data is nested unevenly: nest it as the shape says, or send it flat") from None
+        if found.dtype.kind not in _KINDS[dtype.kind]:
+            raise self._refused(f"data holds other things than {self.datatype}: send only such")
+        if dtype.kind in "iu" and found.size:
+            limits: Any = np.iinfo(dtype)
+            least, most = limits.min, limits.max
+            if not least <= found.min() <= found.max() <= most:
+                raise self._refused(f"data has numbers outside {self.datatype}, {least} to {most}")
+        if found.size != math.prod(self.shape) or (found.ndim > 1 and found.shape != tuple(self.shape)):
+            raise self._refused(f"data has the shape {list(found.shape)}, not {self.shape}, which is what shape says")
+        if not np.isfinite(found).all():
+            raise self._refused("data has NaN or an infinity, which JSON does not know")
+        return Tensor.of(self.name, found.reshape(self.shape).astype(dtype))
+
+    def _refused(self, what: str) -> InvalidRequest:
+        return InvalidRequest(f"input {self.name!r}: {what}", param=self.name)
+
+
+_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
+
+
+class OutputTensor(Body):
+    name: str
+    parameters: NoParameters = None
+
+
+class InferBody(Body):
+    id: str = ""
+    inputs: Annotated[list[InputTensor], Field(min_length=1)]
+    outputs: list[OutputTensor] | None = None
+    parameters: NoParameters = None
+
+    def request(self) -> Request:
+        return Request(_new_id("infer"), Features(tuple(each.tensor() for each in self.inputs)))
 
 
 class PredictBody(Body):

@@ -45,13 +45,18 @@ def pick(handler: Handler, model: str, key: str, task: Task) -> Version:
     """
     version = handler.fleet.pick(model, key)
     handler.keep_header("X-DSServe-Version", version.name)
+    check_task(version, task)
+    return version
+
+
+def check_task(version: Version, task: Task) -> None:
+    """Raises `InvalidRequest`, naming where to ask, if the version's task is another than ``task``."""
     own = version.spec.task
     if own != task:
         raise InvalidRequest(
             f"{version.id} has the task {own!r}, and this route is for {task!r}: ask it at {ROUTES_OF[own]}",
             param="model",
         )
-    return version
 
 
 async def interleaved(answers: Sequence[Chunks]) -> Numbered:

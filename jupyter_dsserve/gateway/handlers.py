@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import wraps
 from http.client import responses
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
@@ -41,16 +41,19 @@ class Context:
 
 
 H = TypeVar("H", bound="Handler")
+P = ParamSpec("P")
 
 
-def until_caller_leaves(method: Callable[[H], Awaitable[None]]) -> Callable[[H], Awaitable[None]]:
+def until_caller_leaves(
+    method: Callable[Concatenate[H, P], Awaitable[None]],
+) -> Callable[Concatenate[H, P], Awaitable[None]]:
     """Cancel the method when its connection closes: nobody would read the answer."""
 
     @wraps(method)
-    async def cancellable(self: H) -> None:
+    async def cancellable(self: H, /, *args: P.args, **kwargs: P.kwargs) -> None:
         self.work = asyncio.current_task()
         try:
-            await method(self)
+            await method(self, *args, **kwargs)
         except StreamClosedError:
             pass  # the caller left while we wrote
         except asyncio.CancelledError:

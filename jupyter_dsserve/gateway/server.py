@@ -14,7 +14,7 @@ from tornado.web import Application
 from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.source import canonical
-from jupyter_dsserve.gateway import control, generate, openai, texts
+from jupyter_dsserve.gateway import control, generate, openai, tensors, texts
 from jupyter_dsserve.gateway.bodies import LoadBody
 from jupyter_dsserve.gateway.handlers import Context, UnknownPath
 from jupyter_dsserve.protocol.config import GatewayConfig
@@ -37,7 +37,7 @@ class Gateway:
         except BaseException:
             self.data_dir.release()
             raise
-        self.fleet = Fleet(config.data_dir, config.drain_s)
+        self.fleet = Fleet(config.data_dir, config.drain_s, allow_code=config.allow_code)
         port = self._sockets[0].getsockname()[1]
         self.url = f"http://{f'[{config.ip}]' if ':' in config.ip else config.ip}:{port}"
         self._server = HTTPServer(
@@ -77,7 +77,7 @@ class Gateway:
 def make_app(context: Context) -> Application:
     routes = [
         (path, handler, {"context": context})
-        for path, handler in (*texts.ROUTES, *openai.ROUTES, *generate.ROUTES, *control.ROUTES)
+        for path, handler in (*texts.ROUTES, *tensors.ROUTES, *openai.ROUTES, *generate.ROUTES, *control.ROUTES)
     ]
     return Application(
         routes,

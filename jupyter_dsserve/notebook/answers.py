@@ -9,10 +9,11 @@ from typing import Any
 
 import httpx
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from jupyter_dsserve.notebook.views import Answer, Classified
-from jupyter_dsserve.protocol.errors import EngineFailure, Unavailable
+from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest, Unavailable
+from jupyter_dsserve.protocol.tensors import DATATYPES, datatype_of
 
 Texts = str | Sequence[str] | Sequence[Sequence[int]]
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
@@ -51,6 +52,23 @@ def vectors_of(response: httpx.Response, is_one: bool) -> NDArray[np.float32]:
 def classes_of(response: httpx.Response) -> list[Classified]:
     raw = response.json()
     return [Classified(item["label"], dict(zip(raw["labels"], item["probs"], strict=True))) for item in raw["data"]]
+
+
+def tensor_asked(name: str, value: ArrayLike, datatype: str | None) -> dict[str, Any]:
+    """An input as the Open Inference Protocol's JSON has it. Raises `InvalidRequest` if it is no array of numbers."""
+    try:
+        array = np.asarray(value, DATATYPES[datatype] if datatype else None)
+    except (ValueError, TypeError, OverflowError) as fault:
+        raise InvalidRequest(f"input {name!r} is no array of {datatype or 'numbers'}: {fault}", param=name) from None
+    own = datatype_of(array.dtype, name)
+    return {"name": name, "shape": list(array.shape), "datatype": own, "data": array.ravel().tolist()}
+
+
+def outputs_of(response: httpx.Response) -> dict[str, NDArray[Any]]:
+    return {
+        each["name"]: np.array(each["data"], DATATYPES[each["datatype"]]).reshape(each["shape"])
+        for each in response.json()["outputs"]
+    }
 
 
 class Pieces:

@@ -104,6 +104,7 @@ class Client:
     generate = _blocking(Verbs.generate)
     embed = _blocking(Verbs.embed)
     classify = _blocking(Verbs.classify)
+    infer = _blocking(Verbs.infer)
 
     def stream(self, model: str, prompt: Prompt, **options: Any) -> AnswerStream:
         """The answer in pieces: ``for piece in client.stream("demo", "def f"): print(piece, end="")``.
@@ -183,6 +184,7 @@ class AsyncClient:
     generate = _awaiting(Verbs.generate)
     embed = _awaiting(Verbs.embed)
     classify = _awaiting(Verbs.classify)
+    infer = _awaiting(Verbs.infer)
 
     def stream(self, model: str, prompt: Prompt, **options: Any) -> AsyncAnswerStream:
         """As `Client.stream`, for ``async for``."""

@@ -18,10 +18,19 @@ from urllib.parse import quote, urlsplit
 import httpx
 import numpy as np
 from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter
 
-from jupyter_dsserve.notebook.answers import Prompt, Texts, answer_of, asked, classes_of, vectors_of
+from jupyter_dsserve.notebook.answers import (
+    Prompt,
+    Texts,
+    answer_of,
+    asked,
+    classes_of,
+    outputs_of,
+    tensor_asked,
+    vectors_of,
+)
 from jupyter_dsserve.notebook.find import JupyterServer, find
 from jupyter_dsserve.notebook.views import Answer, Classified, Deployment, Status, Version
 from jupyter_dsserve.protocol.errors import (
@@ -275,7 +284,19 @@ class Verbs:
         body = {"model": model, "input": _texts(texts)} | ({} if user is None else {"user": user})
         return classes_of((yield from self.send("POST", "/v1/classify", body)))
 
+    def infer(self, model: str, inputs: Mapping[str, ArrayLike]) -> Talk[dict[str, NDArray[Any]]]:
+        """The outputs of an exported program, by name. Inputs that are no arrays yet are taken as the numbers that the
+        program says it wants."""
+        path = f"/v2/models/{quote(model, safe='@')}"
+        wanted = {} if all(isinstance(v, np.ndarray) for v in inputs.values()) else (yield from self._datatypes(path))
+        body = {"inputs": [tensor_asked(name, value, wanted.get(name)) for name, value in inputs.items()]}
+        return outputs_of((yield from self.send("POST", f"{path}/infer", body)))
+
     # ---- inside
+
+    def _datatypes(self, path: str) -> Talk[dict[str, str]]:
+        response = yield from self.send("GET", path)
+        return {each["name"]: each["datatype"] for each in response.json()["inputs"]}
 
     def _source(self) -> JupyterServer | GatewayAddress:
         return self._given or find(os.environ, Path(jupyter_runtime_dir()), Path(jupyter_data_dir()) / "dsserve")
@@ -440,9 +461,10 @@ def _path(name: str, version: str = "") -> str:
 
 
 def _absolute(model: str) -> str:
-    """A directory by its whole path: the gateway has another working directory than the kernel."""
+    """A directory or program by its whole path: the gateway has another working directory than the kernel."""
     try:
         path = Path(model).expanduser()
-        return str(path.resolve()) if model and path.is_dir() else model
+        is_path = model and (path.is_dir() or (path.suffix in (".pt2", ".onnx") and path.is_file()))
+        return str(path.resolve()) if is_path else model
     except (OSError, RuntimeError):  # too long a name; no such user's home
         return model

@@ -11,7 +11,8 @@ from pathlib import Path
 class GatewayConfig:
     """``port`` 0 takes a free one. ``drain_s`` seconds are given to running requests at the end. ``loads`` are
     (deployment, model) pairs to serve from the start. ``restore``: versions that ran when the last gateway on this
-    directory ended are loaded again; without it they are only registered."""
+    directory ended are loaded again; without it they are only registered. ``allow_code``: versions may load files that
+    can run code (torch.export programs)."""
 
     data_dir: Path
     ip: str = "127.0.0.1"
@@ -20,6 +21,7 @@ class GatewayConfig:
     max_body_bytes: int = 16 * 1024 * 1024
     loads: tuple[tuple[str, str], ...] = ()
     restore: bool = True
+    allow_code: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"data_dir": str(self.data_dir)})

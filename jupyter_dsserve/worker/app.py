@@ -17,6 +17,7 @@ from jupyter_dsserve import __version__
 from jupyter_dsserve.engine.batcher import Batcher, BatchRunner
 from jupyter_dsserve.engine.group import RankGroup
 from jupyter_dsserve.engine.loop import Engine
+from jupyter_dsserve.engine.program import ProgramRunner, load_program
 from jupyter_dsserve.engine.runner import Runner, Span, Step
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.toy import load_toy, load_toy_encoder
@@ -242,6 +243,10 @@ class WorkerApp:
         spec = self._launch.spec
         if spec.runner == "toy":
             return load_toy_encoder(spec, self._loading)
+        if spec.runner == "program":
+            program = load_program(spec, self._launch.model_path)
+            self._loading("loaded", 1.0)
+            return ProgramRunner(program, spec.max_sequences)
         self._loading("importing torch", 0.0)
         from jupyter_dsserve.engine.encoder import load_encoder
 
