@@ -32,6 +32,7 @@ def sweep_figure(report: Report) -> go.Figure:
             figure.add_trace(_line(points, quantile, colour, _ms(name, quantile), dash), row=1, col=col)
         if most_s is not None:
             figure.add_hline(1000 * most_s, line={"color": "#888", "dash": "dash"}, row=1, col=col)
+    figure.update_annotations(font={"size": 13})  # the titles
     figure.update_layout(**_layout(report))
     figure.update_xaxes(**_load_axis(report))
     figure.update_yaxes(rangemode="tozero", gridcolor=_GRID, zerolinecolor=_GRID)
@@ -60,7 +61,10 @@ def _ms(name: str, quantile: str) -> Value:
 def _layout(report: Report) -> dict[str, Any]:
     """Readable on a light and on a dark page."""
     return {
-        "title": {"text": f"{report.model}: what {report.points[0].load.kind} costs", "font": {"size": 14}},
+        "title": {
+            "text": f"{report.model}: p95, and dotted p50, over the {report.points[0].load.kind}",
+            "font": {"size": 14},
+        },
         "height": 320,
         "margin": {"l": 50, "r": 20, "t": 80, "b": 50},
         "paper_bgcolor": "rgba(0,0,0,0)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from html import escape
 from typing import Any, Literal
 
@@ -56,7 +56,7 @@ class Report:
         return sweep_figure(self)
 
     def __str__(self) -> str:
-        rows = self._table()
+        rows = self._table(_quantile_lines)
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
             "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
@@ -65,7 +65,7 @@ class Report:
         return "\n".join([self._title(), "", *(line.rstrip() for line in lines), "", *self.notes()]).rstrip()
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
-        head, *body = self._table()
+        head, *body = self._table(_quantile_line)
         cells = "".join(f"<tr>{_html_row(row, 'td')}</tr>" for row in body)
         notes = "".join(f"<div>{escape(note)}</div>" for note in self.notes())
         html = f"<b>{escape(self._title())}</b><table><tr>{_html_row(head, 'th')}</tr>{cells}</table>{notes}"
@@ -106,13 +106,13 @@ class Report:
         lengths = f"prompts of {plan.prompt_tokens} tokens, answers of {plan.output_tokens}"
         return f"{self.model} at {self.url}: {lengths}, {span} a point, seed {plan.seed}"
 
-    def _table(self) -> list[tuple[str, ...]]:
-        """Measures downwards, loads across."""
+    def _table(self, lines_of: Callable[[str, str], list[Line]]) -> list[tuple[str, ...]]:
+        """Measures downwards, loads across; ``lines_of`` the percentiles of a label and a name."""
         kind = "concurrency" if self.plan.concurrency else "requests/s asked"
         head = (kind, *(f"{point.load.value:g}" for point in self.points))
         slo = f"goodput requests/s ({self.plan.slo})"
         goodput: list[Line] = [(slo, lambda p: f"{p.goodput_per_s:.2f}")] if self.plan.slo != Slo() else []
-        times = [line for name in _TIMES for line in _quantile_lines(*name)]
+        times = [line for name in _TIMES for line in lines_of(*name)]
         return [head, *((label, *map(of, self.points)) for label, of in (*goodput, *_LINES, *times, *_MEANS))]
 
 
@@ -143,6 +143,11 @@ def _quantile_lines(label: str, name: str) -> list[Line]:
         (f"{label}, ms, {q}", lambda p, q=q: _ms(getattr(getattr(p, name), q)))  # type: ignore[misc]
         for q in ("p50", "p95", "p99")
     ]
+
+
+def _quantile_line(label: str, name: str) -> list[Line]:
+    """In one line: a page is wide, and a plot stands below."""
+    return [(f"{label}, ms: p50 · p95 · p99", lambda p: " · ".join(_ms(s) for s in astuple(getattr(p, name))))]
 
 
 def _ms(seconds: float | None) -> str:

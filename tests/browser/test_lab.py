@@ -117,3 +117,21 @@ def test_the_deployment_serves_on_when_the_kernel_is_restarted(demo: Demo, page:
     eventually(lambda: said_by(page, "%dsserve route demo"), lambda text: "v1=90 v2=10" in text)
     assert demo.worker_pids() == before
     assert demo.weights() == {"v1": 90, "v2": 10}
+
+
+def test_a_load_test_shows_its_table_and_its_plot(demo: Demo, page: Page, pictures: Pictures) -> None:
+    page.goto(f"{demo.notebook.replace('01_first_answer', '02_load_test')}&reset")
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=30_000)
+    sweep = "%dsserve bench demo --concurrency"
+    for source in ("%load_ext jupyter_dsserve", sweep):
+        cell(page, source).locator(".cm-content").click()
+        page.keyboard.press("Control+Enter")
+    shown = cell(page, sweep).locator(".jp-OutputArea-output")
+    cell(page, sweep).locator(".js-plotly-plot").wait_for(timeout=60_000)
+    assert shown.locator("th").all_text_contents() == ["concurrency", "1", "4", "16"]
+    (lines,) = plots(page)
+    assert [line["x"] for line in lines] == [[1, 4, 16]] * 5
+    assert all(y > 0 for line in lines for y in line["y"])
+    page.mouse.move(5, 5)
+    page.add_style_tag(content=".Toastify { display: none }")  # JupyterLab asks whether one wants its news
+    cell(page, sweep).locator(".jp-OutputArea").first.screenshot(path=pictures.folder / "bench.png")

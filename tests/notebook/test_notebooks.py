@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -48,6 +49,17 @@ async def test_first_answer(server: JupyterServer) -> None:
             demo = (await caller.get("/api/deployments/demo")).json()
         assert demo["weights"] == {"v1": 90, "v2": 10}
         assert [v["spec"]["model"] for v in demo["versions"]] == ["builtin:demo-v1", "builtin:demo-v2"]
+
+
+async def test_load_test(server: JupyterServer) -> None:
+    with server:
+        clients, rate, counted = [outputs(cell) for cell in (await executed("02_load_test.ipynb", server))[1:]]
+    assert re.search(r"^concurrency +1 +4 +16$", clients, re.MULTILINE)
+    assert re.search(r"^errors +0 +0 +0$", clients, re.MULTILINE)
+    assert "FigureWidget" in clients
+    assert re.search(r"^goodput requests/s \(.*\) +\d", rate, re.MULTILINE)
+    assert re.search(r"^requests/s asked +4 +16$", rate, re.MULTILINE)
+    assert re.fullmatch(r"\d+ tokens/s, first token after \d+ ms for 95 in 100\n", counted)
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.name)
