@@ -27,7 +27,8 @@ from jupyter_dsserve.engine.host import num_cores
 from jupyter_dsserve.engine.linear import can_pack, pack_linears
 from jupyter_dsserve.engine.memory import available_bytes
 from jupyter_dsserve.engine.ragged import RaggedRunner
-from jupyter_dsserve.engine.ranks import follow, lead
+from jupyter_dsserve.engine.ranks import follow, lead, least_of_ranks
+from jupyter_dsserve.engine.zero import offloaded, offloaded_dtype
 from jupyter_dsserve.protocol.combinations import check_combination, check_split
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.spec import WorkerSpec
@@ -59,7 +60,7 @@ def load_runner(
     check_combination(spec)
     check_split(spec.model, config.to_dict(), spec.tp)
     context = _context(spec, config)
-    dtype = dtype_for(spec.dtype, config, device)
+    dtype = offloaded_dtype(spec, config, device) if spec.zero else dtype_for(spec.dtype, config, device)
     if isinstance(seat, RankGroup):
         progress("ranks", 0.02)
         lead(seat, device)
@@ -67,15 +68,18 @@ def load_runner(
         follow(seat, device)
     model = _model(model_path, config, dtype, lambda done: progress("weights", 0.05 + 0.8 * done))
     progress("deepspeed", 0.85)
-    # AutoTP takes each rank's part from the mapped weights, so that a device never holds more than its part.
-    engine = wrapped(model if spec.tp > 1 else model.to(device), dtype, spec.tp)
-    if can_pack(engine.module):
-        progress("packing", 0.9)
-        pack_linears(engine.module)
+    if spec.zero:
+        engine = offloaded(model, spec.zero, spec.nvme_dir, device)
+    else:
+        # AutoTP takes each rank's part from the mapped weights, so that a device never holds more than its part.
+        engine = wrapped(model if spec.tp > 1 else model.to(device), dtype, spec.tp)
+        if can_pack(engine.module):
+            progress("packing", 0.9)
+            pack_linears(engine.module)
     progress("tokenizer", 0.95)
     tokenizer = HFTokenizer.load(model_path, _eos_ids(model), model.get_input_embeddings().num_embeddings)
     # So that a second version still fits beside it.
-    kv_bytes = (spec.kv_bytes or available_bytes(device) // 2) // spec.tp  # a rank has its share of the heads
+    kv_bytes = least_of_ranks(spec.kv_bytes // spec.tp or available_bytes(device) // (2 * _num_sharing(spec, device)))
     progress("loaded", 1.0)
     return RaggedRunner(
         engine,
@@ -87,6 +91,11 @@ def load_runner(
         kv_bytes=kv_bytes,
         group=seat if isinstance(seat, RankGroup) else None,
     )
+
+
+def _num_sharing(spec: WorkerSpec, device: torch.device) -> int:
+    """How many ranks take their memory from this device."""
+    return spec.tp if device.type == "cpu" else 1
 
 
 def _config(model_path: str) -> Any:
@@ -160,7 +169,7 @@ def _num_sequences(
     if device.type == "cpu":
         return spec.max_sequences
     text = config.get_text_config()
-    num_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    num_heads = (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) // spec.tp
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     sequence_bytes = 2 * text.num_hidden_layers * num_heads * head_dim * dtype.itemsize * context
     if kv_bytes < sequence_bytes:

@@ -20,7 +20,12 @@ with redirect_stdout(sys.__stderr__):
 _COMPILERS = ("c++", "g++", "clang++")
 
 
-def load_op(builder: str, what_for: str) -> None:
+def cache_folder() -> Path:
+    """Where things of ours lie that can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jupyter_dsserve"
+
+
+def load_op(builder: str, what_for: str, remedy: str = "apt-get install g++") -> None:
     """Build the operation of that DeepSpeed builder if need be (half a minute), and load it into this process.
 
     Does nothing where this accelerator needs none. Raises `InvalidRequest` that says what to install.
@@ -33,14 +38,15 @@ def load_op(builder: str, what_for: str) -> None:
     if missing := _missing_tools():
         raise InvalidRequest(
             f"{what_for} needs DeepSpeed's {found.NAME}, which is built at its first use, and {missing} is not "
-            "installed: apt-get install g++ (and pip install ninja), or load without it"
+            f"installed: {remedy} (and pip install ninja), or load without"
         )
     try:
         with _cache(), redirect_stdout(sys.stderr):
             found.load(verbose=False)
     except (RuntimeError, OSError, ImportError) as fault:
         raise InvalidRequest(
-            f"{what_for} needs DeepSpeed's {found.NAME}, which could not be built or loaded: {str(fault)[-500:]}"
+            f"{what_for} needs DeepSpeed's {found.NAME}, which could not be built or loaded ({str(fault)[-300:]}): "
+            f"{remedy}, or load without"
         ) from fault
 
 
@@ -57,8 +63,7 @@ def _cache() -> Iterator[None]:
     torch keeps others out with a file, and when a build is killed the file stays and everybody waits forever. The
     system takes a lock of its own back, and who holds it knows that any file is one that stayed.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jupyter_dsserve" / "ops"
-    folder /= f"py{sys.version_info.major}{sys.version_info.minor}-torch{torch.__version__}"
+    folder = cache_folder() / "ops" / f"py{sys.version_info.major}{sys.version_info.minor}-torch{torch.__version__}"
     folder.mkdir(parents=True, exist_ok=True)
     before = os.environ.get("TORCH_EXTENSIONS_DIR")
     with (folder / "ours.lock").open("w") as ours:

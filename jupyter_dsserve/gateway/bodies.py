@@ -28,7 +28,7 @@ from jupyter_dsserve.protocol.request import (
     StructureKind,
     Texts,
 )
-from jupyter_dsserve.protocol.spec import RUNNERS, DType, RunnerName, Task, WorkerSpec
+from jupyter_dsserve.protocol.spec import RUNNERS, DType, RunnerName, Task, WorkerSpec, Zero
 from jupyter_dsserve.protocol.tensors import DATATYPES, Tensor
 
 
@@ -56,6 +56,8 @@ class LoadBody(Body):
     max_step_tokens: Annotated[int, Field(ge=1, lt=2**31)] = 128
     num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     tp: Annotated[int, Field(ge=1, le=64)] = 1
+    zero: Zero = ""
+    nvme_dir: str = ""
     note: str = ""
 
     def spec(self) -> WorkerSpec:
@@ -72,6 +74,8 @@ class LoadBody(Body):
             num_threads=self.num_threads,
             python=self.python,
             tp=self.tp,
+            zero=self.zero,
+            nvme_dir=self.nvme_dir,
         )
 
 

@@ -90,6 +90,8 @@ class DSServeMagics(Magics):
     @argument("--max-step-tokens", type=int, help="The most tokens of one forward pass.")
     @argument("--num-threads", type=int, help="Processor threads; 0 leaves one core to the notebook.")
     @argument("--tp", type=int, help="How many processes (on GPUs: how many of them) share the model.")
+    @argument("--zero", choices=["cpu", "nvme"], help="Where the weights lie until their layer computes.")
+    @argument("--nvme-dir", help="The folder for --zero nvme; none is the gateway's user's cache.")
     @argument("--note", help="A word about it, in quotes.")
     @argument("--no-wait", action="store_true", help="Do not wait until it is READY.")
     def load(self, line: str) -> Version:

@@ -145,6 +145,8 @@ class Verbs:
         max_step_tokens: int | None = None,
         num_threads: int | None = None,
         tp: int | None = None,
+        zero: str | None = None,
+        nvme_dir: str | None = None,
         note: str | None = None,
         wait: bool = True,
         on_progress: OnProgress | None = None,
@@ -170,6 +172,8 @@ class Verbs:
             "max_step_tokens": max_step_tokens,
             "num_threads": num_threads,
             "tp": tp,
+            "zero": zero,
+            "nvme_dir": nvme_dir,
             "note": note,
         }
         given = {key: value for key, value in options.items() if value is not None}

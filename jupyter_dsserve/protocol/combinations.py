@@ -16,11 +16,15 @@ _ASKED: Mapping[str, tuple[str, Callable[[WorkerSpec], bool]]] = {
     "toy": ("runner", lambda spec: spec.runner == "toy"),
     "other tasks": ("task", lambda spec: spec.task != "generate"),
     "tp": ("tp", lambda spec: spec.tp > 1),
+    "zero": ("zero", lambda spec: bool(spec.zero)),
 }
 
 CANNOT_BE: Mapping[tuple[str, str], str] = {
     ("toy", "tp"): "a toy has no weights to split",
+    ("toy", "zero"): "a toy has no weights to offload",
     ("other tasks", "tp"): "only models that generate text are split",
+    ("other tasks", "zero"): "only models that generate text are offloaded",
+    ("tp", "zero"): "AutoTP and ZeRO both take every layer apart",
 }
 
 # By model_type: those whose answers over several ranks were seen to be those of one. Others are refused, because AutoTP
@@ -35,6 +39,10 @@ def check_combination(spec: WorkerSpec) -> None:
             fields = [_ASKED[name][0] for name in (one, other)]
             shown = " and ".join(f"{field} {getattr(spec, field)!r}" for field in fields)
             raise InvalidRequest(f"{shown} do not go together: {why}; leave one of them out", param=fields[1])
+    if spec.nvme_dir and spec.zero != "nvme":
+        raise InvalidRequest(
+            f"nvme_dir is {spec.nvme_dir!r}, but zero is {spec.zero!r}: it goes with zero 'nvme' only", param="nvme_dir"
+        )
 
 
 def check_split(model: str, config: Mapping[str, Any], num_ranks: int) -> None:

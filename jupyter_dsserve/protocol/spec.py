@@ -14,6 +14,7 @@ PROTOCOL_VERSION = 3
 
 DType = Literal["auto", "fp32", "bf16", "fp16"]
 RunnerName = Literal["ragged", "encoder", "program", "toy"]
+Zero = Literal["", "cpu", "nvme"]
 Task = Literal["generate", "embed", "classify", "tensor"]
 
 # Which runners do a task; the first is taken unless a version says otherwise.
@@ -36,7 +37,8 @@ class WorkerSpec:
     loaded. ``max_step_tokens`` caps the tokens of one forward pass: long prompts are cut into chunks of it.
     ``num_threads`` 0 leaves one core to the notebook. ``device`` is ``auto``, ``cpu`` or ``cuda:N``. ``python`` is
     the interpreter of the worker; empty is the gateway's own. ``tp`` processes share the model by tensor
-    parallelism, each with its part of every layer.
+    parallelism, each with its part of every layer. ``zero`` keeps the weights in host memory (``cpu``) or on a disk
+    (``nvme``, in the folder ``nvme_dir``; empty is the user's cache) and brings each layer's when it computes.
     """
 
     model: str
@@ -51,6 +53,8 @@ class WorkerSpec:
     num_threads: int = 0
     python: str = ""
     tp: int = 1
+    zero: Zero = ""
+    nvme_dir: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

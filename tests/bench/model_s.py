@@ -14,7 +14,7 @@ VOCABULARY = 8192
 def make_model_s(folder: Path) -> Path:
     """Write it to ``folder`` unless it is there already."""
     if not (folder / "model.safetensors").exists():
-        _tokenizer().save_pretrained(folder)
+        make_tokenizer().save_pretrained(folder)
         _model().save_pretrained(folder)
     return folder
 
@@ -36,7 +36,7 @@ def _model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerFast:
     """The 256 bytes, and words of two to fill the vocabulary: every token the model draws is a text of its own."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     readable = [c for c in letters if c.isascii() and c.isalnum()]

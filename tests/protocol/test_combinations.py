@@ -13,7 +13,12 @@ from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/architecture.md").read_text()
-ASKING: dict[str, dict[str, Any]] = {"toy": {"runner": "toy"}, "other tasks": {"task": "embed"}, "tp": {"tp": 2}}
+ASKING: dict[str, dict[str, Any]] = {
+    "toy": {"runner": "toy"},
+    "other tasks": {"task": "embed"},
+    "tp": {"tp": 2},
+    "zero": {"zero": "nvme"},
+}
 
 
 @pytest.mark.parametrize("pair", CANNOT_BE)
@@ -27,6 +32,12 @@ def test_two_that_do_not_go_together_are_refused_by_both_names_and_each_alone_is
         [(field, value)] = ASKING[name].items()
         assert f"{field} {value!r}" in refusal.value.message
     assert CANNOT_BE[pair] in refusal.value.message
+
+
+def test_a_folder_for_weights_that_are_not_on_a_disk_is_refused() -> None:
+    check_combination(WorkerSpec("m", zero="nvme", nvme_dir="/disk"))
+    with pytest.raises(InvalidRequest, match="nvme_dir is '/disk'"):
+        check_combination(WorkerSpec("m", nvme_dir="/disk"))
 
 
 def test_the_page_has_the_same_table() -> None:
