@@ -41,6 +41,7 @@ screenshots: install
 bench: install
 	$(BIN)/python -m tests.bench.bench_http
 	$(BIN)/python -m tests.bench.bench_forward
+	$(BIN)/python -m tests.bench.bench_embed
 
 clean:
 	rm -rf .venv build dist

@@ -1,12 +1,14 @@
 """The engine of all tasks but ``generate``: one thread that goes inbox → batch → forward → emit.
 
 A request brings several items (texts, say) that need not end together. Waiting items are put into batches of like
-length, so that little of a batch is padding; a batch goes as soon as it is full, or when its oldest item has waited
+length, so that little of a batch is padding; a batch goes as soon as it is full, or when its first item has waited
 long enough. While one batch is computed the next gathers.
 """
 
 from __future__ import annotations
 
+import bisect
+import heapq
 import logging
 import math
 import queue
@@ -21,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jupyter_dsserve.engine.loop import Load
-from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure
+from jupyter_dsserve.engine.scheduler import AGEING_S
+from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, EngineFailure
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, Usage
 from jupyter_dsserve.protocol.tensors import ModelInfo, Tensor
 
@@ -47,15 +50,22 @@ class Item:
     work: Work | None = None
     index: int = 0
     arrived: float = 0.0
+    priority: int = 0
+
+    @property
+    def line(self) -> tuple[float, float]:
+        """Where it stands in line. All age alike, so that priority and arrival together say it for good."""
+        return self.arrived + AGEING_S * self.priority, self.arrived
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """A request inside the batcher: its items, and the answers so far."""
+    """A request inside the batcher: its items, and the answers so far. Times are monotonic seconds."""
 
     id: str
     items: list[Item]
     num_tokens: int = 0
+    deadline_s: float = math.inf
     answers: dict[int, Arrays] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,7 +75,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of a batch: tokens with padding, rows, the share of padding (0 to 1), and how long its oldest item may wait.
+    """Of a batch: tokens with padding, rows, the share of padding (0 to 1), and how long its first item may wait.
     An item that is over a limit by itself is a batch by itself."""
 
     max_tokens: int
@@ -77,16 +87,16 @@ class Limits:
 def next_batch(waiting: Seq[Item], limits: Limits, now: float) -> tuple[list[Item], float]:
     """The batch to compute at ``now``, or an empty one and the seconds until one is due.
 
-    ``waiting`` is in order of arrival. The oldest item is in the batch, so none waits for ever; its neighbours by
-    length join it, on whichever side they add less padding, while the limits hold.
+    ``waiting`` is in line, so the first of it is in the batch, and none waits for ever; its neighbours by length join
+    it, on whichever side they add less padding, while the limits hold.
     """
     if not waiting:
         return [], math.inf
-    oldest = waiting[0]
-    near = sorted((item for item in waiting if item.kind == oldest.kind), key=lambda item: item.length)
-    low = near.index(oldest)
+    first = waiting[0]
+    near = sorted((item for item in waiting if item.kind == first.kind), key=lambda item: item.length)
+    low = near.index(first)
     high = low + 1
-    size = _Size(oldest.length, oldest.num_rows, oldest.length * oldest.num_rows)
+    size = _Size(first.length, first.num_rows, first.length * first.num_rows)
     is_full = False
     while low > 0 or high < len(near):
         grown = [(size.with_(item), item) for item in near[max(0, low - 1) : low] + near[high : high + 1]]
@@ -99,7 +109,7 @@ def next_batch(waiting: Seq[Item], limits: Limits, now: float) -> tuple[list[Ite
         size = larger
         low, high = (low - 1, high) if low > 0 and item is near[low - 1] else (low, high + 1)
     is_full = is_full or size.padded >= limits.max_tokens or size.num_rows >= limits.max_rows
-    left = oldest.arrived + limits.max_wait_s - now
+    left = first.arrived + limits.max_wait_s - now
     return (near[low:high], 0.0) if is_full or left <= 0 else ([], left)
 
 
@@ -167,10 +177,19 @@ class Batcher:
         self._inbox: queue.SimpleQueue[Work | str | None] = queue.SimpleQueue()
         self._waiting: list[Item] = []
         self._open: dict[str, Work] = {}
+        self._deadlines: list[tuple[float, str]] = []  # a heap
         self._num_steps = self._num_running = self._num_tokens = self._num_padded = 0
         self._stopped = threading.Event()
 
     # ---- from any thread
+
+    def prepare(self, request: Request, now: float) -> Work:
+        """What to `post` for a request that came at ``now`` (monotonic seconds). Raises what the runner's does."""
+        work = self.runner.prepare(request)
+        work.deadline_s = math.inf if request.timeout_s is None else now + request.timeout_s
+        for item in work.items:
+            item.arrived, item.priority = now, request.priority
+        return work
 
     def post(self, work: Work) -> None:
         """Put a request's items in line."""
@@ -196,6 +215,8 @@ class Batcher:
         wait_s = math.inf
         while not self._stopped.is_set():
             if chunks := self.take_in(wait_s):
+                self._emit(chunks)
+            if chunks := self.expire(time.monotonic()):
                 self._emit(chunks)
             batch, wait_s = next_batch(self._waiting, self.runner.limits, time.monotonic())
             if batch and (chunks := self.step(batch)):
@@ -233,12 +254,26 @@ class Batcher:
         self._num_padded += max(item.length for item in batch) * sum(item.num_rows for item in batch)
         return self._distribute(batch, outputs)
 
+    def expire(self, now: float) -> list[Chunk]:
+        """End what is past its deadline before it is computed (any further)."""
+        chunks: list[Chunk] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, request_id = heapq.heappop(self._deadlines)
+            if work := self._open.get(request_id):
+                self._forget(work)
+                error = DeadlineExceeded(
+                    f"the request's time limit has passed with {len(work.answers)} of its {len(work.items)} parts "
+                    "computed: give it a longer timeout_s, or send less at once"
+                )
+                chunks.append(Chunk(work.id, finish_reason=FinishReason.ERROR, error=error))
+        return chunks
+
     def _accept(self, work: Work) -> None:
-        now = time.monotonic()
-        for item in work.items:
-            item.arrived = now
         self._open[work.id] = work
-        self._waiting += work.items
+        for item in work.items:
+            bisect.insort(self._waiting, item, key=lambda item: item.line)
+        if work.deadline_s < math.inf:
+            heapq.heappush(self._deadlines, (work.deadline_s, work.id))
 
     def _forget(self, work: Work) -> None:
         del self._open[work.id]

@@ -96,6 +96,8 @@ class ActivateBody(Body):
 
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Priority = Annotated[int, Field(ge=-100, le=100)]
+TimeoutS = Annotated[float, Field(gt=0, le=86_400)]
 TokenIdText = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # OpenAI's way: JSON has no other keys
 _MAX_CHOICES = 2048  # of a call: as many as OpenAI takes prompts
 
@@ -129,8 +131,8 @@ class _OpenAIBody(Body):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] = 0
     user: str | None = None
-    priority: Annotated[int, Field(ge=-100, le=100)] = 0
-    timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    priority: Priority = 0
+    timeout_s: TimeoutS | None = None
     # accepted because they change nothing in the answer
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None
@@ -336,6 +338,8 @@ class TextsBody(Body):
         | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, max_length=MAX_TEXTS)]
     )
     user: str | None = None
+    priority: Priority = 0
+    timeout_s: TimeoutS | None = None
 
     def requests(self) -> list[Request]:
         """The input, cut into requests that can run side by side."""
@@ -344,7 +348,12 @@ class TextsBody(Body):
             given = [given]
         texts = [text if isinstance(text, str) else tuple(text) for text in given]
         return [
-            Request(_new_id("texts"), Texts(tuple(texts[at : at + _TEXTS_A_REQUEST])))
+            Request(
+                _new_id("texts"),
+                Texts(tuple(texts[at : at + _TEXTS_A_REQUEST])),
+                priority=self.priority,
+                timeout_s=self.timeout_s,
+            )
             for at in range(0, len(texts), _TEXTS_A_REQUEST)
         ]
 

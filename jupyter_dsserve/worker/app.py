@@ -133,8 +133,8 @@ class WorkerApp:
                 raise EngineFailure("the worker got a request before it was ready")
             request = codec.request_from(message)
             if isinstance(self._engine, Batcher):
-                prepare = self._engine.runner.prepare
-                self._engine.post(await self._loop.run_in_executor(self._tokenizing, prepare, request))
+                prepare, now = self._engine.prepare, time.monotonic()
+                self._engine.post(await self._loop.run_in_executor(self._tokenizing, prepare, request, now))
             else:
                 sequence = await self._loop.run_in_executor(self._tokenizing, self._prepare, request)
                 if structure := request.sampling.structure:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence as Seq
+from typing import Any
 
 import numpy as np
 import pytest
 
 from jupyter_dsserve.engine.batcher import Arrays, Batcher, Item, Limits, Work, next_batch
 from jupyter_dsserve.engine.toy import VECTOR_SIZE, ToyEncoder, toy_token
-from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
+from jupyter_dsserve.protocol.errors import DeadlineExceeded, EngineFailure, InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, Texts, Usage
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from jupyter_dsserve.protocol.toy import ToySettings
@@ -37,7 +38,7 @@ class TestPolicy:
     def test_with_nothing_waiting_no_batch_is_ever_due(self) -> None:
         assert next_batch([], LIMITS, now=5.0) == ([], float("inf"))
 
-    def test_the_oldest_is_in_the_batch_and_its_neighbours_by_length_join_it(self) -> None:
+    def test_the_first_in_line_is_in_the_batch_and_its_neighbours_by_length_join_it(self) -> None:
         oldest, rest = items(20), items(5, 19, 60, 22, 21, 18, arrived=1.0)
         batch, _ = next_batch(oldest + rest, LIMITS, now=2.0)
         assert lengths_of(batch) == [18, 19, 20, 21, 22]
@@ -82,8 +83,8 @@ class Driver:
         self.chunks: list[Chunk] = []
         self.batcher = Batcher(runner, self.chunks.extend)
 
-    def post(self, id: str, *texts: str) -> None:
-        self.batcher.post(self.batcher.runner.prepare(Request(id, Texts(texts))))
+    def post(self, id: str, *texts: str, now: float = 0.0, **given: Any) -> None:
+        self.batcher.post(self.batcher.prepare(Request(id, Texts(texts), **given), now))
 
     def turn(self) -> int:
         """Take in, compute one batch; how many items were in it."""
@@ -139,6 +140,30 @@ def test_an_aborted_request_leaves_nothing_waiting() -> None:
         ("a", FinishReason.ABORT),
         ("b", FinishReason.STOP),
     ]
+    assert driver.batcher.load().waiting == 0
+
+
+def test_a_better_priority_goes_first_unless_the_other_has_waited_long() -> None:
+    driver = Driver(toy())
+    driver.post("bulk", "x" * 60, priority=1)
+    driver.post("urgent", "y" * 60, now=5.0)
+    driver.post("later", "z" * 60, now=11.0)
+    for _ in range(3):
+        driver.turn()
+    assert [chunk.request_id for chunk in driver.chunks] == ["urgent", "bulk", "later"]
+
+
+def test_a_request_past_its_deadline_is_not_computed_any_further() -> None:
+    driver = Driver(toy())
+    driver.post("a", "x" * 60, "y" * 60, "z" * 60, timeout_s=2.0)
+    driver.post("b", "w" * 60, now=1.0)
+    driver.turn()
+    assert driver.batcher.expire(now=1.9) == []
+    (end,) = driver.batcher.expire(now=2.0)
+    assert isinstance(end.error, DeadlineExceeded)
+    assert "1 of its 3 parts computed" in end.error.message
+    assert driver.turn() == 1
+    assert [chunk.request_id for chunk in driver.chunks] == ["b"]
     assert driver.batcher.load().waiting == 0
 
 

@@ -101,6 +101,12 @@ class TestEmbeddings:
         await until(lambda: replica.heartbeat.waiting == 0, timeout_s=5)
         assert replica.in_flight == 0
 
+    async def test_one_that_would_come_too_late_is_ended(self, caller: Caller, client: AsyncOpenAI) -> None:
+        await caller.load("slow", "v1", "toy:step_s=0.2", task="embed", max_step_tokens=8)
+        with pytest.raises(openai.APIStatusError, match=r"time limit has passed with \d+ of its 30 parts") as late:
+            await client.embeddings.create(model="slow", input=["textbook"] * 30, extra_body={"timeout_s": 0.5})
+        assert late.value.status_code == 504
+
 
 class TestTasks:
     async def test_each_route_serves_its_own_task_and_names_the_other(
