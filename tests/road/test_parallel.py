@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -34,12 +35,13 @@ async def test_two_ranks_answer_as_one_and_if_one_is_killed_both_end_and_the_rep
 
     rank_0 = two["replicas"][0]["pid"]
     [rank_1] = psutil.Process(rank_0).children()
-    events = []
-    async for event in caller.stream_complete("demo@v2", prompt=[1], max_tokens=250, ignore_eos=True):
-        events.append(event)
-        if len(events) == 3:
-            os.kill(rank_1.pid, signal.SIGKILL)
-    assert "demo@v2#0" in events[-2]["error"]["message"]
+    os.kill(rank_1.pid, signal.SIGSTOP)  # rank 0 waits for it inside a layer
+    asking = asyncio.create_task(caller.complete("demo@v2"))
+    await until(lambda: caller.version("demo", "v2"), lambda v: v["replicas"][0]["in_flight"] == 1)
+    os.kill(rank_1.pid, signal.SIGKILL)
+    lost = await asking
+    assert lost.status_code == 503
+    assert "demo@v2#0" in lost.json()["error"]["message"]
     await until(lambda: not is_running(rank_0))
     back = await caller.settled("demo", "v2", "READY")
     assert back["replicas"][0]["pid"] != rank_0
