@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jupyter_dsserve.engine.runner import Likelihood
+from jupyter_dsserve.engine.sequence import Likelihood
 from jupyter_dsserve.protocol.request import Likely, TokenLogprob
 
 

@@ -8,13 +8,14 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from jupyter_dsserve.engine.logprobs import HeldLogprobs
-from jupyter_dsserve.engine.runner import Likelihood, Runner, Step
+from jupyter_dsserve.engine.runner import Runner, Step
 from jupyter_dsserve.engine.scheduler import Scheduler
-from jupyter_dsserve.engine.sequence import Sequence
+from jupyter_dsserve.engine.sequence import Likelihood, Sequence
 from jupyter_dsserve.engine.tokenizer import Detokenizer, StopStrings
 from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, EngineFailure, InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, SamplingParams, Usage
@@ -130,11 +131,13 @@ class Engine:
             logits = self.runner.forward(step)
             tokens = logits.sample(step.sampled)
             likelihoods = logits.likelihoods(step.sampled, tokens)
+            _note(step, logits.prompt_likelihoods(step.spans))
         except Exception as fault:
             log.exception("step %d failed", self._num_steps)
             return chunks + self._fail(step, fault)
         self._num_steps += 1
         self.scheduler.advance(step)
+        chunks += [self._echo(s) for s in step.sampled if s.sampling.echo and not s.num_output]
         return chunks + [self._update(*sampled) for sampled in zip(step.sampled, tokens, likelihoods, strict=True)]
 
     def _take_in(self) -> list[Chunk]:
@@ -182,7 +185,7 @@ class Engine:
         if not sequence.tokens:
             return InvalidRequest("the prompt is empty: send at least one token", param="prompt")
         room, asked = self._max_context - sequence.num_prompt, sequence.sampling.max_tokens
-        if room < 1:
+        if room < (asked != 0):
             return InvalidRequest(
                 f"the prompt has {sequence.num_prompt} tokens, but this version's context is "
                 f"{self._max_context} tokens, answer included: shorten the prompt",
@@ -211,10 +214,20 @@ class Engine:
                 chunks.append(self._end(self._answers[sequence.id], "", FinishReason.ERROR, refusal))
         return chunks
 
+    def _echo(self, sequence: Sequence) -> Chunk:
+        """The prompt as text, with its logprobs if they are asked for. Stop strings do not look at it."""
+        answer = self._answers[sequence.id]
+        likelihoods: Iterable[Likelihood | None] = sequence.prompt_likelihoods or [None] * sequence.num_prompt
+        text = "".join(answer.read(*told) for told in zip(sequence.tokens, likelihoods, strict=True))
+        answer.num_sent += len(text)
+        return Chunk(sequence.id, text, logprobs=answer.logprobs.sent(answer.num_sent))
+
     def _update(self, sequence: Sequence, token: int, likelihood: Likelihood | None) -> Chunk:
         """Add a token to its sequence; the chunk says what it means for the reader."""
-        sequence.tokens.append(token)
         answer = self._answers[sequence.id]
+        if sequence.sampling.max_tokens == 0:
+            return self._end(answer, "", FinishReason.LENGTH)
+        sequence.tokens.append(token)
         if self._is_end(sequence.sampling, token):
             return self._end(answer, "", FinishReason.STOP, num_tokens=1)
         text, is_stopped = answer.stop.push(answer.read(token, likelihood))
@@ -264,6 +277,14 @@ class Engine:
         chunks = [self._end(self._answers[span.sequence.id], "", FinishReason.ERROR, error) for span in step.spans]
         self.scheduler.forget()
         return chunks
+
+
+def _note(step: Step, likelihoods: Iterable[Likelihood]) -> None:
+    """Give each sequence of ``step`` what is known of its prompt now."""
+    told = iter(likelihoods)
+    for span in step.spans:
+        if span.scored:
+            span.sequence.prompt_likelihoods += islice(told, len(span.scored))
 
 
 def _unfit(sampling: SamplingParams, vocab_size: int) -> InvalidRequest | None:

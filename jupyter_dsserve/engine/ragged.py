@@ -30,7 +30,7 @@ class Plan:
     """A step as numbers, without its sequences: what every rank that holds a part of the model computes.
 
     ``tokens``, ``positions`` and ``places`` (in the cache) have an entry a row of the pass; ``sampled`` are the rows
-    whose logits are wanted. ``moves`` come first.
+    whose logits are wanted, first those that give a token, then those of prompts. ``moves`` come first.
     """
 
     tokens: list[int]
@@ -85,20 +85,26 @@ class RaggedRunner:
         """Nothing to prepare: what an earlier sequence left in the slot is overwritten before it is read."""
 
     def forward(self, step: Step) -> TorchLogits:
-        return TorchLogits(self.compute(self.plan(step)), self.tokenizer.eos_ids)
+        logits = self.compute(self.plan(step))
+        num_sampled = len(step.sampled)
+        return TorchLogits(logits[:num_sampled], self.tokenizer.eos_ids, logits[num_sampled:])
 
     def plan(self, step: Step) -> Plan:
         """``step`` as numbers."""
         plan = Plan([], [], [], [], [], step.moves)
-        last_row: dict[int, int] = {}  # of each slot
+        first_row: dict[int, int] = {}  # of each slot
         for span in self._in_order(step):
             slot, start, end = span.sequence.slot, span.start, span.start + span.num_tokens
             plan.rows.append(Rows(slot, start, len(plan.tokens), span.num_tokens))
             plan.tokens.extend(span.sequence.tokens[start:end])
             plan.positions.extend(range(start, end))
             plan.places.extend(range(self._cache.place(slot, start), self._cache.place(slot, end)))
-            last_row[slot] = len(plan.tokens) - 1
-        plan.sampled.extend(last_row[sequence.slot] for sequence in step.sampled)
+            first_row[slot] = len(plan.tokens) - span.num_tokens
+        for span in step.spans:
+            if span.is_sampled:
+                plan.sampled.append(first_row[span.sequence.slot] + span.num_tokens - 1)
+        for span in step.spans:
+            plan.sampled.extend(first_row[span.sequence.slot] + at - span.start for at in span.scored)
         return plan
 
     @by_all_ranks

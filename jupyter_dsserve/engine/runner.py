@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
-from jupyter_dsserve.engine.sequence import Sequence
+from jupyter_dsserve.engine.sequence import Likelihood, Sequence
 from jupyter_dsserve.engine.tokenizer import Tokenizer
 
 
@@ -53,6 +53,11 @@ class Span:
     num_tokens: int
     is_sampled: bool
 
+    @property
+    def scored(self) -> range:
+        """The positions whose rows say how likely the prompt's next token was, if the sequence asks for that."""
+        return self.sequence.unscored(self.start, self.start + self.num_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -70,14 +75,6 @@ class Step:
         return [span.sequence for span in self.spans if span.is_sampled]
 
 
-@dataclass(frozen=True, slots=True)
-class Likelihood:
-    """The logprob of a token in the model's own distribution, and the likeliest tokens there with theirs."""
-
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
 class Logits(Protocol):
     """What a forward pass gave for the sampled rows of its step. It stays on the device until it is sampled."""
 
@@ -87,6 +84,10 @@ class Logits(Protocol):
 
     def likelihoods(self, sequences: Seq[Sequence], tokens: Seq[int]) -> list[Likelihood | None]:
         """How likely each sampled token was, for the rows whose sequences ask for logprobs."""
+        ...
+
+    def prompt_likelihoods(self, spans: Seq[Span]) -> list[Likelihood]:
+        """How likely the prompt's next token was at each `Span.scored` position, in the order of `Step.spans`."""
         ...
 
 

@@ -9,22 +9,27 @@ import numpy as np
 import torch
 
 from jupyter_dsserve.engine.penalties import adjusted
-from jupyter_dsserve.engine.runner import Likelihood
-from jupyter_dsserve.engine.sequence import Sequence
+from jupyter_dsserve.engine.runner import Span
+from jupyter_dsserve.engine.sequence import Likelihood, Sequence
 
 # Likely tokens looked at first: the nucleus of a trained model nearly always lies within, and a full sort of a
 # large vocabulary takes longer than a step of a small model.
 _NUCLEUS_GUESS = 1024
 # What stands for the logprob of what cannot come, as in OpenAI's API: JSON has no infinity.
 _LEAST_LOGPROB = -9999.0
+# Rows of a prompt looked at together: in single precision each is a copy of the vocabulary's length.
+_SCORED_BLOCK = 256
 
 
 class TorchLogits:
-    """Logits of the sampled rows of a step, ``[rows, vocabulary]``, on their device."""
+    """Logits of the sampled rows of a step, ``[rows, vocabulary]``, on their device, and of its `Span.scored` rows."""
 
-    def __init__(self, logits: torch.Tensor, eos_ids: Collection[int] = ()) -> None:
+    def __init__(
+        self, logits: torch.Tensor, eos_ids: Collection[int] = (), of_prompts: torch.Tensor | None = None
+    ) -> None:
         self.logits = logits
         self._eos_ids = eos_ids
+        self._of_prompts = logits[:0] if of_prompts is None else of_prompts
 
     @torch.inference_mode()
     def sample(self, sequences: Seq[Sequence]) -> list[int]:
@@ -52,6 +57,16 @@ class TorchLogits:
             told = likelihoods_of(self.logits[rows], [tokens[row] for row in rows], [num for _, num in asked])
             for row, one in zip(rows, told, strict=True):
                 found[row] = one
+        return found
+
+    @torch.inference_mode()
+    def prompt_likelihoods(self, spans: Seq[Span]) -> list[Likelihood]:
+        places = [(span.sequence, at + 1) for span in spans for at in span.scored]
+        asked = [(sequence.tokens[at], sequence.sampling.logprobs or 0) for sequence, at in places]
+        found: list[Likelihood] = []
+        for block in range(0, len(asked), _SCORED_BLOCK):
+            tokens, num_top = zip(*asked[block : block + _SCORED_BLOCK], strict=True)
+            found += likelihoods_of(self._of_prompts[block : block + _SCORED_BLOCK], list(tokens), list(num_top))
         return found
 
 

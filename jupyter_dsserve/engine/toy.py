@@ -15,8 +15,8 @@ from typing import NoReturn
 import numpy as np
 
 from jupyter_dsserve.engine.batcher import Arrays, Item, Limits, Work
-from jupyter_dsserve.engine.runner import KVRoom, Likelihood, Step
-from jupyter_dsserve.engine.sequence import Sequence
+from jupyter_dsserve.engine.runner import KVRoom, Span, Step
+from jupyter_dsserve.engine.sequence import Likelihood, Sequence
 from jupyter_dsserve.engine.tokenizer import Tokenizer
 from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
 from jupyter_dsserve.protocol.request import Message, Request, Structure, Texts
@@ -101,6 +101,12 @@ class ToyLogits:
             None if num is None else Likelihood(0.0, ((token, 0.0),)[:num])
             for num, token in zip(asked, tokens, strict=True)
         ]
+
+    def prompt_likelihoods(self, spans: Seq[Span]) -> list[Likelihood]:
+        """A formula expects nothing of a prompt: each byte is as likely as any other."""
+        each = -math.log(ToyTokenizer.vocab_size)
+        asked = [span.sequence.sampling.logprobs or 0 for span in spans for _ in span.scored]
+        return [Likelihood(each, tuple((token, each) for token in range(num))) for num in asked]
 
 
 class FailRate:

@@ -269,15 +269,22 @@ TokenIds = list[TokenId]
 
 class CompletionBody(_OpenAIBody):
     prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
-    max_tokens: MaxTokens | None = None
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     logprobs: NumLikely | None = None
+    echo: bool | None = None
     # known, and only as far as they ask for nothing
     best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
     suffix: None = None
 
     def requests(self) -> Requests:
-        return self._requests("cmpl", self._prompts(), self.sampling(self.max_tokens or 16, self.logprobs))
+        """Raises `InvalidRequest` if nothing is asked for."""
+        max_tokens = 16 if self.max_tokens is None else self.max_tokens
+        if max_tokens == 0 and not self.echo:
+            raise InvalidRequest(
+                "max_tokens is 0: ask for at least 1, or for the prompt itself with echo", param="max_tokens"
+            )
+        sampling = replace(self.sampling(max_tokens, self.logprobs), echo=bool(self.echo))
+        return self._requests("cmpl", self._prompts(), sampling)
 
     def _prompts(self) -> list[Prompt]:
         if isinstance(self.prompt, str):

@@ -42,19 +42,19 @@ def _chat_logprob(one: TokenLogprob | Likely) -> Json:
 
 
 def _text_logprobs(logprobs: tuple[TokenLogprob, ...]) -> Json:
-    """The token that came is always among the likeliest, as one more if it was not."""
+    """The token that came is always among the likeliest, as one more if it was not. The first of a prompt has none."""
     return {
         "tokens": [_token_text(one.text) for one in logprobs],
         "token_logprobs": [one.logprob for one in logprobs],
-        "top_logprobs": [_top(one) for one in logprobs],
+        "top_logprobs": [_top(one, one.logprob) if one.logprob is not None else None for one in logprobs],
         "text_offset": [one.offset for one in logprobs],
     }
 
 
-def _top(one: TokenLogprob) -> dict[str, float]:
+def _top(one: TokenLogprob, own: float) -> dict[str, float]:
     # The likeliest last, so that of two tokens with the same text the likelier one stays.
     likely = {_token_text(t.text): t.logprob for t in reversed(one.top)}
-    return dict(reversed(likely.items())) | {_token_text(one.text): one.logprob}
+    return dict(reversed(likely.items())) | {_token_text(one.text): own}
 
 
 def _token_text(text: bytes) -> str:

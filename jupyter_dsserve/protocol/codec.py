@@ -93,6 +93,7 @@ def _sampling_to_pb(s: SamplingParams) -> pb.Sampling:
         min_tokens=s.min_tokens,
         logprobs=s.logprobs,
         structure=_structure_to_pb(s.structure) if s.structure else None,
+        echo=s.echo,
     )
 
 
@@ -114,6 +115,7 @@ def _sampling_from_pb(s: pb.Sampling) -> SamplingParams:
         min_tokens=s.min_tokens,
         logprobs=s.logprobs if s.HasField("logprobs") else None,
         structure=_structure_from_pb(s.structure) if s.HasField("structure") else None,
+        echo=s.echo,
     )
 
 
@@ -160,7 +162,8 @@ def chunk_from_pb(message: pb.Chunk) -> Chunk:
 
 
 def _logprob_from_pb(one: pb.TokenLogprob) -> TokenLogprob:
-    return TokenLogprob(one.text, one.logprob, one.offset, tuple(Likely(t.text, t.logprob) for t in one.top))
+    logprob = one.logprob if one.HasField("logprob") else None
+    return TokenLogprob(one.text, logprob, one.offset, tuple(Likely(t.text, t.logprob) for t in one.top))
 
 
 def info_to_pb(info: ModelInfo) -> pb.ModelInfo:

@@ -38,6 +38,8 @@ class SamplingParams:
     those of what stood in the answer, once and for each time (0 is off); ``logit_bias`` is added to those of its
     token ids.
     ``logprobs`` asks for the logprob of each token, and for those of that many of the likeliest (None: for none).
+    With ``echo`` the answer begins with the prompt's text, which has its logprobs too then; ``max_tokens`` 0 gives
+    nothing but that.
     ``structure`` leaves only tokens that keep the answer in its form, and ends it once nothing may follow.
     The same ``seed`` with the same prompt gives the same answer, whatever else is in the batch.
     """
@@ -58,6 +60,7 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     structure: Structure | None = None
+    echo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +136,12 @@ class TokenLogprob:
     """A token of an answer, as bytes of text (it may hold a part of a character), with its logprob.
 
     A logprob is the natural logarithm of the probability that the model itself gives: of the softmax of its logits,
-    before temperature, penalties and filters. ``offset`` is where the text begins in the answer's, in characters;
-    ``top`` are the likeliest tokens at this place, the likeliest first.
+    before temperature, penalties and filters; the first token of a prompt has none. ``offset`` is where the text begins
+    in the answer's, in characters; ``top`` are the likeliest tokens at this place, the likeliest first.
     """
 
     text: bytes
-    logprob: float
+    logprob: float | None
     offset: int
     top: tuple[Likely, ...] = ()
 

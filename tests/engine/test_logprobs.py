@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from jupyter_dsserve.engine.logprobs import HeldLogprobs
 from jupyter_dsserve.engine.ragged import RaggedRunner
-from jupyter_dsserve.engine.runner import Likelihood
 from jupyter_dsserve.engine.sampling import TorchLogits, likelihoods_of
-from jupyter_dsserve.engine.sequence import Sequence
+from jupyter_dsserve.engine.sequence import Likelihood, Sequence
 from jupyter_dsserve.engine.toy import ToyRunner
-from jupyter_dsserve.protocol.request import SamplingParams, TokenLogprob
+from jupyter_dsserve.protocol.request import FinishReason, SamplingParams, TokenLogprob, Usage
 from tests.engine.test_loop import AT_ONCE, Driver, toy_text
 from tests.engine.tiny_models import load, random_prompts, save_architecture
 
@@ -28,6 +28,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runner(folder: Path) -> RaggedRunner:
     return load(folder)
+
+
+@pytest.fixture
+def toy() -> Driver:
+    return Driver(ToyRunner(AT_ONCE, 64))
 
 
 def sequence(**sampling: Any) -> Sequence:
@@ -78,6 +83,69 @@ def test_an_answer_has_the_logprobs_of_a_plain_forward_pass(folder: Path, runner
         for one, row in zip(found, wanted, strict=True):
             assert [t.logprob for t in one.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-3)
         assert [one.text for one in found] == [runner.tokenizer.token_bytes(token) for token in tokens[len(prompt) :]]
+
+
+def test_an_echoed_prompt_has_the_logprobs_of_a_plain_forward_pass_however_it_is_cut(
+    folder: Path, runner: RaggedRunner
+) -> None:
+    """Prompts longer than a step come in chunks, beside one that is not scored and after one that began alike."""
+    driver = Driver(runner)  # type: ignore[arg-type]
+    (long, short), plain = random_prompts((70, 20)), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    driver.engine.post(Sequence("before", list(long), SamplingParams(1)))
+    driver.run("before")
+    scored = {"long": (long, 2), "short": (short, 2), "only": (long, 0)}
+    for id, (prompt, max_tokens) in scored.items():
+        driver.engine.post(Sequence(id, list(prompt), SamplingParams(max_tokens, logprobs=2, echo=True)))
+    driver.engine.post(Sequence("other", [5] * 50, SamplingParams(8)))
+    driver.run(*scored, "other")
+    for id, (prompt, max_tokens) in scored.items():
+        found = told(driver, id)
+        assert len(found) == len(prompt) + max_tokens
+        assert (found[0].logprob, found[0].top) == (None, ())
+        with torch.inference_mode():
+            wanted = plain(torch.tensor([prompt])).logits[0, :-1].log_softmax(-1)
+        own = wanted.gather(-1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
+        assert [one.logprob for one in found[1 : len(prompt)]] == pytest.approx(own, abs=1e-3)
+        for one, row in zip(found[1 : len(prompt)], wanted, strict=True):
+            assert [t.logprob for t in one.top] == pytest.approx(row.topk(2).values.tolist(), abs=1e-3)
+    end = driver.end("only")
+    assert end is not None
+    assert (end.finish_reason, end.usage) == (FinishReason.LENGTH, Usage(len(long), 0))
+    assert told(driver, "other") == []
+
+
+def test_a_sequence_that_was_put_aside_while_its_prompt_was_scored_scores_the_rest_and_says_it_once(
+    runner: RaggedRunner,
+) -> None:
+    def told_with(preempt_after: int) -> list[TokenLogprob]:
+        driver = Driver(runner)  # type: ignore[arg-type]
+        driver.engine.post(
+            Sequence("a", list(random_prompts((70,))[0]), SamplingParams(5, logprobs=1, echo=True, seed=1))
+        )
+        for _ in range(preempt_after):
+            driver.engine.turn()
+        driver.engine.scheduler.forget()
+        driver.run("a")
+        return told(driver)
+
+    plain = told_with(0)
+    assert len(plain) == 75
+    for turns in (1, 2, 3, 5):
+        found = told_with(turns)
+        assert [(one.text, one.offset) for one in found] == [(one.text, one.offset) for one in plain]
+        assert [one.logprob for one in found[1:]] == pytest.approx([one.logprob for one in plain[1:]], abs=1e-3)
+
+
+def test_an_echo_comes_first_and_stop_strings_do_not_look_at_it(toy: Driver) -> None:
+    whole = toy_text("hello", 12)
+    toy.post("a", "hello", SamplingParams(max_tokens=12, echo=True, stop=("hell", whole[7:9]), logprobs=1))
+    toy.post("b", "né€", SamplingParams(max_tokens=0, echo=True))
+    toy.run("a", "b")
+    assert toy.text("a") == "hello" + whole[: whole.index(whole[7:9])]
+    assert toy.text("b") == "né€"
+    assert [one.offset for one in told(toy)] == list(range(len(toy.text("a"))))
+    assert [one.logprob for one in told(toy)[:2]] == [None, pytest.approx(-math.log(256))]
+    assert toy.end("b").usage == Usage(6, 0)  # type: ignore[union-attr]
 
 
 def told(driver: Driver, id: str = "a") -> list[TokenLogprob]:

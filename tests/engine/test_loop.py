@@ -96,6 +96,7 @@ def test_text_held_back_for_a_stop_string_that_never_completes_comes_at_the_end(
         (b"", SamplingParams(), "empty"),
         (b"x" * 64, SamplingParams(), "64 tokens"),
         (b"x" * 60, SamplingParams(max_tokens=5), "at most 4"),
+        (b"x" * 65, SamplingParams(max_tokens=0, echo=True), "65 tokens"),
         (b"x", SamplingParams(max_tokens=5, min_tokens=6), "min_tokens is 6, and max_tokens only 5"),
         (b"x", SamplingParams(logit_bias=((3, 1.0), (256, 1.0))), "logit_bias names token 256"),
         (b"x", SamplingParams(stop_token_ids=(300,)), "stop_token_ids names token 300"),

@@ -76,6 +76,7 @@ def test_an_error_the_other_side_does_not_know_is_still_an_error() -> None:
             4,
             5,
             Structure(StructureKind.REGEX, "é+", "response_format"),
+            True,
         ),
         SamplingParams(seed=0, logprobs=0),
     ],
@@ -104,7 +105,7 @@ def test_a_request_without_a_prompt_is_refused() -> None:
             "é",
             2,
             logprobs=(
-                TokenLogprob(b"\xc3", -0.1, 0),
+                TokenLogprob(b"\xc3", None, 0),
                 TokenLogprob(b"\xa9", -1 / 3, 0, (Likely(b"\xa9", -1 / 3), Likely(b"", -9999.0))),
             ),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
@@ -64,6 +65,25 @@ async def test_who_asks_for_no_logprobs_gets_none(client: AsyncOpenAI) -> None:
     assert (await client.completions.create(model="demo", prompt="hi", max_tokens=3)).choices[0].logprobs is None
     chosen = await client.completions.create(model="demo", prompt="hi", max_tokens=3, logprobs=0)
     assert chosen.choices[0].logprobs is not None, "0 asks for the tokens' own"
+
+
+async def test_an_echo_begins_with_the_prompt_and_its_first_token_has_no_logprob(client: AsyncOpenAI) -> None:
+    ask: Any = {"model": "demo", "prompt": "hello", "max_tokens": 3, "echo": True, "logprobs": 1}
+    (choice,) = (await client.completions.create(**ask)).choices
+    assert choice.text == "hello" + toy_text("hello", 3)
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens == list(choice.text)
+    assert choice.logprobs.text_offset == list(range(8))
+    assert choice.logprobs.token_logprobs is not None
+    assert choice.logprobs.top_logprobs is not None
+    assert (choice.logprobs.token_logprobs[0], choice.logprobs.top_logprobs[0]) == (None, None)
+    assert choice.logprobs.token_logprobs[1] == pytest.approx(-math.log(256))
+    stream = await client.completions.create(**ask, stream=True)
+    assert "".join([chunk.choices[0].text async for chunk in stream]) == choice.text
+    scored = await client.completions.create(**ask | {"max_tokens": 0, "prompt": ["ab", "c"]})
+    assert [c.text for c in scored.choices] == ["ab", "c"]
+    assert scored.usage is not None
+    assert (scored.usage.prompt_tokens, scored.usage.completion_tokens) == (3, 0)
 
 
 async def test_n_choices_come_with_their_index_and_the_prompt_counted_once(client: AsyncOpenAI) -> None:
