@@ -34,13 +34,12 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The seconds that count, of the clock of the outcomes. ``generator_cpu``: the share of one processor core that
-    asking itself took meanwhile; near 1 it, and not the server, may be what is slow. ``is_warm``: the first wave had
-    ended before."""
+    """The seconds that count, of the clock of the outcomes. ``lag_s``: how late the one who asks was awake meanwhile
+    (p95): so much the latencies are too long. ``is_warm``: the first wave had ended before."""
 
     start_s: float
     end_s: float
-    generator_cpu: float = 0.0
+    lag_s: float = 0.0
     is_warm: bool = True
 
     @property
@@ -73,7 +72,7 @@ class Point:
     in_flight: float
     prompt_tokens: float | None
     output_tokens: float | None
-    generator_cpu: float
+    lag_s: float
     is_warm: bool
 
 
@@ -99,7 +98,7 @@ def point_of(load: Load, outcomes: Sequence[Outcome], window: Window, slo: Slo, 
         in_flight=mean_in_flight(outcomes, window),
         prompt_tokens=_mean(o.prompt_tokens for o in answered),
         output_tokens=_mean(o.num_tokens for o in answered),
-        generator_cpu=window.generator_cpu,
+        lag_s=window.lag_s,
         is_warm=window.is_warm,
     )
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from jupyter_dsserve.bench.measure import Point, Quantiles
 from jupyter_dsserve.bench.plan import Plan, Slo
 
-# From here on, asking itself may be what is slow.
-_BUSY_CPU = 0.8
+# An idle machine wakes us within a millisecond.
+_LATE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,12 @@ class Report:
                 f"At {', '.join(cold)} the first wave had not ended after {self.plan.drain_s:g} s (drain_s): "
                 "the server was still warming up when it was measured."
             )
-        busy = [str(point.load) for point in self.points if point.generator_cpu > _BUSY_CPU]
-        if busy:
-            said.append(f"Asking alone took most of a processor core at {', '.join(busy)}: the server may be faster.")
+        late = [f"{1000 * p.lag_s:.0f} ms at {p.load}" for p in self.points if p.lag_s > _LATE_S]
+        if late:
+            said.append(
+                f"Asking itself came late, by {', '.join(late)} (p95): latencies are too long by as much. Ask from a "
+                "machine that has time to spare."
+            )
         return said
 
     def _title(self) -> str:

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from threading import Event, Thread
 from typing import Any
 
-from jupyter_dsserve.bench.measure import Point, Window, followed, point_of
+from jupyter_dsserve.bench.measure import Point, Quantiles, Window, followed, point_of
 from jupyter_dsserve.bench.outcome import Outcome, Reading
 from jupyter_dsserve.bench.plan import Load, Plan
 from jupyter_dsserve.bench.report import Report
@@ -86,7 +86,7 @@ class Bench:
             self._running = _Running(server, self._plan, index, load, found, lambda: self._is_stopped)
             window = await self._running.run()
         outcomes, self._running = self._running.outcomes, None
-        if window.length_s < _TICK_S:  # stopped while it warmed up
+        if self._is_stopped and window.length_s < _TICK_S:  # stopped while it warmed up
             return
         self._points.append(point_of(load, outcomes, window, self._plan.slo, self._plan.requests))
         for outcome in outcomes:
@@ -116,6 +116,7 @@ class _Running:
         self._num_first = 0  # of the first wave, ended
         self._asking: set[asyncio.Task[None]] = set()
         self._fault: BaseException | None = None  # of our own
+        self._lags_s: list[float] = []  # how late we were awake, each time
         self._begun_s = time.monotonic()
         self._start_s = 0.0
 
@@ -160,7 +161,8 @@ class _Running:
     # ---- inside
 
     async def _counted(self, is_warm: bool) -> Window:
-        cpu_s, self._start_s = time.thread_time(), time.monotonic()
+        self._start_s = time.monotonic()
+        self._lags_s.clear()
         if most := self._plan.requests:
             asked = self._num_asked + most
             await self._until(lambda: self._num_asked >= asked, self._plan.seconds)
@@ -170,8 +172,7 @@ class _Running:
         is_early = self._is_stopped() or bool(most)
         now_s = time.monotonic()
         end_s = now_s if is_early else min(now_s, self._start_s + self._plan.seconds)
-        cpu = (time.thread_time() - cpu_s) / max(now_s - self._start_s, 1e-9)
-        return Window(self._start_s, end_s, cpu, is_warm)
+        return Window(self._start_s, end_s, Quantiles.of(self._lags_s).p95 or 0.0, is_warm)
 
     def _are_open(self, window: Window) -> bool:
         return any(window.start_s <= asked_s < window.end_s for asked_s in self._open.values())
@@ -179,8 +180,10 @@ class _Running:
     async def _until(self, is_there: Callable[[], bool], limit_s: float) -> None:
         end_s = time.monotonic() + limit_s
         # What it looks at changes in many places, one of them another thread.
-        while not (is_there() or self._fault or self._is_stopped()) and (left_s := end_s - time.monotonic()) > 0:  # noqa: ASYNC110
+        while not (is_there() or self._fault or self._is_stopped()) and (left_s := end_s - time.monotonic()) > 0:
+            due_s = time.monotonic() + min(_TICK_S, left_s)
             await asyncio.sleep(min(_TICK_S, left_s))
+            self._lags_s.append(time.monotonic() - due_s)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

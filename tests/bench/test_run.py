@@ -52,7 +52,7 @@ async def test_a_closed_loop_keeps_so_many_in_flight_and_finds_the_toys_speed(ga
         assert 10 <= point.output_tokens <= 30
         assert (point.errors, point.unfinished) == ({}, 0)
     assert report.tokens_counted_by == "usage"
-    assert report.notes() == []
+    assert report.error_details == {}
 
 
 async def test_arrivals_at_a_rate_never_wait_for_answers(gateway: Gateway, caller: Caller) -> None:
@@ -76,7 +76,7 @@ async def test_errors_are_counted_by_kind_and_the_rest_is_measured(gateway: Gate
     assert sum(point.errors.values()) + point.answered == 40
     assert 8 <= point.errors["HTTP 500"] <= 12
     assert point.latency_s.p50 == pytest.approx(0.025, abs=0.015)
-    assert report.notes() == ["HTTP 500: the toy was told to fail: fail_rate=0.25"]
+    assert report.notes()[0] == "HTTP 500: the toy was told to fail: fail_rate=0.25"
 
 
 async def test_a_version_that_goes_away_meanwhile_is_errors_and_no_end(gateway: Gateway, caller: Caller) -> None:
@@ -101,6 +101,21 @@ async def test_it_stops_by_itself_also_when_no_answer_ends(gateway: Gateway, cal
     assert point.output_tokens_per_s == pytest.approx(3 / 0.02, rel=0.3), "what flows is measured all the same"
     assert "the first wave had not ended after 0.4 s" in report.notes()[0]
     await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 0, timeout_s=5)
+
+
+async def test_when_asking_itself_comes_late_the_report_says_so(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.002")
+
+    async def hold_up() -> None:
+        while True:
+            time.sleep(0.06)  # noqa: ASYNC251  (holding up the loop is the point)
+            await asyncio.sleep(0.001)
+
+    holding = asyncio.create_task(hold_up())
+    report = await pressed(gateway, concurrency=1, seconds=0.5, output_tokens=5)
+    holding.cancel()
+    assert report.points[0].lag_s > 0.03
+    assert report.notes()[-1].startswith("Asking itself came late, by ")
 
 
 async def test_what_is_asked_and_not_answered_in_time_is_unfinished(gateway: Gateway, caller: Caller) -> None:
@@ -190,7 +205,7 @@ async def test_another_server_is_sent_nothing_special_and_its_pieces_are_counted
     (point,) = report.points
     assert (point.answered, point.output_tokens, point.prompt_tokens) == (10, 5, None)
     assert report.tokens_counted_by == "pieces"
-    assert report.notes() == ["The server tells no usage: each piece of text was counted as one token."]
+    assert report.notes()[0] == "The server tells no usage: each piece of text was counted as one token."
     forced = await Bench(Target.at(plain, model="m"), Plan.read(requests=2, concurrency=1, ignore_eos=True)).run()
     assert set(forced.points[0].errors) == {"HTTP 422"}
 
