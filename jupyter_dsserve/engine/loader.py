@@ -26,6 +26,7 @@ from jupyter_dsserve.engine.hf_tokenizer import HFTokenizer
 from jupyter_dsserve.engine.host import num_cores
 from jupyter_dsserve.engine.linear import can_pack, pack_linears
 from jupyter_dsserve.engine.memory import available_bytes
+from jupyter_dsserve.engine.merge import base_path, merged, tokenizer_path
 from jupyter_dsserve.engine.ragged import RaggedRunner
 from jupyter_dsserve.engine.ranks import follow, lead, least_of_ranks
 from jupyter_dsserve.engine.zero import offloaded, offloaded_dtype
@@ -77,7 +78,8 @@ def load_runner(
             progress("packing", 0.9)
             pack_linears(engine.module)
     progress("tokenizer", 0.95)
-    tokenizer = HFTokenizer.load(model_path, _eos_ids(model), model.get_input_embeddings().num_embeddings)
+    vocab_size = model.get_input_embeddings().num_embeddings
+    tokenizer = HFTokenizer.load(tokenizer_path(model_path), _eos_ids(model), vocab_size)
     # So that a second version still fits beside it.
     kv_bytes = least_of_ranks(spec.kv_bytes // spec.tp or available_bytes(device) // (2 * _num_sharing(spec, device)))
     progress("loaded", 1.0)
@@ -100,6 +102,7 @@ def _num_sharing(spec: WorkerSpec, device: torch.device) -> int:
 
 def _config(model_path: str) -> Any:
     """The model's config, if it is one of a causal language model whose layers we know."""
+    model_path = base_path(model_path)
     if os.path.isdir(model_path):
         refuse_directory(Path(model_path))
     try:
@@ -218,7 +221,7 @@ def _model(model_path: str, config: Any, dtype: torch.dtype, progress: Callable[
     try:
         with reported(progress):
             model, found = AutoModelForCausalLM.from_pretrained(
-                model_path,
+                base_path(model_path),
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
@@ -233,6 +236,7 @@ def _model(model_path: str, config: Any, dtype: torch.dtype, progress: Callable[
             "in: save the whole model again",
             param="model",
         )
+    model = merged(model, model_path)
     model.set_attn_implementation(attention.NAME)
     if model.config._attn_implementation != attention.NAME:
         raise InvalidRequest(

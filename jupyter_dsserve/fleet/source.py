@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jupyter_dsserve.adapter import Adapter
 from jupyter_dsserve.demo import builtin_names, builtin_path
 from jupyter_dsserve.protocol.combinations import check_combination, check_split
 from jupyter_dsserve.protocol.errors import InvalidRequest
@@ -66,7 +67,7 @@ def model_path(model: str, runner: RunnerName, task: Task = "generate", *, allow
         return str(path)
     if os.path.isfile(model):
         raise _refused(f"model {model!r} is a file: give the directory that holds config.json and *.safetensors")
-    if model.startswith((".", "/", "~")) or len(model) > _MAX_HUB_NAME or not _HUB_NAME.fullmatch(model):
+    if not _is_hub_name(model):
         raise _refused(
             f"model {model!r} does not exist here: give a directory, a hub name such as org/name, or one of "
             + ", ".join(f"builtin:{name}" for name in builtin_names())
@@ -81,7 +82,10 @@ def check_can_load(path: str, spec: WorkerSpec) -> None:
     """
     check_combination(spec)
     if os.path.isdir(path):
-        check_split(spec.model, _config(Path(path)), spec.tp)
+        adapter = Adapter.read(Path(path))
+        base = Path(adapter.base if adapter else path)
+        if base.is_dir():  # else it is a hub name
+            check_split(spec.model, _config(base), spec.tp)
 
 
 def canonical(model: str) -> str:
@@ -131,6 +135,9 @@ def _builtin(name: str) -> Path:
 
 
 def _check_directory(path: Path, task: Task) -> None:
+    if adapter := Adapter.read(path):
+        _check_adapter(adapter, task)
+        return
     architectures = _config(path).get("architectures") or []
     if task == "generate":
         _check_generates(path, architectures)
@@ -141,6 +148,24 @@ def _check_directory(path: Path, task: Task) -> None:
         )
     if not any(path.glob("*.safetensors")):
         _refuse_without_safetensors(path)
+
+
+def _check_adapter(adapter: Adapter, task: Task) -> None:
+    if task != "generate":
+        raise _refused(
+            f"model {str(adapter.path)!r} is a PEFT adapter: only for the task generate are they merged into their base"
+        )
+    if Path(adapter.base).is_dir():
+        _check_directory(Path(adapter.base), task)
+    elif not _is_hub_name(adapter.base):
+        raise _refused(
+            f"model {str(adapter.path)!r} is a PEFT adapter for {adapter.base!r}, which is no directory here, seen "
+            "from it, and no hub name: write where its base lies into base_model_name_or_path of its adapter_config.json"
+        )
+
+
+def _is_hub_name(name: str) -> bool:
+    return not name.startswith((".", "/", "~")) and len(name) <= _MAX_HUB_NAME and bool(_HUB_NAME.fullmatch(name))
 
 
 def _check_generates(path: Path, architectures: Sequence[object]) -> None:
@@ -158,11 +183,6 @@ def _check_generates(path: Path, architectures: Sequence[object]) -> None:
 
 def _config(path: Path) -> dict[str, Any]:
     if not (path / "config.json").is_file():
-        if (path / "adapter_config.json").is_file():
-            raise _refused(
-                f"model {str(path)!r} is a PEFT adapter: merge it into its base first "
-                "(model.merge_and_unload().save_pretrained(DIR)) and give that directory"
-            )
         raise _refused(f"model {str(path)!r} holds no config.json: give the directory of a saved transformers model")
     try:
         config = json.loads((path / "config.json").read_text())

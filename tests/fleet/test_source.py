@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jupyter_dsserve.adapter import Adapter
 from jupyter_dsserve.fleet.source import model_path
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.spec import RunnerName, Task
@@ -100,8 +101,43 @@ def test_a_model_with_attention_of_its_own_is_refused(tmp_path: Path, architectu
     assert f"{architecture}, which does not go through transformers' AttentionInterface" in refusal(model)
 
 
-def test_an_adapter_is_told_to_be_merged(tmp_path: Path) -> None:
-    assert "merge" in refusal(directory(tmp_path / "m", "adapter_config.json", "adapter_model.safetensors"))
+class TestAdapters:
+    def adapter(self, path: Path, base: str = "../base", kind: str = "LORA", *files: str) -> Path:
+        found = directory(path, *(files or ("adapter_model.safetensors",)))
+        settings = {"peft_type": kind, "base_model_name_or_path": base}
+        (found / "adapter_config.json").write_text(json.dumps(settings))
+        return found
+
+    def test_one_whose_base_would_load_is_taken(self, tmp_path: Path) -> None:
+        base = directory(tmp_path / "base", "model.safetensors", architectures=["LlamaForCausalLM"])
+        for number, named in enumerate(("../base", str(base), "org/name-7b")):
+            path = self.adapter(tmp_path / f"a{number}", named)
+            assert model_path(str(path), "ragged") == str(path)
+            found = Adapter.read(path)
+            assert found is not None
+            assert found.base == (named if named == "org/name-7b" else str(base))
+
+    def test_its_base_passes_the_same_checks(self, tmp_path: Path) -> None:
+        directory(tmp_path / "base", "model.safetensors", architectures=["BertForMaskedLM"])
+        assert "BertForMaskedLM, which does not generate" in refusal(self.adapter(tmp_path / "a"))
+
+    @pytest.mark.parametrize(
+        ("base", "kind", "files", "words"),
+        [
+            ("../nowhere", "LORA", (), "no directory here, seen from it, and no hub name"),
+            ("", "LORA", (), "names no base_model_name_or_path"),
+            ("org/name", "PROMPT_TUNING", (), "type PROMPT_TUNING cannot be merged"),
+            ("org/name", "LORA", ("adapter_model.bin",), "no adapter_model.safetensors"),
+            ("org/name", "LORA", ("adapter_model.safetensors", "config.json"), "holds a whole model too"),
+        ],
+    )
+    def test_what_cannot_be_merged_is_refused(
+        self, base: str, kind: str, files: tuple[str, ...], words: str, tmp_path: Path
+    ) -> None:
+        assert words in refusal(self.adapter(tmp_path / "a", base, kind, *files))
+
+    def test_only_models_that_generate_have_them(self, tmp_path: Path) -> None:
+        assert "only for the task generate" in refusal(self.adapter(tmp_path / "a", "org/name"), "encoder", "embed")
 
 
 def test_toy_models_and_the_toy_runner_go_together() -> None:
