@@ -36,9 +36,7 @@ class Adapter:
         if (path / "config.json").is_file():
             raise _refused(path, "it holds a whole model too: give a directory with one of the two")
         if kind not in _MERGED:
-            raise _refused(
-                path, f"an adapter of type {kind} cannot be merged into its base: use one of {', '.join(_MERGED)}"
-            )
+            raise _refused(path, f"one of type {kind} cannot be merged into its base: use one of {', '.join(_MERGED)}")
         if not (path / "adapter_model.safetensors").is_file():
             raise _refused(path, "it holds no adapter_model.safetensors (pickled weights can run code): save it again")
         if not base:

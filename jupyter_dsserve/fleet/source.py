@@ -160,7 +160,7 @@ def _check_adapter(adapter: Adapter, task: Task) -> None:
     elif not _is_hub_name(adapter.base):
         raise _refused(
             f"model {str(adapter.path)!r} is a PEFT adapter for {adapter.base!r}, which is no directory here, seen "
-            "from it, and no hub name: write where its base lies into base_model_name_or_path of its adapter_config.json"
+            "from it, and no hub name: write where its base lies into its adapter_config.json"
         )
 
 

@@ -126,7 +126,7 @@ class TestAdapters:
         [
             ("../nowhere", "LORA", (), "no directory here, seen from it, and no hub name"),
             ("", "LORA", (), "names no base_model_name_or_path"),
-            ("org/name", "PROMPT_TUNING", (), "type PROMPT_TUNING cannot be merged"),
+            ("org/name", "PROMPT_TUNING", (), "one of type PROMPT_TUNING cannot be merged"),
             ("org/name", "LORA", ("adapter_model.bin",), "no adapter_model.safetensors"),
             ("org/name", "LORA", ("adapter_model.safetensors", "config.json"), "holds a whole model too"),
         ],
