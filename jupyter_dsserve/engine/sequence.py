@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from jupyter_dsserve.protocol.request import SamplingParams
 
@@ -24,6 +24,32 @@ class Likelihood:
 
     logprob: float | None
     top: tuple[tuple[int, float], ...]
+
+
+class TokenCounts:
+    """How often each token stands in a list that grows, from place ``start`` on. Counts only what came since it was
+    asked last."""
+
+    __slots__ = ("_counts", "_ids", "_num_read", "_places")
+
+    def __init__(self, start: int) -> None:
+        self._num_read = start
+        self._places: dict[int, int] = {}  # of a token in the arrays, which have room for more
+        self._ids = np.empty(0, np.int64)
+        self._counts = np.empty(0, np.float32)
+
+    def of(self, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens, each once, int64, and how often, float32."""
+        new = tokens[self._num_read :]
+        self._num_read += len(new)
+        for token in new:
+            place = self._places.setdefault(token, len(self._places))
+            if place == len(self._ids):
+                self._ids = np.concatenate([self._ids, np.empty(place + 16, np.int64)])
+                self._counts = np.concatenate([self._counts, np.zeros(place + 16, np.float32)])
+            self._ids[place] = token
+            self._counts[place] += 1
+        return self._ids[: len(self._places)], self._counts[: len(self._places)]
 
 
 @dataclass(slots=True, eq=False)
@@ -52,11 +78,13 @@ class Sequence:
     matcher: Matcher | None = None
     prompt_likelihoods: list[Likelihood] = field(default_factory=list)
     random: random.Random = field(init=False)
-    _counts: Counter[int] = field(default_factory=Counter)
+    _seen: TokenCounts = field(init=False)
+    _said: TokenCounts = field(init=False)
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.tokens)
         self.random = random.Random(self.sampling.seed)
+        self._seen, self._said = TokenCounts(0), TokenCounts(self.num_prompt)
         if self.scores_prompt:
             self.prompt_likelihoods.append(Likelihood(None, ()))
             self.reuses_prefix = False  # what is not computed has no logits
@@ -76,10 +104,14 @@ class Sequence:
         return range(max(start, len(self.prompt_likelihoods) - 1), min(end, self.num_prompt - 1))
 
     @property
-    def output_counts(self) -> Mapping[int, int]:
-        """How often each token stands in the answer. Counts only what came since it was asked last."""
-        self._counts.update(self.tokens[self.num_prompt + self._counts.total() :])
-        return self._counts
+    def seen(self) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of prompt and answer, each once, and how often."""
+        return self._seen.of(self.tokens)
+
+    @property
+    def said(self) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of the answer, each once, and how often."""
+        return self._said.of(self.tokens)
 
     @property
     def is_decoding(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -45,6 +46,23 @@ def test_the_repetition_penalty_is_transformers(penalty: float) -> None:
     plain, one = logits(1), sequence([3, 4, 4], [7, 3], repetition_penalty=penalty)
     theirs = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([one.tokens]), plain.clone())
     assert torch.equal(adjusted(plain, [one], []), theirs)
+
+
+def test_a_growing_sequence_is_penalised_as_a_fresh_one_and_many_rows_as_each_alone() -> None:
+    plain, draw = logits(6), random.Random(3)
+    kinds: list[dict[str, Any]] = [
+        {"repetition_penalty": 1.4, "frequency_penalty": 0.3},
+        {"presence_penalty": -1.0, "logit_bias": ((1, 2.0), (49, -3.0))},
+        {"min_tokens": 30, "repetition_penalty": 0.7, "presence_penalty": 0.1},
+    ]
+    growing = [sequence([draw.randrange(VOCABULARY) for _ in range(9)], **kind) for kind in kinds * 2]
+    for _ in range(45):
+        fresh = [sequence(s.tokens[:9], s.tokens[9:], **kind) for s, kind in zip(growing, kinds * 2, strict=True)]
+        together = adjusted(plain, growing, [0])
+        alone = [adjusted(plain[row : row + 1], [one], [0]) for row, one in enumerate(fresh)]
+        assert torch.equal(together, torch.cat(alone))
+        for s in growing:
+            s.tokens.append(draw.randrange(VOCABULARY))
 
 
 def test_presence_and_frequency_count_the_answer_and_not_the_prompt() -> None:
