@@ -75,7 +75,10 @@ class Server:
         try:
             return await asyncio.wait_for(self._look(chat), limit_s)
         except asyncio.TimeoutError:
-            raise Unavailable(f"{self._target.url} did not answer within {limit_s:g} s") from None
+            raise Unavailable(
+                f"{self._target.url} did not answer with one token within {limit_s:g} s (drain_s): if it is only slow "
+                "to start, ask it something first"
+            ) from None
 
     async def _look(self, chat: bool) -> Found:
         model = self._target.model or await self._only_model()
@@ -157,4 +160,6 @@ def _said(raw: bytes) -> str:
 
 
 def _words(fault: Any) -> str:
+    if isinstance(fault, aiohttp.ClientConnectorError):
+        fault = fault.os_error  # without what aiohttp says of TLS
     return str(fault) or type(fault).__name__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,7 @@ class BenchApp(Command):
         try:
             plan, target = self._plan(), self._target(words[0] if words else "")
             self._check_files()
+            _allow_connections()
             with BenchBar() as bar:
                 report = run_blocking(target, plan, bar)
         except DSServeError as fault:
@@ -140,3 +143,10 @@ class BenchApp(Command):
                 report.figure().write_html(Path(self.plot).expanduser(), include_plotlyjs=True)
         except OSError as fault:
             self.quit(f"{fault.filename} cannot be written ({fault.strerror})")
+
+
+def _allow_connections() -> None:
+    """Each request under way is an open file, of which many systems allow 1024 until one asks for more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # then errors say so
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
