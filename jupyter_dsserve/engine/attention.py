@@ -97,6 +97,16 @@ def attending(step: PackedStep) -> Iterator[None]:
         _step.reset(token)
 
 
+@contextmanager
+def eager(model: Any) -> Iterator[None]:
+    """Inside, ``model`` attends by transformers' own code, without our cache."""
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(NAME)
+
+
 def split(rows: list[Rows], window: int | None, call_cost: int, can_gather: bool) -> list[list[Rows]]:
     """Cut a step's rows into runs that attend in one call each.
 

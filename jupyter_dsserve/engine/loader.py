@@ -21,12 +21,14 @@ from transformers.utils import logging as transformers_logging
 
 from jupyter_dsserve.engine import attention
 from jupyter_dsserve.engine.device import named_device
+from jupyter_dsserve.engine.equivalence import Least, least_agreement, reference
 from jupyter_dsserve.engine.group import FollowerLaunch, RankGroup
 from jupyter_dsserve.engine.hf_tokenizer import HFTokenizer
 from jupyter_dsserve.engine.host import num_cores
 from jupyter_dsserve.engine.linear import can_pack, pack_linears
 from jupyter_dsserve.engine.memory import available_bytes
 from jupyter_dsserve.engine.merge import base_path, merged, tokenizer_path
+from jupyter_dsserve.engine.quantize import quantise_linears
 from jupyter_dsserve.engine.ragged import RaggedRunner
 from jupyter_dsserve.engine.ranks import follow, lead, least_of_ranks
 from jupyter_dsserve.engine.zero import offloaded, offloaded_dtype
@@ -68,18 +70,13 @@ def load_runner(
     elif seat:
         follow(seat, device)
     model = _model(model_path, config, dtype, lambda done: progress("weights", 0.05 + 0.8 * done))
-    progress("deepspeed", 0.85)
-    if spec.zero:
-        engine = offloaded(model, spec.zero, spec.nvme_dir, device)
-    else:
-        # AutoTP takes each rank's part from the mapped weights, so that a device never holds more than its part.
-        engine = wrapped(model if spec.tp > 1 else model.to(device), dtype, spec.tp)
-        if can_pack(engine.module):
-            progress("packing", 0.9)
-            pack_linears(engine.module)
-    progress("tokenizer", 0.95)
     vocab_size = model.get_input_embeddings().num_embeddings
     tokenizer = HFTokenizer.load(tokenizer_path(model_path), _eos_ids(model), vocab_size)
+    least = None
+    if (share := least_agreement(spec)) is not None and not isinstance(seat, FollowerLaunch):
+        progress("comparing", 0.85)
+        least = Least(share, reference(model, tokenizer, context))
+    engine = _under_deepspeed(spec, model, device, dtype, progress)
     # So that a second version still fits beside it.
     kv_bytes = least_of_ranks(spec.kv_bytes // spec.tp or available_bytes(device) // (2 * _num_sharing(spec, device)))
     progress("loaded", 1.0)
@@ -92,7 +89,24 @@ def load_runner(
         max_context=context,
         kv_bytes=kv_bytes,
         group=seat if isinstance(seat, RankGroup) else None,
+        least=least,
     )
+
+
+def _under_deepspeed(spec: WorkerSpec, model: Any, device: torch.device, dtype: torch.dtype, progress: Progress) -> Any:
+    """The engine of DeepSpeed's that the version asks for, around ``model``."""
+    progress("deepspeed", 0.87)
+    if spec.zero:
+        return offloaded(model, spec.zero, spec.nvme_dir, device)
+    if spec.quantize:
+        quantise_linears(model, spec.quantize)
+        return wrapped(model.to(device), dtype)
+    # AutoTP takes each rank's part from the mapped weights, so that a device never holds more than its part.
+    engine = wrapped(model if spec.tp > 1 else model.to(device), dtype, spec.tp)
+    if can_pack(engine.module):
+        progress("packing", 0.9)
+        pack_linears(engine.module)
+    return engine
 
 
 def _num_sharing(spec: WorkerSpec, device: torch.device) -> int:

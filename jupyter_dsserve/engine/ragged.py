@@ -9,6 +9,7 @@ import torch
 
 from jupyter_dsserve.engine import attention
 from jupyter_dsserve.engine.attention import PackedStep, Rows, attending
+from jupyter_dsserve.engine.equivalence import Least, agreement, plain_logits, refuse_below
 from jupyter_dsserve.engine.group import RankGroup, by_all_ranks
 from jupyter_dsserve.engine.host import resident_bytes
 from jupyter_dsserve.engine.kv_cache import KVCache
@@ -19,6 +20,7 @@ from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.tokenizer import Tokenizer
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import SamplingParams
+from jupyter_dsserve.protocol.tensors import ModelInfo
 
 # How far packed logits may lie from plain ones, as a share of the largest logit: rounding differs with the shapes of a
 # call, wrong attention shows in the first digits.
@@ -44,7 +46,7 @@ class Plan:
 class RaggedRunner:
     """Owns one model and its KV cache. Not for several threads at once.
 
-    ``engine`` is what `deepspeed.init_inference` made of a model whose attention is ours.
+    ``engine`` is what DeepSpeed made of a model whose attention is ours; ``least`` what `check` asks of it besides.
     """
 
     def __init__(
@@ -58,7 +60,10 @@ class RaggedRunner:
         max_context: int,
         kv_bytes: int,
         group: RankGroup | None = None,
+        least: Least | None = None,
     ) -> None:
+        self.info = ModelInfo()  # with what `check` found
+        self._least = least
         self.group = group  # on rank 0 of several
         self.tokenizer = tokenizer
         self.max_step_tokens = max_step_tokens
@@ -160,6 +165,10 @@ class RaggedRunner:
                 f"are off by {difference:.2g} of the largest, where rounding explains {tolerance:g}: choose a model of "
                 "another architecture"
             )
+        if self._least:
+            found = agreement(self._least.reference, self._plain_logits)
+            refuse_below(found, self._least.share, self._name)
+            self.info = ModelInfo(note=str(found))
 
     def _probes(self) -> tuple[list[int], list[int]]:
         """Two fixed sequences of random tokens, of different lengths."""
@@ -184,15 +193,10 @@ class RaggedRunner:
         return torch.stack([a0, a1[0], b0[0], b1])
 
     @by_all_ranks
-    @torch.inference_mode()
     def _plain_logits(self, tokens: list[int]) -> torch.Tensor:
         """Logits of every token by transformers' own attention, ``[tokens, vocabulary]``."""
-        self._model.set_attn_implementation("eager")
-        try:
-            out = self._engine(input_ids=torch.tensor([tokens], device=self._device), use_cache=False)
-            return out.logits[0].float()
-        finally:
-            self._model.set_attn_implementation(attention.NAME)
+        with attention.eager(self._model):
+            return plain_logits(self._engine, tokens, self._device)
 
     def device_bytes(self) -> int:
         """Of all ranks together; on GPUs every rank is taken to hold what this one does."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from jupyter_dsserve.engine.sequence import Likelihood, Sequence
 from jupyter_dsserve.engine.tokenizer import Tokenizer
+from jupyter_dsserve.protocol.tensors import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class Runner(Protocol):
 
     tokenizer: Tokenizer
     max_step_tokens: int  # in one forward pass
+    info: ModelInfo  # once `check` has run
 
     @property
     def room(self) -> KVRoom:

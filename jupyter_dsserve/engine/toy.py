@@ -128,6 +128,7 @@ class ToyRunner:
 
     device = "cpu"
     max_step_tokens = _MAX_STEP_TOKENS
+    info = ModelInfo()
 
     def __init__(self, settings: ToySettings, max_context: int) -> None:
         self.tokenizer: Tokenizer = ToyTokenizer()

@@ -28,7 +28,7 @@ from jupyter_dsserve.protocol.request import (
     StructureKind,
     Texts,
 )
-from jupyter_dsserve.protocol.spec import RUNNERS, DType, RunnerName, Task, WorkerSpec, Zero
+from jupyter_dsserve.protocol.spec import RUNNERS, DType, Quantize, RunnerName, Task, WorkerSpec, Zero
 from jupyter_dsserve.protocol.tensors import DATATYPES, Tensor
 
 
@@ -58,6 +58,8 @@ class LoadBody(Body):
     tp: Annotated[int, Field(ge=1, le=64)] = 1
     zero: Zero = ""
     nvme_dir: str = ""
+    quantize: Quantize = ""
+    min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     note: str = ""
 
     def spec(self) -> WorkerSpec:
@@ -76,6 +78,8 @@ class LoadBody(Body):
             tp=self.tp,
             zero=self.zero,
             nvme_dir=self.nvme_dir,
+            quantize=self.quantize,
+            min_agreement=self.min_agreement,
         )
 
 

@@ -92,6 +92,8 @@ class DSServeMagics(Magics):
     @argument("--tp", type=int, help="How many processes (on GPUs: how many of them) share the model.")
     @argument("--zero", choices=["cpu", "nvme"], help="Where the weights lie until their layer computes.")
     @argument("--nvme-dir", help="The folder for --zero nvme; none is the gateway's user's cache.")
+    @argument("--quantize", choices=["int8", "int4"], help="Bits of a weight in linear layers.")
+    @argument("--min-agreement", type=float, help="With plain transformers, 0 to 1: below it is not served.")
     @argument("--note", help="A word about it, in quotes.")
     @argument("--no-wait", action="store_true", help="Do not wait until it is READY.")
     def load(self, line: str) -> Version:

@@ -147,6 +147,8 @@ class Verbs:
         tp: int | None = None,
         zero: str | None = None,
         nvme_dir: str | None = None,
+        quantize: str | None = None,
+        min_agreement: float | None = None,
         note: str | None = None,
         wait: bool = True,
         on_progress: OnProgress | None = None,
@@ -174,6 +176,8 @@ class Verbs:
             "tp": tp,
             "zero": zero,
             "nvme_dir": nvme_dir,
+            "quantize": quantize,
+            "min_agreement": min_agreement,
             "note": note,
         }
         given = {key: value for key, value in options.items() if value is not None}

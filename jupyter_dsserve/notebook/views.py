@@ -143,7 +143,8 @@ def _cells(version: Version) -> tuple[str, ...]:
     sign = _SIGNS.get(version.state, "◐")
     ready = sum(r.state is VersionState.READY for r in version.replicas)
     share = f"{version.weight:g} %" if version.weight else "–"
-    return (version.version, f"{sign} {state_text(version)}", share, str(ready), version.spec.model, version.note)
+    note = "; ".join(filter(None, (version.note, version.info.note)))
+    return (version.version, f"{sign} {state_text(version)}", share, str(ready), version.spec.model, note)
 
 
 def _html_row(cells: Sequence[str]) -> str:

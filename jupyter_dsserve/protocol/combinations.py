@@ -17,14 +17,22 @@ _ASKED: Mapping[str, tuple[str, Callable[[WorkerSpec], bool]]] = {
     "other tasks": ("task", lambda spec: spec.task != "generate"),
     "tp": ("tp", lambda spec: spec.tp > 1),
     "zero": ("zero", lambda spec: bool(spec.zero)),
+    "quantize": ("quantize", lambda spec: bool(spec.quantize)),
+    "min_agreement": ("min_agreement", lambda spec: spec.min_agreement is not None),
 }
 
 CANNOT_BE: Mapping[tuple[str, str], str] = {
     ("toy", "tp"): "a toy has no weights to split",
     ("toy", "zero"): "a toy has no weights to offload",
+    ("toy", "quantize"): "a toy has no weights",
+    ("toy", "min_agreement"): "a toy answers by a formula",
     ("other tasks", "tp"): "only models that generate text are split",
     ("other tasks", "zero"): "only models that generate text are offloaded",
+    ("other tasks", "quantize"): "only models that generate text are quantised",
+    ("other tasks", "min_agreement"): "only models that generate text are compared",
     ("tp", "zero"): "AutoTP and ZeRO both take every layer apart",
+    ("tp", "quantize"): "AutoTP does not split quantised layers",
+    ("zero", "quantize"): "ZeRO brings weights as they are in the checkpoint",
 }
 
 # By model_type: those whose answers over several ranks were seen to be those of one. Others are refused, because AutoTP

@@ -26,7 +26,6 @@ from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk, Features, FinishReason, Message, Request, SamplingParams, Texts
 from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION, WorkerLaunch
-from jupyter_dsserve.protocol.tensors import ModelInfo
 from jupyter_dsserve.protocol.worker_pb2_grpc import LinkStub
 from jupyter_dsserve.worker.outbox import Outbox
 
@@ -201,8 +200,7 @@ class WorkerApp:
             self._outbox.put(pb.FromWorker(failed=pb.Failed(error=codec.error_to_pb(error))))
             return
         log.info("ready on %s", runner.device)
-        info = self._engine.runner.info if isinstance(self._engine, Batcher) else ModelInfo()
-        self._outbox.put(pb.FromWorker(ready=pb.Ready(device=runner.device, info=codec.info_to_pb(info))))
+        self._outbox.put(pb.FromWorker(ready=pb.Ready(device=runner.device, info=codec.info_to_pb(runner.info))))
         while True:
             self._outbox.put(self._heartbeat(runner))
             await asyncio.sleep(HEARTBEAT_S)

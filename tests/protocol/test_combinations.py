@@ -18,6 +18,8 @@ ASKING: dict[str, dict[str, Any]] = {
     "other tasks": {"task": "embed"},
     "tp": {"tp": 2},
     "zero": {"zero": "nvme"},
+    "quantize": {"quantize": "int8"},
+    "min_agreement": {"min_agreement": 0.5},
 }
 
 

@@ -28,6 +28,7 @@ async def test_two_ranks_answer_as_one_and_if_one_is_killed_both_end_and_the_rep
     await caller.load("demo", "v1", llama, **TINY)
     two = await caller.load("demo", "v2", llama, tp=2, **TINY)
     assert two["state"] == "READY", two["reason"]
+    assert two["info"]["note"].startswith("agrees with plain transformers on 100.0% of ")
     for prompt in random_prompts((3, 60)):
         one, other = [await complete(caller, version, prompt) for version in ("v1", "v2")]
         assert one == other

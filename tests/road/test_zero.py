@@ -59,6 +59,7 @@ async def test_a_model_of_120_m_parameters_on_the_disk_takes_less_memory_than_it
         await until(lambda: caller.version("big", "v2"), lambda v: v["replicas"] and peak.of(v["replicas"][0]["pid"]))
         loaded = await caller.settled("big", "v2", timeout_s=800)
         assert loaded["state"] == "READY", loaded["reason"]
+        assert loaded["info"]["note"].startswith("agrees with plain transformers on 100.0% of ")
         assert await complete(caller, "v2") == expected
     assert num_bytes / 2 < peak.num_bytes < num_bytes
     assert len(os.listdir(disk)) == 1

@@ -1,0 +1,55 @@
+"""Linear layers with fewer bits a weight, by the one way of DeepSpeed's that does something without its own kernels.
+
+`init_inference(quant=…)` and ZeRO's `post_init_quant` change nothing on a CPU, and ``dtype=int8`` is refused there.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from contextlib import redirect_stdout
+
+import torch
+
+from jupyter_dsserve.protocol.errors import InvalidRequest
+
+with redirect_stdout(sys.__stderr__):
+    from deepspeed.inference.quantization import layers
+
+_BITS = {"int8": 8, "int4": 4}
+_GROUP = 64  # weights that share a scale and a least value, along a row
+
+
+@torch.no_grad()
+def quantise_linears(model: torch.nn.Module, kind: str) -> None:
+    """Put a quantised layer in the place of every linear one, but for those whose weight is the embedding too.
+
+    One layer at a time; each forward pass makes its weights anew. Raises `InvalidRequest` with the figures if the
+    weights take no less afterwards.
+    """
+    before = _num_bytes(model)
+    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is torch.nn.Linear and layer.weight is not embedding and (config := _config(layer, kind)):
+                setattr(parent, name, layers.QuantizedLinear(config, layer))
+    layers.quantized_weight_registry.clear()
+    after = _num_bytes(model)
+    if after > 0.9 * before:
+        raise InvalidRequest(
+            f"quantize is {kind!r}, but the weights of {type(model).__name__} take {after / 1e6:.1f} MB with it and "
+            f"{before / 1e6:.1f} MB without, as DeepSpeed knows too few of its layers: leave it out",
+            param="quantize",
+        )
+
+
+def _config(layer: torch.nn.Linear, kind: str) -> dict[str, object] | None:
+    """DeepSpeed's settings for a layer, None if it does not divide into groups that fill the words they are kept in."""
+    size = math.gcd(_GROUP, layer.in_features)
+    if size * _BITS[kind] < 8 * layer.weight.element_size():
+        return None
+    return {"num_bits": _BITS[kind], "group_size": size, "group_dim": 1, "symmetric": False}
+
+
+def _num_bytes(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
