@@ -40,6 +40,8 @@ screenshots: install
 
 bench: install
 	$(BIN)/python -m tests.bench.bench_http
+	$(BIN)/python -m tests.bench.bench_curves --out tests/bench/results
+	$(BIN)/python -m tests.bench.bench_busy
 	$(BIN)/python -m tests.bench.bench_forward
 	$(BIN)/python -m tests.bench.bench_embed
 

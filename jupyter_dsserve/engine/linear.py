@@ -8,6 +8,7 @@ same bits however many rows stand beside it, which the plain call does not promi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,11 +26,13 @@ class PackedLinear(torch.nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._bias = bias
+        self._multiply: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise.default
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        packed: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, "none", [], "")
-        return packed
+        return self._multiply(rows, self._packed, self._bias, "none", [], "")
+
+    __call__ = forward  # no hooks: what `torch.nn.Module` adds to a call is 2 of the 17 µs of a small layer
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self._bias is not None}"

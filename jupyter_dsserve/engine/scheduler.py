@@ -76,8 +76,8 @@ class Scheduler:
         self._make_room()
         decoding = sorted((s for s in self.running if s.is_decoding), key=_slot)
         spans = [Span(s, s.num_computed, 1, True) for s in decoding]
-        # However many decode, prompts make some progress: else a full house would starve newcomers.
-        budget = max(self.max_step_tokens - len(spans), self.max_step_tokens // 4, 1)
+        # However many decode, prompts come in as fast as answers end, or a full house would wait for newcomers.
+        budget = max(self.max_step_tokens - len(spans), self.max_step_tokens * 3 // 4, 1)
         for sequence in self.running:
             if budget <= 0:
                 break

@@ -2,9 +2,9 @@
 
     python -m tests.bench.bench_http [--rounds 5] [--clients 16] [--out results.json]
 
-Everything (gateway, worker, clients; or the engine alone) is pinned to one core with one thread. Both do the same
-work: the same prompts and answer lengths, ``--clients`` at a time, streaming. Rounds alternate, so that a machine that
-is slower for a minute is so for both; the figure is the median of the rounds' ratios.
+Gateway and worker together, or the engine alone, are pinned to one core with one thread; the clients have another.
+Both do the same work: the same prompts and answer lengths, ``--clients`` at a time, streaming. Rounds alternate, so that
+a machine that is slower for a minute is so for both; the figure is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jupyter_dsserve.engine.loop import Engine
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.protocol.request import Chunk, SamplingParams
 from jupyter_dsserve.protocol.spec import WorkerSpec
-from tests.bench.model_s import make_model_s
+from tests.bench.models import make_model
 from tests.support import Command
 
 
@@ -94,7 +94,7 @@ def _post_next(engine: Engine, waiting: Iterator[Sequence]) -> None:
 
 
 async def http_round(url: str, key: str, tasks: list[Task], clients: int) -> float:
-    """Tokens/s of ``clients`` kept-alive connections that stream. The client is bare, for it runs on the same core."""
+    """Tokens/s of ``clients`` kept-alive connections that stream. The client is bare: it is not what is measured."""
     waiting = iter(tasks)
     begun = time.perf_counter()
     num_tokens = sum(await asyncio.gather(*(_client(url, key, waiting) for _ in range(clients))))
@@ -139,7 +139,9 @@ async def _read_answer(reader: asyncio.StreamReader) -> int:
 # ---- both
 
 
-async def measure(model: str, rounds: int, num_tasks: int, clients: int) -> list[tuple[float, float]]:
+async def measure(
+    model: str, rounds: int, num_tasks: int, clients: int, client_cores: set[int]
+) -> list[tuple[float, float]]:
     """(in process, over HTTP) tokens/s of each round."""
     arguments = [sys.executable, "-m", "tests.bench.bench_http", "--engine", model, str(num_tasks), str(clients)]
     engine = subprocess.Popen(  # noqa: ASYNC220  (nothing else runs yet)
@@ -156,6 +158,7 @@ async def measure(model: str, rounds: int, num_tasks: int, clients: int) -> list
                     del fields[name]
                 await caller.load("s", "v1", model, **fields)
                 assert engine.stdout.readline() == "loaded\n"
+                os.sched_setaffinity(0, client_cores)
                 url, key = str(caller.base_url).rstrip("/"), command.key
                 for number in range(-1, rounds):  # round -1 warms both up
                     engine.stdin.write("\n")
@@ -185,11 +188,11 @@ def main() -> None:
     options.add_argument("--model", default=".cache/bench/S", help="made there if it is missing")
     options.add_argument("--out", help="where to write the figures as JSON")
     chosen = options.parse_args()
-    model = str(make_model_s(Path(chosen.model)).resolve())
-    core = max(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {core})
+    model = str(make_model("S", Path(chosen.model)).resolve())
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
-    rounds = asyncio.run(measure(model, chosen.rounds, chosen.tasks, chosen.clients))
+    rounds = asyncio.run(measure(model, chosen.rounds, chosen.tasks, chosen.clients, cores - {max(cores)} or cores))
     ratios = sorted(http / engine for engine, http in rounds)
     figures = {
         "clients": chosen.clients,

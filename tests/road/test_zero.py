@@ -10,7 +10,7 @@ from types import TracebackType
 
 import pytest
 
-from tests.bench.model_m import make_model_m
+from tests.bench.models import make_model
 from tests.support import Caller, until
 
 M = {"dtype": "fp32", "device": "cpu", "max_sequences": 4, "max_context": 512, "num_threads": 1}
@@ -49,7 +49,7 @@ class Peak:
 async def test_a_model_of_120_m_parameters_on_the_disk_takes_less_memory_than_its_weights_and_answers_the_same(
     caller: Caller, tmp_path: Path
 ) -> None:
-    model, disk = make_model_m(tmp_path / "m"), tmp_path / "disk"
+    model, disk = make_model("M", tmp_path / "m"), tmp_path / "disk"
     num_bytes = (model / "model.safetensors").stat().st_size
     await caller.load("big", "v1", str(model), **M)
     expected = await complete(caller, "v1")
