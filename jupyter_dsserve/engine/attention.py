@@ -19,13 +19,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from jupyter_dsserve.engine.kv_cache import KVCache
-from jupyter_dsserve.protocol.errors import InvalidRequest
 
 NAME = "dsserve_ragged"
 
 # What one more call costs, as the number of K's elements that a call reads in the same time. CPU, measured: 10 µs a
 # call against 0.13 µs a position of 2 heads of 64. CUDA, estimated: 30 µs of launches at 2 TB/s, in half precision.
 _CALL_COST = {"cpu": 10_000, "cuda": 30_000_000}
+
+
+class NotRagged(Exception):
+    """The model does something that the ragged runner does not compute; the message says what. Another runner may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,11 +265,8 @@ def _refuse_unknown(
         raise _not_ours(module, f"names a window of {window}, but its mask has {mask or 'none'}")
 
 
-def _not_ours(module: torch.nn.Module, what: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{type(module).__name__} {what}, which the ragged runner does not compute: "
-        "choose a model of another architecture"
-    )
+def _not_ours(module: torch.nn.Module, what: str) -> NotRagged:
+    return NotRagged(f"{type(module).__name__} {what}")
 
 
 def ragged_mask(
@@ -278,10 +278,7 @@ def ragged_mask(
     causal shortcut, for masks that are more than causal.
     """
     if use_vmap or not allow_is_causal_skip or "allow_is_bidirectional_skip" in others:
-        raise InvalidRequest(
-            "the model's attention mask is more than causal with a window, which the ragged runner does not compute: "
-            "choose a model of another architecture"
-        )
+        raise NotRagged("the model's attention mask is more than causal with a window")
     return local_size
 
 

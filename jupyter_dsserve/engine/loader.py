@@ -1,4 +1,4 @@
-"""From a directory or hub name to a `RaggedRunner`: safetensors into a transformers model, wrapped by DeepSpeed.
+"""From a directory or hub name to a runner: safetensors into a transformers model, wrapped by DeepSpeed.
 
 Set ``OMP_WAIT_POLICY=passive`` in the environment of a process before it imports this (and so torch): OpenMP threads
 that spin between steps take the cores from the notebook's own work.
@@ -6,10 +6,12 @@ that spin between steps take the cores from the notebook's own work.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from jupyter_dsserve.engine import attention
+from jupyter_dsserve.engine.attention import NotRagged
 from jupyter_dsserve.engine.device import named_device
 from jupyter_dsserve.engine.equivalence import Least, least_agreement, reference
 from jupyter_dsserve.engine.group import FollowerLaunch, RankGroup
@@ -28,9 +31,11 @@ from jupyter_dsserve.engine.host import num_cores
 from jupyter_dsserve.engine.linear import can_pack, pack_linears
 from jupyter_dsserve.engine.memory import available_bytes
 from jupyter_dsserve.engine.merge import base_path, merged, tokenizer_path
+from jupyter_dsserve.engine.padded import PaddedRunner
 from jupyter_dsserve.engine.quantize import quantise_linears
 from jupyter_dsserve.engine.ragged import RaggedRunner
 from jupyter_dsserve.engine.ranks import follow, lead, least_of_ranks
+from jupyter_dsserve.engine.runner import Runner
 from jupyter_dsserve.engine.zero import offloaded, offloaded_dtype
 from jupyter_dsserve.protocol.combinations import check_combination, check_split
 from jupyter_dsserve.protocol.errors import InvalidRequest
@@ -38,6 +43,8 @@ from jupyter_dsserve.protocol.spec import WorkerSpec
 
 with redirect_stdout(sys.__stderr__):  # its logger keeps the stdout it finds, and stdout is not for logs
     import deepspeed
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]  # stage, and the share of the load that is done, 0 to 1
 
@@ -48,33 +55,60 @@ _LEAST_CONTEXT = 8
 LOAD_FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
+def load_checked(spec: WorkerSpec, model_path: str, progress: Progress, seat: RankGroup | None = None) -> Runner:
+    """Load what ``spec`` says from ``model_path`` and check it; ``progress`` hears of every stage and of every weight.
+
+    The runner ``auto`` is ``ragged``, and ``padded`` for a model that ragged refuses. ``seat`` makes this process the
+    first rank of a tensor-parallel group. Raises `InvalidRequest` with the reason if no runner serves the model.
+    """
+    why = ""
+    if spec.runner != "padded":
+        try:
+            return _checked(load_runner(spec, model_path, progress, seat), progress)
+        except NotRagged as refusal:
+            why = str(refusal)
+        _refuse_padded(spec, why)
+        log.warning("%s: the padded runner serves it, more slowly: %s", spec.model, why)
+    return _checked(load_padded(replace(spec, runner="padded"), model_path, progress, why), progress)
+
+
+def _refuse_padded(spec: WorkerSpec, why: str) -> None:
+    """Raises `InvalidRequest` if the padded runner must not stand in for the ragged one, which refused with ``why``."""
+    try:
+        check_combination(replace(spec, runner="padded"))
+        instead = "leave the runner to auto" if spec.runner == "ragged" else ""
+    except InvalidRequest as refusal:
+        instead = refusal.message
+    if instead:
+        raise InvalidRequest(f"model {spec.model} cannot have the ragged runner: {why}: {instead}", param="runner")
+
+
+def _checked(runner: RaggedRunner | PaddedRunner, progress: Progress) -> Runner:
+    progress("warming", 1.0)
+    runner.check()
+    return runner
+
+
 def load_runner(
     spec: WorkerSpec, model_path: str, progress: Progress, seat: RankGroup | FollowerLaunch | None = None
 ) -> RaggedRunner:
-    """Load what ``spec`` says from ``model_path``; ``progress`` hears of every stage and of every weight.
+    """The ragged runner, loaded and not checked. ``seat`` is this process's place among the ranks of a group.
 
-    ``seat`` is this process's place among the ranks of a tensor-parallel group: `RankGroup` makes it the first.
-    Raises `InvalidRequest` with the reason if the model is none that the ragged runner serves.
+    Raises `NotRagged` where loading already shows that the model is not for this runner.
     """
-    torch.set_num_threads(spec.num_threads or max(1, (num_cores() - 1) // spec.tp))
-    progress("config", 0.0)
-    device = named_device(spec.device, spec.tp, seat.rank if seat else 0)
-    config = _config(model_path)
-    check_combination(spec)
-    check_split(spec.model, config.to_dict(), spec.tp)
-    context = _context(spec, config)
-    dtype = offloaded_dtype(spec, config, device) if spec.zero else dtype_for(spec.dtype, config, device)
+    device, config, context, dtype = _prepared(spec, model_path, progress, seat.rank if seat else 0)
+    _refuse_layers(config)
     if isinstance(seat, RankGroup):
         progress("ranks", 0.02)
         lead(seat, device)
     elif seat:
         follow(seat, device)
     model = _model(model_path, config, dtype, lambda done: progress("weights", 0.05 + 0.8 * done))
-    vocab_size = model.get_input_embeddings().num_embeddings
-    tokenizer = HFTokenizer.load(tokenizer_path(model_path), _eos_ids(model), vocab_size)
+    _attend_ragged(model)
+    tokenizer = _tokenizer(model_path, model, progress)
     least = None
     if (share := least_agreement(spec)) is not None and not isinstance(seat, FollowerLaunch):
-        progress("comparing", 0.85)
+        progress("comparing", 0.87)
         least = Least(share, reference(model, tokenizer, context))
     engine = _under_deepspeed(spec, model, device, dtype, progress)
     # So that a second version still fits beside it.
@@ -95,7 +129,7 @@ def load_runner(
 
 def _under_deepspeed(spec: WorkerSpec, model: Any, device: torch.device, dtype: torch.dtype, progress: Progress) -> Any:
     """The engine of DeepSpeed's that the version asks for, around ``model``."""
-    progress("deepspeed", 0.87)
+    progress("deepspeed", 0.9)
     if spec.zero:
         return offloaded(model, spec.zero, spec.nvme_dir, device)
     if spec.quantize:
@@ -104,7 +138,7 @@ def _under_deepspeed(spec: WorkerSpec, model: Any, device: torch.device, dtype: 
     # AutoTP takes each rank's part from the mapped weights, so that a device never holds more than its part.
     engine = wrapped(model if spec.tp > 1 else model.to(device), dtype, spec.tp)
     if can_pack(engine.module):
-        progress("packing", 0.9)
+        progress("packing", 0.95)
         pack_linears(engine.module)
     return engine
 
@@ -114,8 +148,47 @@ def _num_sharing(spec: WorkerSpec, device: torch.device) -> int:
     return spec.tp if device.type == "cpu" else 1
 
 
+def load_padded(spec: WorkerSpec, model_path: str, progress: Progress, why: str = "") -> PaddedRunner:
+    """The padded runner, loaded and not checked. ``why`` says what kept the model from the ragged one."""
+    device, config, context, dtype = _prepared(spec, model_path, progress)
+    model = _model(model_path, config, dtype, lambda done: progress("weights", 0.05 + 0.8 * done))
+    tokenizer = _tokenizer(model_path, model, progress)
+    progress("deepspeed", 0.9)
+    engine = wrapped(model.to(device), dtype)
+    progress("loaded", 1.0)
+    return PaddedRunner(
+        engine,
+        tokenizer,
+        name=spec.model,
+        why=why,
+        max_sequences=spec.max_sequences,
+        max_step_tokens=spec.max_step_tokens,
+        max_context=context,
+    )
+
+
+def _prepared(
+    spec: WorkerSpec, model_path: str, progress: Progress, rank: int = 0
+) -> tuple[torch.device, Any, int, torch.dtype]:
+    """What is settled before a weight is read: device, config, tokens of the longest sequence, and dtype."""
+    torch.set_num_threads(spec.num_threads or max(1, (num_cores() - 1) // spec.tp))
+    progress("config", 0.0)
+    device = named_device(spec.device, spec.tp, rank)
+    config = _config(model_path)
+    check_combination(spec)
+    check_split(spec.model, config.to_dict(), spec.tp)
+    dtype = offloaded_dtype(spec, config, device) if spec.zero else dtype_for(spec.dtype, config, device)
+    return device, config, _context(spec, config), dtype
+
+
+def _tokenizer(model_path: str, model: Any, progress: Progress) -> HFTokenizer:
+    progress("tokenizer", 0.85)
+    vocab_size = model.get_input_embeddings().num_embeddings
+    return HFTokenizer.load(tokenizer_path(model_path), _eos_ids(model), vocab_size)
+
+
 def _config(model_path: str) -> Any:
-    """The model's config, if it is one of a causal language model whose layers we know."""
+    """The model's config, if it is one of a causal language model."""
     model_path = base_path(model_path)
     if os.path.isdir(model_path):
         refuse_directory(Path(model_path))
@@ -131,13 +204,20 @@ def _config(model_path: str) -> Any:
             "choose one whose config names a …ForCausalLM architecture",
             param="model",
         )
-    if strange := set(getattr(config, "layer_types", None) or []) - _LAYER_TYPES:
-        raise InvalidRequest(
-            f"model {model_path} has layers of type {', '.join(sorted(strange))}; the ragged runner computes only "
-            f"{' and '.join(sorted(_LAYER_TYPES))}: choose a model of another architecture",
-            param="model",
-        )
     return config
+
+
+def _refuse_layers(config: Any) -> None:
+    if strange := set(getattr(config, "layer_types", None) or []) - _LAYER_TYPES:
+        name = (config.architectures or [config.model_type])[0]
+        raise NotRagged(f"{name} has layers of type {', '.join(sorted(strange))}")
+
+
+def _attend_ragged(model: Any) -> None:
+    """Make the attention of ``model`` ours."""
+    model.set_attn_implementation(attention.NAME)
+    if model.config._attn_implementation != attention.NAME:
+        raise NotRagged(f"{type(model).__name__} does not go through transformers' AttentionInterface")
 
 
 def refuse_directory(path: Path) -> None:
@@ -231,7 +311,7 @@ def _has_fast_bf16() -> bool:
 
 
 def _model(model_path: str, config: Any, dtype: torch.dtype, progress: Callable[[float], None]) -> Any:
-    """The model in memory-mapped weights, every one of them from the checkpoint, its attention ours."""
+    """The model in memory-mapped weights, every one of them from the checkpoint."""
     try:
         with reported(progress):
             model, found = AutoModelForCausalLM.from_pretrained(
@@ -251,13 +331,6 @@ def _model(model_path: str, config: Any, dtype: torch.dtype, progress: Callable[
             param="model",
         )
     model = merged(model, model_path)
-    model.set_attn_implementation(attention.NAME)
-    if model.config._attn_implementation != attention.NAME:
-        raise InvalidRequest(
-            f"model {model_path} ({type(model).__name__}) does not go through transformers' AttentionInterface, which "
-            "the ragged runner needs: choose a model of another architecture",
-            param="model",
-        )
     return model.eval()
 
 

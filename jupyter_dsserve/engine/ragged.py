@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from jupyter_dsserve.engine import attention
-from jupyter_dsserve.engine.attention import PackedStep, Rows, attending
+from jupyter_dsserve.engine import attention, self_check
+from jupyter_dsserve.engine.attention import NotRagged, PackedStep, Rows, attending
 from jupyter_dsserve.engine.equivalence import Least, agreement, plain_logits, refuse_below
 from jupyter_dsserve.engine.group import RankGroup, by_all_ranks
 from jupyter_dsserve.engine.host import resident_bytes
@@ -18,13 +18,8 @@ from jupyter_dsserve.engine.runner import KVRoom, Move, Span, Step
 from jupyter_dsserve.engine.sampling import TorchLogits
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.tokenizer import Tokenizer
-from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.request import SamplingParams
+from jupyter_dsserve.protocol.errors import DSServeError
 from jupyter_dsserve.protocol.tensors import ModelInfo
-
-# How far packed logits may lie from plain ones, as a share of the largest logit: rounding differs with the shapes of a
-# call, wrong attention shows in the first digits.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +43,8 @@ class RaggedRunner:
 
     ``engine`` is what DeepSpeed made of a model whose attention is ours; ``least`` what `check` asks of it besides.
     """
+
+    kind = "ragged"
 
     def __init__(
         self,
@@ -151,46 +148,30 @@ class RaggedRunner:
     def check(self) -> None:
         """Compare packed sequences with plain forwards of the same weights, chunked prefill and decode included.
 
-        Raises `InvalidRequest` if they differ by more than rounding explains: some architectures mix neighbours without
+        Raises `NotRagged` if they differ by more than rounding explains: some architectures mix neighbours without
         a word (convolutions, recurrent layers), and a wrong number must never be served.
         """
-        long, short = self._probes()
-        packed = self._packed_logits(long, short)
-        plain = torch.cat([self._plain_logits(long)[-2:], self._plain_logits(short)[-2:]])
-        difference = float((packed - plain).abs().max() / plain.abs().max())
-        tolerance = _TOLERANCE[self._model.dtype]
-        if not difference <= tolerance:
-            raise InvalidRequest(
-                f"model {self._name} ({type(self._model).__name__}) answers differently in a batch than alone: logits "
-                f"are off by {difference:.2g} of the largest, where rounding explains {tolerance:g}: choose a model of "
-                "another architecture"
+        kind, tolerance = type(self._model).__name__, self_check.TOLERANCE[self._model.dtype]
+        try:
+            off = self_check.difference(
+                self._packed_logits, self._plain_logits, self.tokenizer.vocab_size, self._max_context
+            )
+        except (NotRagged, DSServeError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as fault:
+            raise NotRagged(f"{kind} does not run packed: {type(fault).__name__}: {fault}") from fault
+        if not off <= tolerance:
+            raise NotRagged(
+                f"{kind} answers differently in a batch than alone: logits are off by {off:.2g} of the largest, where "
+                f"rounding explains {tolerance:g}"
             )
         if self._least:
             found = agreement(self._least.reference, self._plain_logits)
             refuse_below(found, self._least.share, self._name)
             self.info = ModelInfo(note=str(found))
 
-    def _probes(self) -> tuple[list[int], list[int]]:
-        """Two fixed sequences of random tokens, of different lengths."""
-        draw = torch.Generator().manual_seed(0)
-        length = min(24, self._max_context)
-        tokens: list[int] = torch.randint(self.tokenizer.vocab_size, (2 * length,), generator=draw).tolist()
-        return tokens[:length], tokens[length : length + max(3, length // 2)]
-
-    def _packed_logits(self, long: list[int], short: list[int]) -> torch.Tensor:
-        """Logits of both's last two tokens; ``long`` comes in two chunks, the second beside a decoding ``short``."""
-        a, b = (
-            Sequence(name, tokens, SamplingParams(), slot=slot)
-            for slot, (name, tokens) in enumerate([("a", long), ("b", short)])
-        )
-        cut, end_a, end_b = len(long) // 2, len(long) - 1, len(short) - 1
-        steps = [
-            Step([Span(b, 0, end_b, True), Span(a, 0, cut, False)], 0),
-            Step([Span(b, end_b, 1, True), Span(a, cut, end_a - cut, True)], 1),
-            Step([Span(a, end_a, 1, True)], 1),
-        ]
-        b0, (b1, a0), a1 = (self.forward(step).logits.float() for step in steps)
-        return torch.stack([a0, a1[0], b0[0], b1])
+    def _packed_logits(self, step: Step) -> torch.Tensor:
+        return self.forward(step).logits
 
     @by_all_ranks
     def _plain_logits(self, tokens: list[int]) -> torch.Tensor:

@@ -95,6 +95,7 @@ class Logits(Protocol):
 class Runner(Protocol):
     """Built by `load_runner` in the worker's engine thread, and used by that thread only, but for `device_bytes`."""
 
+    kind: str  # for the status: ragged, toy, or padded and what kept the model from ragged
     tokenizer: Tokenizer
     max_step_tokens: int  # in one forward pass
     info: ModelInfo  # once `check` has run
@@ -115,10 +116,6 @@ class Runner(Protocol):
 
     def forward(self, step: Step) -> Logits:
         """Run the model on the tokens of ``step`` and write their K and V into the cache."""
-        ...
-
-    def check(self) -> None:
-        """Called once in WARMING: raises `DSServeError` if packed sequences do not agree with plain forwards."""
         ...
 
     def device_bytes(self) -> int:

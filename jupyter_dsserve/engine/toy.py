@@ -126,6 +126,7 @@ class FailRate:
 class ToyRunner:
     """A `Runner` without a model."""
 
+    kind = "toy"
     device = "cpu"
     max_step_tokens = _MAX_STEP_TOKENS
     info = ModelInfo()
@@ -146,9 +147,6 @@ class ToyRunner:
     def forward(self, step: Step) -> ToyLogits:
         time.sleep(self._settings.step_s + self._settings.per_seq_s * len(step.spans))
         return ToyLogits()
-
-    def check(self) -> None:
-        """A formula always agrees with itself."""
 
     def device_bytes(self) -> int:
         return len(self._weights)

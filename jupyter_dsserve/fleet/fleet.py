@@ -350,7 +350,7 @@ class Fleet:
             stage=next((r.stage for r in version.replicas), ""),
             reason=version.failure,
             weight=self.deployment(deployment).route.weights.get(name, 0.0),
-            replicas=[ReplicaStatus(r.id, r.state, r.device, r.pid, r.in_flight) for r in version.replicas],
+            replicas=[ReplicaStatus(r.id, r.state, r.device, r.runner, r.pid, r.in_flight) for r in version.replicas],
             spec=version.spec,
             note=version.note,
             created_at=version.created_at,

@@ -48,6 +48,7 @@ class Replica:
         self.progress = 0.0
         self.device = ""
         self.info = ModelInfo()  # until it is READY
+        self.runner = ""
         self.pid = 0
         self.failure: DSServeError | None = None
         self.heartbeat = pb.Heartbeat()
@@ -80,8 +81,8 @@ class Replica:
             self.stage, self.progress = message.progress.stage, message.progress.fraction
             self._become(VersionState.WARMING if self.stage == "warming" else VersionState.LOADING)
         elif kind == "ready":
-            self.device, self.progress = message.ready.device, 1.0
-            self.info = codec.info_from_pb(message.ready.info)
+            self.device, self.runner = message.ready.device, message.ready.runner
+            self.info, self.progress = codec.info_from_pb(message.ready.info), 1.0
             self._become(VersionState.READY)
         elif kind == "draining":
             self.drain()

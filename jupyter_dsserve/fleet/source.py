@@ -24,15 +24,6 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _MAX_HUB_NAME = 96  # the hub's own limit
 _PROGRAMS = (".pt2", ".onnx")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# Computed by modules of their own in transformers, not through its AttentionInterface. The worker refuses whatever
-# else does not go through it; these are refused before a process is started.
-_OWN_ATTENTION = {
-    f"{name}ForCausalLM"
-    for name in (
-        *("Bloom", "CodeGen", "Falcon", "FalconMamba", "GPTJ", "GPTNeo", "GPTNeoXJapanese", "Mamba", "Mamba2", "Mpt"),
-        *("RoFormer", "Rwkv", "XGLM", "xLSTM"),
-    )
-}
 _CLASSIFIER = "ForSequenceClassification"
 _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 
@@ -173,11 +164,6 @@ def _check_generates(path: Path, architectures: Sequence[object]) -> None:
         raise _refused(
             f"model {str(path)!r} is a {', '.join(map(str, architectures))}, which does not generate text: "
             "the task generate wants a causal language model (…ForCausalLM); encoders load with task embed or classify"
-        )
-    if outside := _OWN_ATTENTION.intersection(map(str, architectures)):
-        raise _refused(
-            f"model {str(path)!r} is a {outside.pop()}, which does not go through transformers' AttentionInterface, "
-            "and the ragged runner needs that: choose a model of another architecture"
         )
 
 

@@ -155,7 +155,7 @@ class _Kept:
     def changed(self, replica: Replica) -> None:
         if self.ready_at is None and replica.state is VersionState.READY:
             self.ready_at = time.monotonic()
-            self._record("ready", self._version, replica.id, f"on {replica.device}")
+            self._record("ready", self._version, replica.id, f"on {replica.device}, {replica.runner}")
         self._version.announce()
 
     def was_healthy(self, now: float) -> bool:

@@ -81,9 +81,7 @@ class DSServeMagics(Magics):
     @argument("--replicas", type=int, help="How many workers.")
     @argument("--python", help="The workers' interpreter; 'kernel' is this kernel's.")
     @argument("--task", choices=["generate", "embed", "classify", "tensor"], help="What the model is for.")
-    @argument(
-        "--runner", choices=["ragged", "encoder", "program", "toy"], help="The engine; none takes the task's own."
-    )
+    @argument("--runner", choices=["auto", "ragged", "padded", "encoder", "program", "toy"], help="The engine.")
     @argument("--max-sequences", type=int, help="How many requests run at once; the rest wait.")
     @argument("--max-context", type=int, help="Tokens; 0 is the model's own.")
     @argument("--kv-bytes", type=int, help="Memory for keys and values; 0 is half of what is free after loading.")

@@ -117,13 +117,14 @@ def footnote(text: str) -> str:
 
 
 def state_text(version: VersionStatus) -> str:
-    """``READY``, ``LOADING weights 40 %``, ``FAILED: reason``."""
+    """``READY``, ``LOADING weights 40 %``, ``FAILED: reason``; what a slower runner serves says why."""
     if version.reason:
         return f"{version.state.value}: {version.reason}"
     if version.state in (VersionState.LOADING, VersionState.WARMING):
         stage = f" {version.stage}" if version.stage else ""
         return f"{version.state.value}{stage} {100 * version.progress:.0f} %"
-    return version.state.value
+    slower = next((r.runner for r in version.replicas if r.runner.startswith("padded")), "")
+    return f"{version.state.value}, {slower}" if slower else version.state.value
 
 
 def _bundle(versions: Sequence[Version], title: str, picture: str = "") -> Bundle:

@@ -14,6 +14,7 @@ from jupyter_dsserve.protocol.spec import WorkerSpec
 # The field that asks for something special, and whether a spec does so.
 _ASKED: Mapping[str, tuple[str, Callable[[WorkerSpec], bool]]] = {
     "toy": ("runner", lambda spec: spec.runner == "toy"),
+    "padded": ("runner", lambda spec: spec.runner == "padded"),
     "other tasks": ("task", lambda spec: spec.task != "generate"),
     "tp": ("tp", lambda spec: spec.tp > 1),
     "zero": ("zero", lambda spec: bool(spec.zero)),
@@ -26,6 +27,10 @@ CANNOT_BE: Mapping[tuple[str, str], str] = {
     ("toy", "zero"): "a toy has no weights to offload",
     ("toy", "quantize"): "a toy has no weights",
     ("toy", "min_agreement"): "a toy answers by a formula",
+    ("padded", "tp"): "only the ragged runner is split",
+    ("padded", "zero"): "only the ragged runner is offloaded",
+    ("padded", "quantize"): "only the ragged runner is quantised",
+    ("padded", "min_agreement"): "only the ragged runner is compared so",
     ("other tasks", "tp"): "only models that generate text are split",
     ("other tasks", "zero"): "only models that generate text are offloaded",
     ("other tasks", "quantize"): "only models that generate text are quantised",

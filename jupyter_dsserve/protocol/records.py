@@ -79,11 +79,13 @@ class VersionStats:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """One worker of a version. ``device`` is empty until it is READY; ``pid`` 0 before its process runs."""
+    """One worker of a version. ``device`` and ``runner`` (``ragged``, or ``padded:`` and what kept the model from
+    ragged) are empty until it is READY; ``pid`` 0 before its process runs."""
 
     id: str
     state: VersionState
     device: str
+    runner: str
     pid: int
     in_flight: int
 

@@ -13,14 +13,14 @@ from typing import Literal
 PROTOCOL_VERSION = 3
 
 DType = Literal["auto", "fp32", "bf16", "fp16"]
-RunnerName = Literal["ragged", "encoder", "program", "toy"]
+RunnerName = Literal["auto", "ragged", "padded", "encoder", "program", "toy"]
 Quantize = Literal["", "int8", "int4"]
 Zero = Literal["", "cpu", "nvme"]
 Task = Literal["generate", "embed", "classify", "tensor"]
 
 # Which runners do a task; the first is taken unless a version says otherwise.
 RUNNERS: Mapping[Task, tuple[RunnerName, ...]] = {
-    "generate": ("ragged", "toy"),
+    "generate": ("auto", "ragged", "padded", "toy"),
     "embed": ("encoder", "toy"),
     "classify": ("encoder",),
     "tensor": ("program",),
@@ -33,13 +33,15 @@ class WorkerSpec:
 
     ``model`` is ``builtin:NAME``, ``toy:…``, a directory, or a hub name; for the task ``tensor`` a file. ``task``:
     ``generate`` text, ``embed`` or ``classify`` texts with an encoder, or run an exported program on named tensors
-    (``tensor``). ``max_sequences`` run at once; the rest wait. ``max_context`` 0 is the model's own; an encoder cuts
-    longer texts. ``kv_bytes`` caps the memory of keys and values; 0 is half of what is free once the weights are
-    loaded. ``max_step_tokens`` caps the tokens of one forward pass: long prompts are cut into chunks of it.
-    ``num_threads`` 0 leaves one core to the notebook. ``device`` is ``auto``, ``cpu`` or ``cuda:N``. ``python`` is
-    the interpreter of the worker; empty is the gateway's own. ``tp`` processes share the model by tensor
-    parallelism, each with its part of every layer. ``zero`` keeps the weights in host memory (``cpu``) or on a disk
-    (``nvme``, in the folder ``nvme_dir``; empty is the user's cache) and brings each layer's when it computes.
+    (``tensor``). ``runner`` ``ragged`` computes all sequences in one pass, ``padded`` one after another, for models
+    that ragged refuses; ``auto`` is the first that fits. ``max_sequences`` run at once; the rest wait. ``max_context``
+    0 is the model's own; an encoder cuts longer texts. ``kv_bytes`` caps the ragged runner's memory for keys and
+    values; 0 is half of what is free once the weights are loaded. ``max_step_tokens`` caps the tokens of one forward
+    pass: long prompts are cut into chunks of it. ``num_threads`` 0 leaves one core to the notebook. ``device`` is
+    ``auto``, ``cpu`` or ``cuda:N``. ``python`` is the interpreter of the worker; empty is the gateway's own. ``tp``
+    processes share the model by tensor parallelism, each with its part of every layer. ``zero`` keeps the weights in
+    host memory (``cpu``) or on a disk (``nvme``, in the folder ``nvme_dir``; empty is the user's cache) and brings
+    each layer's when it computes.
     ``quantize`` keeps the weights of linear layers in so many bits. ``min_agreement``, 0 to 1: the share of tokens on
     which it must agree with plain transformers to become READY; None is 0.99 with ``tp`` or ``zero``, 0.9 with int8,
     0.7 with int4, and for others no comparison.
@@ -47,7 +49,7 @@ class WorkerSpec:
 
     model: str
     task: Task = "generate"
-    runner: RunnerName = "ragged"
+    runner: RunnerName = "auto"
     dtype: DType = "auto"
     device: str = "auto"
     max_sequences: int = 64

@@ -47,12 +47,14 @@ class Progress(_message.Message):
     def __init__(self, stage: _Optional[str] = ..., fraction: _Optional[float] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("device", "info")
+    __slots__ = ("device", "info", "runner")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     INFO_FIELD_NUMBER: _ClassVar[int]
+    RUNNER_FIELD_NUMBER: _ClassVar[int]
     device: str
     info: ModelInfo
-    def __init__(self, device: _Optional[str] = ..., info: _Optional[_Union[ModelInfo, _Mapping]] = ...) -> None: ...
+    runner: str
+    def __init__(self, device: _Optional[str] = ..., info: _Optional[_Union[ModelInfo, _Mapping]] = ..., runner: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("inputs", "outputs", "labels", "note")

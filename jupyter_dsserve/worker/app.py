@@ -199,8 +199,10 @@ class WorkerApp:
             error = fault if isinstance(fault, DSServeError) else EngineFailure(f"{type(fault).__name__}: {fault}")
             self._outbox.put(pb.FromWorker(failed=pb.Failed(error=codec.error_to_pb(error))))
             return
-        log.info("ready on %s", runner.device)
-        self._outbox.put(pb.FromWorker(ready=pb.Ready(device=runner.device, info=codec.info_to_pb(runner.info))))
+        kind = self._engine.runner.kind if isinstance(self._engine, Engine) else self._launch.spec.runner
+        log.info("ready on %s, %s", runner.device, kind)
+        ready_now = pb.Ready(device=runner.device, runner=kind, info=codec.info_to_pb(runner.info))
+        self._outbox.put(pb.FromWorker(ready=ready_now))
         while True:
             self._outbox.put(self._heartbeat(runner))
             await asyncio.sleep(HEARTBEAT_S)
@@ -223,8 +225,6 @@ class WorkerApp:
 
     def _load_engine(self) -> Engine:
         runner = self._load_runner()
-        self._progress("warming", _LOADED)
-        runner.check()
         _generate_one_token(runner)
         self._request_tokenizer = runner.tokenizer.copy()
         return Engine(runner, self._emit)
@@ -251,14 +251,17 @@ class WorkerApp:
         return load_encoder(spec, self._launch.model_path, self._loading)
 
     def _load_runner(self) -> Runner:
+        """The runner of the spec, checked."""
         spec = self._launch.spec
         if spec.runner == "toy":
-            return load_toy(spec.model, spec.max_context, self._loading)
+            toy = load_toy(spec.model, spec.max_context, self._loading)
+            self._loading("warming", 1.0)
+            return toy
         self._loading("importing torch", 0.0)
         # Only here: a toy worker must not pay for torch.
-        from jupyter_dsserve.engine.loader import load_runner
+        from jupyter_dsserve.engine.loader import load_checked
 
-        return load_runner(spec, self._launch.model_path, self._loading, self._group)
+        return load_checked(spec, self._launch.model_path, self._loading, self._group)
 
     def _loading(self, stage: str, fraction: float) -> None:
         self._progress(stage, _LOADED * fraction)

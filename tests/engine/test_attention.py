@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jupyter_dsserve.engine import attention
-from jupyter_dsserve.engine.attention import Rows, ragged_attention, ragged_mask, split
+from jupyter_dsserve.engine.attention import NotRagged, Rows, ragged_attention, ragged_mask, split
 from jupyter_dsserve.engine.kv_cache import KVCache
 from jupyter_dsserve.engine.memory import held_bytes
 from jupyter_dsserve.engine.runner import Copy, Trim
@@ -85,7 +85,7 @@ class TestRefusals:
         ragged_attention(torch.nn.Identity(), head, head, head, attention_mask, **keywords)
 
     def test_an_unknown_keyword_is_refused_by_name(self) -> None:
-        with pytest.raises(InvalidRequest, match="unknown argument position_bias"):
+        with pytest.raises(NotRagged, match="unknown argument position_bias"):
             self.attend(position_bias=torch.zeros(1))
 
     @pytest.mark.parametrize(
@@ -99,12 +99,12 @@ class TestRefusals:
         ],
     )
     def test_what_would_change_the_numbers_is_refused(self, keywords: dict[str, Any], message: str) -> None:
-        with pytest.raises(InvalidRequest, match=message):
+        with pytest.raises(NotRagged, match=message):
             self.attend(**keywords)
 
     def test_a_mask_that_is_more_than_causal_is_refused(self) -> None:
         for asked in ({"use_vmap": True}, {"allow_is_causal_skip": False}, {"allow_is_bidirectional_skip": True}):
-            with pytest.raises(InvalidRequest, match="more than causal"):
+            with pytest.raises(NotRagged, match="more than causal"):
                 ragged_mask(**asked)
 
     def test_the_self_check_of_a_model_with_an_unknown_keyword_fails(
@@ -114,7 +114,7 @@ class TestRefusals:
         layer = runner._model.model.layers[0].self_attn
         plain = layer.forward
         monkeypatch.setattr(layer, "forward", lambda *args, **given: plain(*args, **given, alibi=torch.zeros(1)))
-        with pytest.raises(InvalidRequest, match="LlamaAttention brings the unknown argument alibi"):
+        with pytest.raises(NotRagged, match="LlamaAttention brings the unknown argument alibi"):
             runner.check()
 
 

@@ -14,10 +14,12 @@ import transformers
 from deepspeed.inference.engine import InferenceEngine
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from jupyter_dsserve.engine import loader
-from jupyter_dsserve.engine.loader import load_runner
+from jupyter_dsserve.engine import loader, ragged
+from jupyter_dsserve.engine.attention import NotRagged
+from jupyter_dsserve.engine.loader import load_checked, load_runner
+from jupyter_dsserve.engine.runner import Runner
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.spec import WorkerSpec
+from jupyter_dsserve.protocol.spec import RunnerName, WorkerSpec
 from tests.engine import tiny_models
 
 
@@ -29,6 +31,16 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def refused(folder: Path, match: str, **settings: Any) -> None:
     with pytest.raises(InvalidRequest, match=match):
         tiny_models.load(folder, **settings).check()
+
+
+def refused_by_ragged(folder: Path, match: str) -> None:
+    with pytest.raises(NotRagged, match=match):
+        tiny_models.load(folder)
+
+
+def checked(folder: Path, runner: RunnerName) -> Runner:
+    spec = WorkerSpec(str(folder), runner=runner, dtype="fp32", device="cpu", num_threads=1)
+    return load_checked(spec, str(folder), lambda stage, done: None)
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -48,7 +60,9 @@ def longrope(tmp_path: Path) -> Path:
     return tiny_models.save_model(config, tmp_path)
 
 
-class TestRefusals:
+class TestNotRagged:
+    """What the ragged runner refuses, and what becomes of it."""
+
     @pytest.mark.parametrize(
         ("class_name", "settings"),
         [
@@ -62,21 +76,41 @@ class TestRefusals:
     ) -> None:
         config = getattr(transformers, class_name)(**tiny_models.SIZE, bos_token_id=None, eos_token_id=None, **settings)
         tiny_models.save_model(config, tmp_path)
-        refused(tmp_path, r"For(Causal)?LM\) does not go through transformers' AttentionInterface")
+        refused_by_ragged(tmp_path, r"For(Causal)?LM does not go through transformers' AttentionInterface")
 
     def test_layers_that_are_no_attention(self, tmp_path: Path) -> None:
         """LFM2 reports our attention, but its convolutions would mix neighbours."""
         config = transformers.Lfm2Config(
             **tiny_models.SIZE, block_ff_dim=96, layer_types=["conv", "full_attention", "conv"]
         )
-        refused(tiny_models.save_model(config, tmp_path), "layers of type conv")
+        refused_by_ragged(tiny_models.save_model(config, tmp_path), "layers of type conv")
 
     def test_chunked_attention_is_not_taken_for_a_window(self, tmp_path: Path) -> None:
         config = transformers.Llama4TextConfig(
             **tiny_models.SIZE, num_local_experts=2, intermediate_size_mlp=96, head_dim=16, attention_chunk_size=16
         )
-        refused(tiny_models.save_model(config, tmp_path), "layers of type chunked_attention")
+        refused_by_ragged(tiny_models.save_model(config, tmp_path), "layers of type chunked_attention")
 
+    def test_auto_turns_to_the_padded_runner_and_says_why(self, tmp_path: Path) -> None:
+        config = transformers.LlamaConfig(**tiny_models.SIZE, bos_token_id=None, eos_token_id=None)
+        tiny_models.save_model(config, tmp_path)
+        for runner, kind in (("auto", "ragged"), ("padded", "padded")):
+            assert checked(tmp_path, runner).kind == kind
+        falcon = transformers.FalconConfig(**tiny_models.SIZE, bos_token_id=None, eos_token_id=None)
+        tiny_models.save_model(falcon, tmp_path / "falcon")
+        why = "FalconForCausalLM does not go through transformers' AttentionInterface"
+        assert checked(tmp_path / "falcon", "auto").kind == f"padded: {why}"
+        with pytest.raises(InvalidRequest, match=f"cannot have the ragged runner: {why}: leave the runner to auto"):
+            checked(tmp_path / "falcon", "ragged")
+
+    def test_auto_turns_to_the_padded_runner_when_the_check_fails(
+        self, llama: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ragged.RaggedRunner, "_plain_logits", lambda self, tokens: torch.rand(len(tokens), 300))
+        assert checked(llama, "auto").kind.startswith("padded: LlamaForCausalLM answers differently in a batch")
+
+
+class TestRefusals:
     def test_an_encoder(self, llama: Path, tmp_path: Path) -> None:
         transformers.BertConfig(architectures=["BertForMaskedLM"]).save_pretrained(tmp_path)
         (tmp_path / "model.safetensors").touch()

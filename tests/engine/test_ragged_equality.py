@@ -11,11 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from jupyter_dsserve.demo import builtin_names, builtin_path
+from jupyter_dsserve.engine.attention import NotRagged
 from jupyter_dsserve.engine.ragged import RaggedRunner
 from jupyter_dsserve.engine.runner import Span, Step
 from jupyter_dsserve.engine.scheduler import Scheduler
 from jupyter_dsserve.engine.sequence import Sequence
-from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import SamplingParams
 from tests.engine import tiny_models
 
@@ -179,5 +179,5 @@ def test_the_self_check_fails_a_model_that_lets_neighbours_mix(tmp_path: Path, m
     mlp = runner._model.model.layers[1].mlp
     plain = mlp.forward
     monkeypatch.setattr(mlp, "forward", lambda x: plain(x) + 0.1 * plain(x).roll(1, dims=1))
-    with pytest.raises(InvalidRequest, match=r"LlamaForCausalLM.*off by"):
+    with pytest.raises(NotRagged, match=r"LlamaForCausalLM.*off by"):
         runner.check()

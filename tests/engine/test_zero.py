@@ -31,6 +31,7 @@ from tests.engine.tiny_models import VOCAB, answers, random_prompts
 
 def answer(wrap):
     model = loader._model(sys.argv[1], loader._config(sys.argv[1]), torch.float32, lambda done: None)
+    loader._attend_ragged(model)
     engine = wrap(model)
     offloaded = sum(p.numel() for p in model.parameters())
     tokenizer = HFTokenizer.load(sys.argv[1], frozenset(), VOCAB)

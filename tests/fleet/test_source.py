@@ -95,12 +95,6 @@ def test_a_runner_does_its_own_tasks() -> None:
         model_path("org/name", "ragged", "embed")
 
 
-@pytest.mark.parametrize("architecture", ["BloomForCausalLM", "FalconForCausalLM", "GPTJForCausalLM"])
-def test_a_model_with_attention_of_its_own_is_refused(tmp_path: Path, architecture: str) -> None:
-    model = directory(tmp_path / "m", "model.safetensors", architectures=[architecture])
-    assert f"{architecture}, which does not go through transformers' AttentionInterface" in refusal(model)
-
-
 class TestAdapters:
     def adapter(self, path: Path, base: str = "../base", kind: str = "LORA", *files: str) -> Path:
         found = directory(path, *(files or ("adapter_model.safetensors",)))

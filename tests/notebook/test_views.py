@@ -10,7 +10,9 @@ from jupyter_dsserve.protocol.spec import WorkerSpec
 def version(
     name: str = "v1", state: VersionState = VersionState.READY, weight: float = 100.0, reason: str = "", note: str = ""
 ) -> Version:
-    replicas = [ReplicaStatus("demo@v1#0", VersionState.READY, "cpu", 1, 0)] if state is VersionState.READY else []
+    replicas = (
+        [ReplicaStatus("demo@v1#0", VersionState.READY, "cpu", "ragged", 1, 0)] if state is VersionState.READY else []
+    )
     return Version("demo", name, state, 0.4, "weights", reason, weight, replicas, WorkerSpec("toy:"), note, 0.0)
 
 

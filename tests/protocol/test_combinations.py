@@ -14,6 +14,7 @@ from jupyter_dsserve.protocol.spec import WorkerSpec
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/architecture.md").read_text()
 ASKING: dict[str, dict[str, Any]] = {
+    "padded": {"runner": "padded"},
     "toy": {"runner": "toy"},
     "other tasks": {"task": "embed"},
     "tp": {"tp": 2},
