@@ -37,7 +37,8 @@ class Bench:
     def __init__(self, target: Target, plan: Plan) -> None:
         self._target, self._plan = target, plan
         self._points: list[Point] = []
-        self._running: _Running | None = None
+        # How many points are done, and the one that runs: one value, for threads look at it.
+        self._now: tuple[int, _Running | None] = (0, None)
         self._is_stopped = False
         self._details: dict[str, str] = {}
         self._has_usage = True
@@ -48,10 +49,10 @@ class Bench:
 
     def progress(self) -> Progress:
         """From any thread."""
-        running, num_loads = self._running, len(self._plan.loads)
+        (num_done, running), num_loads = self._now, len(self._plan.loads)
         if running is None:
-            return Progress(len(self._points) / num_loads, "" if self._points else "looking at the server")
-        return Progress((len(self._points) + running.done()) / num_loads, running.text())
+            return Progress(num_done / num_loads, "" if num_done else "looking at the server")
+        return Progress((num_done + running.done()) / num_loads, running.text())
 
     async def run(self) -> Report:
         """Every point of the plan, in its order. Raises `DSServeError` if the server cannot be asked at all."""
@@ -74,18 +75,22 @@ class Bench:
 
     async def _looked(self, server: Server) -> Found:
         looking = asyncio.create_task(server.look(self._plan.chat, self._plan.drain_s))
-        while not looking.done() and not self._is_stopped:
-            await asyncio.wait({looking}, timeout=_TICK_S)
-        if not looking.done():
+        try:
+            while not looking.done() and not self._is_stopped:
+                await asyncio.wait({looking}, timeout=_TICK_S)
+            if not looking.done():
+                raise Unavailable(f"it was stopped before {self._target.url} had answered anything")
+            return looking.result()
+        finally:
             looking.cancel()
-            raise Unavailable(f"it was stopped before {self._target.url} had answered anything")
-        return looking.result()
 
     async def _measure(self, index: int, load: Load, found: Found) -> None:
         async with Server(self._target) as server:
-            self._running = _Running(server, self._plan, index, load, found, lambda: self._is_stopped)
-            window = await self._running.run()
-        outcomes, self._running = self._running.outcomes, None
+            running = _Running(server, self._plan, index, load, found, lambda: self._is_stopped)
+            self._now = (index, running)
+            window = await running.run()
+        outcomes = running.outcomes
+        self._now = (index + 1, None)
         if self._is_stopped and window.length_s < _TICK_S:  # stopped while it warmed up
             return
         self._points.append(point_of(load, outcomes, window, self._plan.slo, self._plan.requests))

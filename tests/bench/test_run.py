@@ -141,6 +141,17 @@ async def test_stopped_early_it_tells_what_it_has(gateway: Gateway, caller: Call
     assert begun.window_s < 0.4
 
 
+async def test_stopped_while_it_looks_at_a_silent_server_it_says_so() -> None:
+    silent = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
+    bench = Bench(Target.at(f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}", model="m"), Plan.read())
+    running = asyncio.create_task(bench.run())
+    await asyncio.sleep(0.1)
+    bench.stop()
+    with pytest.raises(Unavailable, match="stopped before"):
+        await asyncio.wait_for(running, 1)
+    silent.close()
+
+
 async def test_a_chat_is_asked_with_its_template_in_the_count(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.001")
     report = await pressed(gateway, concurrency=1, requests=20, chat=True, prompt_tokens=50, output_tokens=5)
