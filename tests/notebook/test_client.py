@@ -186,8 +186,9 @@ async def test_a_load_goes_on_when_the_gateway_crashes_meanwhile(tmp_path: Path)
                 for name, value in hub.items():
                     patch.setenv(name, value)
                 client = AsyncClient()
-                loading = asyncio.create_task(client.load("demo", "toy:load_s=2"))
-                await until(lambda: caller.version("demo", "v1"), lambda v: v.get("state") == "LOADING")
+                seen: list[Version] = []  # by the client: killed before it is answered, the load would be lost
+                loading = asyncio.create_task(client.load("demo", "toy:load_s=2", on_progress=seen.append))
+                await until(lambda: any(v.state is VersionState.LOADING for v in seen))
                 os.kill((await caller.get("/gateway")).json()["pid"], signal.SIGKILL)
                 assert (await loading).is_ready
                 assert (await client.generate("demo", "x", max_tokens=1)).version == "v1"
