@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
+from jupyter_dsserve.engine.checkpoint import checkpoint_at
 from jupyter_dsserve.engine.structure import Matcher
 from jupyter_dsserve.engine.vocabulary import Vocabulary
 from jupyter_dsserve.protocol.errors import InvalidRequest
@@ -47,7 +48,7 @@ class HFTokenizer:
         Raises `InvalidRequest` if there is none, or only a slow one.
         """
         try:
-            tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(**checkpoint_at(model_path), trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as fault:
             raise InvalidRequest(
                 f"model {model_path} has no tokenizer that loads ({fault}): add its tokenizer.json"

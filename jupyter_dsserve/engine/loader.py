@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from jupyter_dsserve.engine import attention
 from jupyter_dsserve.engine.attention import NotRagged
+from jupyter_dsserve.engine.checkpoint import base_path, checkpoint_at, merged, tokenizer_path
 from jupyter_dsserve.engine.device import named_device
 from jupyter_dsserve.engine.equivalence import Least, least_agreement, reference
 from jupyter_dsserve.engine.group import FollowerLaunch, RankGroup
@@ -30,7 +31,6 @@ from jupyter_dsserve.engine.hf_tokenizer import HFTokenizer
 from jupyter_dsserve.engine.host import num_cores
 from jupyter_dsserve.engine.linear import can_pack, pack_linears
 from jupyter_dsserve.engine.memory import available_bytes
-from jupyter_dsserve.engine.merge import base_path, merged, tokenizer_path
 from jupyter_dsserve.engine.padded import PaddedRunner
 from jupyter_dsserve.engine.quantize import quantise_linears
 from jupyter_dsserve.engine.ragged import RaggedRunner
@@ -193,7 +193,7 @@ def _config(model_path: str) -> Any:
     if os.path.isdir(model_path):
         refuse_directory(Path(model_path))
     try:
-        config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**checkpoint_at(model_path), trust_remote_code=False)
     except LOAD_FAULTS as fault:
         raise InvalidRequest(f"model {model_path} has no config that loads: {fault}", param="model") from fault
     causal = _causal_architectures(config.model_type)
@@ -315,7 +315,7 @@ def _model(model_path: str, config: Any, dtype: torch.dtype, progress: Callable[
     try:
         with reported(progress):
             model, found = AutoModelForCausalLM.from_pretrained(
-                base_path(model_path),
+                **checkpoint_at(base_path(model_path)),
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
@@ -331,6 +331,8 @@ def _model(model_path: str, config: Any, dtype: torch.dtype, progress: Callable[
             param="model",
         )
     model = merged(model, model_path)
+    # It would refuse DeepSpeed's cast, which leaves whole numbers alone and after which `wrapped` puts the rest back.
+    model.is_quantized = False
     return model.eval()
 
 

@@ -22,6 +22,7 @@ from jupyter_dsserve.protocol.toy import ToySettings
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _MAX_HUB_NAME = 96  # the hub's own limit
+_GGUF = ".gguf"
 _PROGRAMS = (".pt2", ".onnx")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _CLASSIFIER = "ForSequenceClassification"
@@ -56,8 +57,12 @@ def model_path(model: str, runner: RunnerName, task: Task = "generate", *, allow
         except OSError as fault:
             raise _refused(f"model {model!r} cannot be read ({fault.strerror}): check its permissions") from None
         return str(path)
+    if model.endswith(_GGUF) and _is_file(model) and task == "generate":
+        return canonical(model)
     if os.path.isfile(model):
-        raise _refused(f"model {model!r} is a file: give the directory that holds config.json and *.safetensors")
+        raise _refused(
+            f"model {model!r} is a file: give the directory that holds config.json and *.safetensors, or a *.gguf"
+        )
     if not _is_hub_name(model):
         raise _refused(
             f"model {model!r} does not exist here: give a directory, a hub name such as org/name, or one of "
@@ -80,9 +85,9 @@ def check_can_load(path: str, spec: WorkerSpec) -> None:
 
 
 def canonical(model: str) -> str:
-    """``model`` as it means the same wherever it is read: a directory or program by its absolute path, the rest as it
-    is."""
-    is_path = _is_directory(model) or (model.endswith(_PROGRAMS) and _is_file(model))
+    """``model`` as it means the same wherever it is read: a directory, or a file that can be a model, by its absolute
+    path, the rest as it is."""
+    is_path = _is_directory(model) or (model.endswith((*_PROGRAMS, _GGUF)) and _is_file(model))
     return str(Path(model).expanduser().resolve()) if is_path else model
 
 

@@ -469,10 +469,10 @@ def _path(name: str, version: str = "") -> str:
 
 
 def _absolute(model: str) -> str:
-    """A directory or program by its whole path: the gateway has another working directory than the kernel."""
+    """A directory or file by its whole path: the gateway has another working directory than the kernel."""
     try:
         path = Path(model).expanduser()
-        is_path = model and (path.is_dir() or (path.suffix in (".pt2", ".onnx") and path.is_file()))
+        is_path = model and (path.is_dir() or (path.suffix in (".pt2", ".onnx", ".gguf") and path.is_file()))
         return str(path.resolve()) if is_path else model
     except (OSError, RuntimeError):  # too long a name; no such user's home
         return model

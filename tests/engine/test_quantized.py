@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
+from transformers import AutoConfig
 
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from tests.engine import tiny_models
@@ -43,6 +46,55 @@ def test_fp8_weights_answer_as_what_they_stand_for(tmp_path: Path) -> None:
     save_file(meant, plain / "model.safetensors", metadata={"format": "pt"})
     expected = tiny_models.answers(tiny_models.load(plain), PROMPTS, 12)
     assert tiny_models.answers(tiny_models.load(quantized), PROMPTS, 12) == expected != before
+
+
+def write_gguf(path: Path, plain: Path) -> dict[str, torch.Tensor]:
+    """The Llama in ``plain`` as a GGUF file with projections of four bits; the weights these stand for."""
+    config = AutoConfig.from_pretrained(plain)
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
+    unused = [f"<{number}>" for number in range(len(signs), config.vocab_size - 2)]
+    writer.add_token_list([*signs, *unused, "he", "an"])
+    writer.add_token_merges(["h e", "a n"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    meant = {}
+    for name, weight in load_file(plain / "model.safetensors").items():
+        own, array = names.get_name(name, (".weight",)), weight.numpy()
+        meant[name] = weight
+        kind = gguf.GGMLQuantizationType.Q4_0
+        if "proj" not in name:
+            writer.add_tensor(own, array)
+            continue
+        meant[name] = torch.from_numpy(gguf.dequantize(gguf.quantize(array, kind), kind).copy())
+        if "q_proj" in name or "k_proj" in name:  # llama.cpp's rotary embedding wants its halves beside one another
+            array = array.reshape(4, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        writer.add_tensor(own, gguf.quantize(array, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return meant
+
+
+def test_a_gguf_file_answers_as_what_its_weights_stand_for(tmp_path: Path) -> None:
+    plain = save_llama(tmp_path / "plain")
+    meant = write_gguf(tmp_path / "tiny.gguf", plain)
+    before = tiny_models.answers(tiny_models.load(plain), PROMPTS, 12)
+    save_file(meant, plain / "model.safetensors", metadata={"format": "pt"})
+    runner = tiny_models.load(tmp_path / "tiny.gguf")
+    ours = tiny_models.answers(runner, PROMPTS, 12)
+    assert ours == tiny_models.answers(tiny_models.load(plain), PROMPTS, 12) != before
+    assert runner.tokenizer.encode_batch(["the"]) == [[ord("t") - ord("!"), 298]]
 
 
 @pytest.mark.parametrize(

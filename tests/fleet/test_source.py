@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jupyter_dsserve.adapter import Adapter
-from jupyter_dsserve.fleet.source import model_path
+from jupyter_dsserve.fleet.source import canonical, model_path
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.spec import RunnerName, Task
 
@@ -54,8 +54,15 @@ def test_a_directory_that_is_no_model_says_what_is_missing(tmp_path: Path) -> No
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert "is a file" in refusal(tmp_path / "model.safetensors")
+
+
+def test_but_a_gguf_file_is_one_that_generates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.gguf").write_bytes(b"")
-    assert "is a file" in refusal(tmp_path / "model.gguf")
+    monkeypatch.chdir(tmp_path)
+    assert model_path("model.gguf", "ragged") == canonical("model.gguf") == str(tmp_path / "model.gguf")
+    assert "is a file" in refusal("model.gguf", "encoder", "embed")
 
 
 def test_a_broken_config_is_named(tmp_path: Path) -> None:

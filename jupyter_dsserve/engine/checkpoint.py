@@ -1,4 +1,4 @@
-"""PEFT adapters: merged into their base when they are loaded, so that they cost nothing afterwards."""
+"""Where the parts of a checkpoint lie: a directory, a hub name, a GGUF file, or a PEFT adapter and its base."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from safetensors import SafetensorError
 
 from jupyter_dsserve.adapter import Adapter
 from jupyter_dsserve.protocol.errors import InvalidRequest
+
+
+def checkpoint_at(path: str) -> dict[str, str]:
+    """``path`` as the arguments that transformers' ``from_pretrained`` takes for it."""
+    if path.endswith(".gguf"):
+        return {"pretrained_model_name_or_path": str(Path(path).parent), "gguf_file": Path(path).name}
+    return {"pretrained_model_name_or_path": path}
 
 
 def base_path(model_path: str) -> str:
@@ -23,7 +30,8 @@ def tokenizer_path(model_path: str) -> str:
 
 
 def merged(model: Any, model_path: str) -> Any:
-    """``model`` with the adapter of ``model_path`` in its weights; as it is if that is no adapter.
+    """``model`` with the adapter of ``model_path`` in its weights, where it costs nothing any more; as it is if that is
+    no adapter.
 
     Raises `InvalidRequest` if the adapter does not fit, or peft is not there.
     """
