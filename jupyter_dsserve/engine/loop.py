@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from jupyter_dsserve.engine.logprobs import HeldLogprobs
-from jupyter_dsserve.engine.runner import Runner, Step
+from jupyter_dsserve.engine.runner import Runner, Span, Step
 from jupyter_dsserve.engine.scheduler import Scheduler
 from jupyter_dsserve.engine.sequence import Likelihood, Sequence
 from jupyter_dsserve.engine.tokenizer import Detokenizer, StopStrings
@@ -131,7 +131,8 @@ class Engine:
             logits = self.runner.forward(step)
             tokens = logits.sample(step.sampled)
             likelihoods = logits.likelihoods(step.sampled, tokens)
-            _note(step, logits.prompt_likelihoods(step.spans))
+            if scoring := step.scoring:
+                _note(scoring, logits.prompt_likelihoods(scoring))
         except Exception as fault:
             log.exception("step %d failed", self._num_steps)
             return chunks + self._fail(step, fault)
@@ -228,15 +229,16 @@ class Engine:
         if sequence.sampling.max_tokens == 0:
             return self._end(answer, "", FinishReason.LENGTH)
         sequence.tokens.append(token)
+        is_over = sequence.matcher is not None and sequence.matcher.has_ended(sequence)
+        if sequence.matcher and (failure := sequence.matcher.failure):
+            return self._end(answer, "", FinishReason.ERROR, failure)
         if self._is_end(sequence.sampling, token):
             return self._end(answer, "", FinishReason.STOP, num_tokens=1)
         text, is_stopped = answer.stop.push(answer.read(token, likelihood))
         if is_stopped:
             return self._end(answer, text, FinishReason.STOP, num_tokens=1, is_cut=True)
-        if sequence.matcher and sequence.matcher.has_ended(sequence):
-            failure = sequence.matcher.failure
-            reason = FinishReason.ERROR if failure else FinishReason.STOP
-            return self._end(answer, text, reason, failure, num_tokens=1)
+        if is_over:
+            return self._end(answer, text, FinishReason.STOP, num_tokens=1)
         if self._is_full(sequence):
             return self._end(answer, text, FinishReason.LENGTH, num_tokens=1)
         answer.num_sent += len(text)
@@ -279,12 +281,11 @@ class Engine:
         return chunks
 
 
-def _note(step: Step, likelihoods: Iterable[Likelihood]) -> None:
-    """Give each sequence of ``step`` what is known of its prompt now."""
+def _note(scoring: Iterable[Span], likelihoods: Iterable[Likelihood]) -> None:
+    """Give each sequence what is known of its prompt now."""
     told = iter(likelihoods)
-    for span in step.spans:
-        if span.scored:
-            span.sequence.prompt_likelihoods += islice(told, len(span.scored))
+    for span in scoring:
+        span.sequence.prompt_likelihoods += islice(told, len(span.scored))
 
 
 def _unfit(sampling: SamplingParams, vocab_size: int) -> InvalidRequest | None:

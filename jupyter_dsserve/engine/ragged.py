@@ -105,7 +105,7 @@ class RaggedRunner:
         for span in step.spans:
             if span.is_sampled:
                 plan.sampled.append(first_row[span.sequence.slot] + span.num_tokens - 1)
-        for span in step.spans:
+        for span in step.scoring:
             plan.sampled.extend(first_row[span.sequence.slot] + at - span.start for at in span.scored)
         return plan
 

@@ -56,7 +56,7 @@ class Span:
 
     @property
     def scored(self) -> range:
-        """The positions whose rows say how likely the prompt's next token was, if the sequence asks for that."""
+        """The positions whose rows say how likely the prompt's next token was, when that is not known yet."""
         return self.sequence.unscored(self.start, self.start + self.num_tokens)
 
 
@@ -75,6 +75,11 @@ class Step:
     def sampled(self) -> list[Sequence]:
         return [span.sequence for span in self.spans if span.is_sampled]
 
+    @property
+    def scoring(self) -> list[Span]:
+        """The spans of those who ask how likely their prompt is."""
+        return [span for span in self.spans if span.sequence.scores_prompt]
+
 
 class Logits(Protocol):
     """What a forward pass gave for the sampled rows of its step. It stays on the device until it is sampled."""
@@ -88,7 +93,7 @@ class Logits(Protocol):
         ...
 
     def prompt_likelihoods(self, spans: Seq[Span]) -> list[Likelihood]:
-        """How likely the prompt's next token was at each `Span.scored` position, in the order of `Step.spans`."""
+        """How likely the prompt's next token was at each `Span.scored` position of `Step.scoring`, in order."""
         ...
 
 

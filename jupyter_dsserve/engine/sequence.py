@@ -78,6 +78,7 @@ class Sequence:
     matcher: Matcher | None = None
     prompt_likelihoods: list[Likelihood] = field(default_factory=list)
     random: random.Random = field(init=False)
+    scores_prompt: bool = field(init=False)
     _seen: TokenCounts = field(init=False)
     _said: TokenCounts = field(init=False)
 
@@ -85,6 +86,7 @@ class Sequence:
         self.num_prompt = len(self.tokens)
         self.random = random.Random(self.sampling.seed)
         self._seen, self._said = TokenCounts(0), TokenCounts(self.num_prompt)
+        self.scores_prompt = self.sampling.echo and self.sampling.logprobs is not None
         if self.scores_prompt:
             self.prompt_likelihoods.append(Likelihood(None, ()))
             self.reuses_prefix = False  # what is not computed has no logits
@@ -93,14 +95,8 @@ class Sequence:
     def num_output(self) -> int:
         return len(self.tokens) - self.num_prompt
 
-    @property
-    def scores_prompt(self) -> bool:
-        return self.sampling.echo and self.sampling.logprobs is not None
-
     def unscored(self, start: int, end: int) -> range:
         """Those of the positions from ``start`` to ``end`` whose next token is of the prompt and has no likelihood."""
-        if not self.scores_prompt:
-            return range(0)
         return range(max(start, len(self.prompt_likelihoods) - 1), min(end, self.num_prompt - 1))
 
     @property

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from jupyter_dsserve.engine.sequence import Sequence
-from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
+from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import Structure, StructureKind
 
 _WORD = 32  # tokens to a number of the mask
+# The library's own, but for its state in every error.
+_LIMITS = LLParserLimits(verbose_errors=False)
 
 
 class Matcher:
@@ -26,10 +28,11 @@ class Matcher:
         Raises `InvalidRequest` with the library's reason if it is no grammar.
         """
         self._vocab_size = tokens.vocab_size
+        self._param = structure.param
         self._num_consumed = 0
         try:
-            self._matcher = LLMatcher(tokens, _grammar(structure), log_level=0)
-            reason = self._matcher.get_error()
+            self._matcher = LLMatcher(tokens, _grammar(structure), log_level=0, limits=_LIMITS)
+            reason = self._error
         except ValueError as fault:
             reason = str(fault)
         if reason:
@@ -45,10 +48,19 @@ class Matcher:
         return self._matcher.is_stopped()
 
     @property
-    def failure(self) -> EngineFailure | None:
+    def failure(self) -> InvalidRequest | None:
         """Why the grammar can be followed no further (it grew too large), if so."""
-        why = self._matcher.get_error()
-        return EngineFailure(f"the answer cannot be kept in its form any further: {why}") if why else None
+        if not (why := self._error):
+            return None
+        return InvalidRequest(
+            f"after {self._num_consumed} tokens the answer cannot be kept in its form any further ({why}): "
+            "ask for a simpler one",
+            param=self._param,
+        )
+
+    @property
+    def _error(self) -> str:
+        return self._matcher.get_error().replace("<non-verbose/>", "").strip()
 
     def allowed(self, vocab_size: int) -> np.ndarray:
         """1 for each token that may come next, 0 for the others, ``[vocab_size]`` of uint8."""

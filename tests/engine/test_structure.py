@@ -232,6 +232,22 @@ def test_what_is_no_grammar_is_refused_with_the_librarys_reason(
     assert refused.value.param == structure.param
 
 
+def test_a_grammar_that_grows_too_large_ends_its_answer_with_the_reason_and_no_other(runner: RaggedRunner) -> None:
+    answers = Answers(runner)
+    answers.post("grows", [1, 2], Structure(StructureKind.REGEX, "(a?){400}a{400}", "response_format"))
+    answers.post("free", [1, 2], max_tokens=20)
+    answers.post("small", [1, 2], STRUCTURES["choice"])
+    answers.run()
+    end = answers.driver.end("grows")
+    assert end is not None
+    assert isinstance(end.error, InvalidRequest)
+    assert (end.finish_reason, end.error.param) == (FinishReason.ERROR, "response_format")
+    assert "too many" in end.error.message
+    assert "<state>" not in end.error.message
+    assert answers.end("free") in (FinishReason.LENGTH, FinishReason.STOP)
+    check("choice", answers.driver.text("small"))
+
+
 def test_a_tokenizer_whose_bytes_nobody_knows_still_tells_tokens_and_refuses_forms() -> None:
     backend = Tokenizer(models.WordPiece({"[UNK]": 0, "ab": 1, "##c": 2}, unk_token="[UNK]"))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
