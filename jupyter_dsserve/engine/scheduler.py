@@ -101,7 +101,7 @@ class Scheduler:
         """Whether a running sequence still computes the beginning of a prompt that ``sequence`` shares."""
         size = self.room.block_tokens
         for other in self.running:
-            if other.num_computed < other.num_prompt - 1 and other.reuses_prefix:
+            if other.num_computed < other.num_prompt - 1:
                 worth = max(other.num_computed // size * size, 0) + _WORTH_WAITING * size
                 if worth < len(sequence.tokens) and other.tokens[:worth] == sequence.tokens[:worth]:
                     return True

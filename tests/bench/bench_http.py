@@ -3,8 +3,8 @@
     python -m tests.bench.bench_http [--rounds 5] [--clients 16] [--out results.json]
 
 Gateway and worker together, or the engine alone, are pinned to one core with one thread; the clients have another.
-Both do the same work: the same prompts and answer lengths, ``--clients`` at a time, streaming. Rounds alternate, so that
-a machine that is slower for a minute is so for both; the figure is the median of the rounds' ratios.
+Both do the same work: the same prompts and answer lengths, ``--clients`` at a time, streaming. Rounds alternate, so
+that a machine that is slower for a minute is so for both; the figure is the median of the rounds' ratios.
 """
 
 from __future__ import annotations

@@ -1,0 +1,15 @@
+"""A minute of everything at once. Long: `make test-long`; the half hour is `python -m tests.engine.soak`."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.soak import make_runner, soak
+
+
+@pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.long)])
+def test_everything_at_once_leaves_nothing_behind(seconds: float) -> None:
+    outcome = soak(make_runner(), seconds)
+    assert {"stop", "length", "abort", "InvalidRequest"} <= outcome.ends.keys()
+    assert outcome.num_cached > 100
+    assert seconds < 60 or (outcome.num_preempted > 0 and outcome.growth < 0.05)
