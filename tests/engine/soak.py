@@ -84,7 +84,7 @@ class Clients:
         draw = self._draw
         prompt = draw.choice([[], *self._beginnings]) + self._tokens(draw.randint(1, 20))
         if draw.random() < 0.1:
-            prompt = self._tokens(draw.randint(self._max_context // 2, self._max_context + 40))  # some do not fit
+            prompt = self._tokens(draw.randint(self._max_context // 2, self._max_context * 5 // 4))  # some do not fit
         room = max(1, self._max_context - len(prompt))
         sampling = SamplingParams(
             max_tokens=draw.randint(1, min(200, room)),
@@ -129,15 +129,15 @@ def make_runner() -> RaggedRunner:
     return runner
 
 
-def soak(runner: RaggedRunner, seconds: float, seed: int = 1) -> Outcome:
-    """Raises `AssertionError` when a book is wrong or something is left."""
+def soak(runner: RaggedRunner, seconds: float, num_steps: int = 0, seed: int = 1) -> Outcome:
+    """For so long, and at least so many steps. Raises `AssertionError` when a book is wrong or something is left."""
     runner.forward = failing(runner.forward, random.Random(seed))  # type: ignore[method-assign]
     heard: list[Chunk] = []
     engine = Engine(runner, heard.extend)
     clients = Clients(engine, runner.tokenizer.vocab_size, runner.room.max_context, seed)
     begun, third = time.monotonic(), 0
     with tqdm(total=round(seconds), unit="s", leave=False, disable=None) as bar:
-        while (passed := time.monotonic() - begun) < seconds:
+        while (passed := time.monotonic() - begun) < seconds or engine.load().num_steps < num_steps:
             clients.ask()
             _turn(engine, clients, heard)
             if not third and passed > seconds / 3:
