@@ -79,7 +79,7 @@ class KVCache:
         """
         full = -(-self.max_context // _BLOCK_TOKENS)
         if self.token_bytes * _BLOCK_TOKENS * full * num_slots <= max_bytes or self._device.type != "cpu":
-            return KVRoom(num_slots, self.max_context, full * num_slots, _BLOCK_TOKENS)
+            return self._room(num_slots, full * num_slots, _BLOCK_TOKENS)
         rows = {t.shape[3] * t.element_size() for pair in self._layers.values() for t in pair}
         to_a_page = [mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, row) for row in rows]
         block_tokens = min(_ALIGN_TOKENS, math.lcm(_BLOCK_TOKENS, *to_a_page))
@@ -90,7 +90,11 @@ class KVCache:
                 f"takes {self.token_bytes * self.max_context / 2**20:.0f} MiB: lower max_context, or raise kv_bytes",
                 param="kv_bytes",
             )
-        return KVRoom(num_slots, self.max_context, num_blocks, block_tokens)
+        return self._room(num_slots, num_blocks, block_tokens)
+
+    def _room(self, num_slots: int, num_blocks: int, block_tokens: int) -> KVRoom:
+        max_bytes = num_blocks * block_tokens * self.token_bytes
+        return KVRoom(num_slots, self.max_context, num_blocks, block_tokens, max_bytes)
 
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         shape = (like.shape[0], self.num_slots, self.stride, like.shape[2])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,7 +81,8 @@ class RaggedRunner:
 
     @property
     def room(self) -> KVRoom:
-        return self._cache.room(self._max_sequences, self._kv_bytes)
+        room = self._cache.room(self._max_sequences, self._kv_bytes)
+        return replace(room, max_bytes=room.max_bytes * self.group.size) if self.group else room
 
     def begin(self, sequence: Sequence) -> None:
         """Nothing to prepare: what an earlier sequence left in the slot is overwritten before it is read."""

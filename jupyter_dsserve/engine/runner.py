@@ -14,12 +14,19 @@ from jupyter_dsserve.protocol.tensors import ModelInfo
 @dataclass(frozen=True, slots=True)
 class KVRoom:
     """What a runner's KV cache holds: ``num_slots`` sequences of up to ``max_context`` tokens, and over all of them as
-    many blocks of ``block_tokens`` tokens as there is memory for."""
+    many blocks of ``block_tokens`` tokens as there is memory for, ``max_bytes`` when all are filled."""
 
     num_slots: int
     max_context: int
     num_blocks: int
     block_tokens: int
+    max_bytes: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"KV cache for {self.num_slots} sequences, {self.num_blocks * self.block_tokens:,} tokens in up to "
+            f"{self.max_bytes / 2**20:,.0f} MiB"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc.aio
 
@@ -18,7 +19,7 @@ from jupyter_dsserve.engine.batcher import Batcher, BatchRunner
 from jupyter_dsserve.engine.group import RankGroup
 from jupyter_dsserve.engine.loop import Engine
 from jupyter_dsserve.engine.program import ProgramRunner, load_program
-from jupyter_dsserve.engine.runner import Runner, Span, Step
+from jupyter_dsserve.engine.runner import KVRoom, Runner, Span, Step
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.toy import load_toy, load_toy_encoder
 from jupyter_dsserve.protocol import codec
@@ -26,6 +27,7 @@ from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk, Features, FinishReason, Message, Request, SamplingParams, Texts
 from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION, WorkerLaunch
+from jupyter_dsserve.protocol.tensors import ModelInfo
 from jupyter_dsserve.protocol.worker_pb2_grpc import LinkStub
 from jupyter_dsserve.worker.outbox import Outbox
 
@@ -201,7 +203,8 @@ class WorkerApp:
             return
         kind = self._engine.runner.kind if isinstance(self._engine, Engine) else self._launch.spec.runner
         log.info("ready on %s, %s", runner.device, kind)
-        ready_now = pb.Ready(device=runner.device, runner=kind, info=codec.info_to_pb(runner.info))
+        info = _with_room(runner.info, self._engine.scheduler.room) if isinstance(self._engine, Engine) else runner.info
+        ready_now = pb.Ready(device=runner.device, runner=kind, info=codec.info_to_pb(info))
         self._outbox.put(pb.FromWorker(ready=ready_now))
         while True:
             self._outbox.put(self._heartbeat(runner))
@@ -296,6 +299,10 @@ def _settle(ready: asyncio.Future[AnyRunner], outcome: AnyRunner | Exception) ->
         ready.set_exception(outcome)
     else:
         ready.set_result(outcome)
+
+
+def _with_room(info: ModelInfo, room: KVRoom) -> ModelInfo:
+    return replace(info, note="; ".join(filter(None, (info.note, str(room))))) if room.max_bytes else info
 
 
 def _generate_one_token(runner: Runner) -> None:

@@ -46,6 +46,8 @@ async def client(served: Gateway) -> AsyncIterator[AsyncOpenAI]:
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_prompt_that_was_computed_before_is_not_computed_again(served: Gateway, client: AsyncOpenAI) -> None:
     """Asked twice: the same answer, and the usage and the stats say what came from the cache."""
+    version = served.fleet.deployment("demo").versions["v1"]
+    assert "KV cache for 64 sequences" in version.info.note
     prompt = "import collections\n\n\nclass Counter:\n    def __init__(self, words):\n" * 3
     first, second = [
         await client.completions.create(model="demo@v1", prompt=prompt, max_tokens=8, temperature=0) for _ in range(2)
@@ -54,7 +56,6 @@ async def test_a_prompt_that_was_computed_before_is_not_computed_again(served: G
     assert second.usage is not None
     assert second.usage.prompt_tokens_details is not None
     assert second.usage.prompt_tokens_details.cached_tokens == second.usage.prompt_tokens - 1
-    version = served.fleet.deployment("demo").versions["v1"]
     await until(lambda: version.stats(100, 0.0, 0.0).prefix_hits > 0.1)
 
 
