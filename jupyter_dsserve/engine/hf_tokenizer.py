@@ -94,16 +94,19 @@ class HFTokenizer:
             ) from fault
         return text
 
-    def detokenizer(self) -> HFDetokenizer:
-        return HFDetokenizer(self._backend)
+    def detokenizer(self, before: int | None = None) -> HFDetokenizer:
+        return HFDetokenizer(self._backend, before)
 
 
 class HFDetokenizer:
     """Text of one sequence as its tokens come; special tokens give none."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, before: int | None = None) -> None:
         self._backend = backend
-        self._stream = DecodeStream(skip_special_tokens=True)
+        # SentencePiece's decoders take away the space that a text begins with: here it would be one between two words.
+        text = "" if before is None else backend.decode([before], skip_special_tokens=True)
+        known = [before] if before is not None and text and not text.endswith("�") else []
+        self._stream = DecodeStream(known, skip_special_tokens=True)
         self._unfinished: list[int] = []  # tokens since the last text
 
     def push(self, token: int) -> str:

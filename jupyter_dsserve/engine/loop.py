@@ -160,7 +160,7 @@ class Engine:
         tokenizer = self.runner.tokenizer
         self._answers[sequence.id] = _Answer(
             sequence,
-            tokenizer.detokenizer(),
+            tokenizer.detokenizer(sequence.tokens[-1] if sequence.continues and not sequence.sampling.echo else None),
             StopStrings(sequence.sampling.stop),
             HeldLogprobs(tokenizer.token_bytes),
         )

@@ -61,6 +61,7 @@ class Sequence:
     sequence's place there, given by the scheduler while it runs and -1 before and after. Lower ``priority`` goes first;
     ``arrived_s`` and ``deadline_s`` are monotonic seconds. With ``reuses_prefix`` it may start from what an earlier one
     computed for the same beginning. ``matcher`` keeps the answer in its form, if it has one.
+    If it ``continues``, its text goes on from the prompt's; a turn of a chat begins anew.
     ``prompt_likelihoods`` are of the prompt's tokens from the first, as far as known, if it asks for them.
     """
 
@@ -75,6 +76,7 @@ class Sequence:
     arrived_s: float = 0.0
     deadline_s: float = math.inf
     reuses_prefix: bool = True
+    continues: bool = True
     matcher: Matcher | None = None
     prompt_likelihoods: list[Likelihood] = field(default_factory=list)
     random: random.Random = field(init=False)

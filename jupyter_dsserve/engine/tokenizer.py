@@ -50,7 +50,9 @@ class Tokenizer(Protocol):
         """What keeps one answer in its form; made in any thread. Raises `InvalidRequest` if it cannot be."""
         ...
 
-    def detokenizer(self) -> Detokenizer: ...
+    def detokenizer(self, before: int | None = None) -> Detokenizer:
+        """For a text that goes on after the token ``before``; None: that begins."""
+        ...
 
 
 class StopStrings:

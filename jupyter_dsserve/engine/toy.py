@@ -84,7 +84,7 @@ class ToyTokenizer:
             f"a toy answers by a formula, in no other form: leave {structure.param} out", param=structure.param
         )
 
-    def detokenizer(self) -> ToyDetokenizer:
+    def detokenizer(self, before: int | None = None) -> ToyDetokenizer:
         return ToyDetokenizer()
 
 

@@ -157,6 +157,7 @@ class WorkerApp:
             priority=request.priority,
             arrived_s=now,
             deadline_s=math.inf if request.timeout_s is None else now + request.timeout_s,
+            continues=not any(isinstance(part, Message) for part in request.prompt[:1]),
         )
 
     def _tokenize(self, prompt: str | tuple[int, ...] | tuple[Message, ...]) -> list[int]:

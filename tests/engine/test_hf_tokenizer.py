@@ -11,9 +11,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from jupyter_dsserve.engine.hf_tokenizer import HFTokenizer
+from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.request import Message
-from tests.engine.tiny_models import byte_tokenizer
+from jupyter_dsserve.protocol.request import Message, SamplingParams, Structure, StructureKind
+from tests.engine.test_loop import Driver
+from tests.engine.tiny_models import byte_tokenizer, load, save_architecture
 
 BOS, EOS = 256, 257
 TEMPLATE = (
@@ -45,6 +47,37 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+
+
+def test_an_answer_that_goes_on_from_a_prompt_keeps_the_space_between_two_words() -> None:
+    kind = sentencepiece_like()
+    tokenizer = HFTokenizer(kind, frozenset(), len(kind))
+    prompt, answer = (tokenizer.encode_batch([text])[0] for text in ("one", "two"))
+
+    def text(before: int | None) -> str:
+        detokenizer = tokenizer.detokenizer(before)
+        return "".join([*map(detokenizer.push, answer), detokenizer.flush()])
+
+    assert text(prompt[-1]) == " two"
+    assert text(None) == "two", "a text that begins has none"
+    assert text(kind.eos_token_id) == "two", "nor has one after a special token"
+    assert text(kind.convert_tokens_to_ids("<0xE2>")) == "two", "a character cut by the prompt's end breaks nothing"
+
+
+def test_a_completion_and_an_echo_go_on_from_the_prompt_and_a_turn_of_a_chat_begins_anew(tmp_path: Path) -> None:
+    """The model is made to say ▁a, twice."""
+    folder = save_architecture("llama", tmp_path)
+    sentencepiece_like().save_pretrained(folder)
+    runner = load(folder)
+    letter = runner.tokenizer.encode_batch(["a"])[0][-1]
+    driver = Driver(runner)  # type: ignore[arg-type]
+    for id, continues, echo in (("completion", True, False), ("chat", False, False), ("echo", True, True)):
+        said = Structure(StructureKind.GRAMMAR, 'start: " a a"')
+        sequence = Sequence(id, [letter, letter], SamplingParams(9, echo=echo, structure=said), continues=continues)
+        sequence.matcher = runner.tokenizer.matcher(said)
+        driver.engine.post(sequence)
+    driver.run("completion", "chat", "echo")
+    assert [driver.text(id) for id in ("completion", "chat", "echo")] == [" a a", "a a", "aa a a"]
 
 
 @pytest.fixture(params=[llama_like, sentencepiece_like])
