@@ -99,6 +99,8 @@ class Sequence:
 
     def unscored(self, start: int, end: int) -> range:
         """Those of the positions from ``start`` to ``end`` whose next token is of the prompt and has no likelihood."""
+        if not self.scores_prompt:
+            return range(0)
         return range(max(start, len(self.prompt_likelihoods) - 1), min(end, self.num_prompt - 1))
 
     @property
