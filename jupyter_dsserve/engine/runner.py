@@ -63,7 +63,7 @@ class Span:
 
     @property
     def scored(self) -> range:
-        """The positions whose rows say how likely the prompt's next token was, if that is asked for and not known yet."""
+        """The positions whose rows say how likely the prompt's next token was, where it is asked for and not known."""
         return self.sequence.unscored(self.start, self.start + self.num_tokens)
 
 

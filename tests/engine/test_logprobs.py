@@ -25,9 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_architecture("llama", tmp_path_factory.mktemp("llama"))
 
 
-@pytest.fixture(scope="module")
-def runner(folder: Path) -> RaggedRunner:
-    return load(folder)
+@pytest.fixture(scope="module", params=["ragged", "padded"])
+def runner(folder: Path, request: pytest.FixtureRequest) -> RaggedRunner:
+    return load(folder, runner=request.param)
 
 
 @pytest.fixture
