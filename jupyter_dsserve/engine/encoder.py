@@ -153,7 +153,7 @@ def load_encoder(spec: WorkerSpec, model_path: str, progress: Progress) -> Encod
     tokenizer = HFTokenizer.load(model_path, frozenset(), model.get_input_embeddings().num_embeddings)
     max_length = _max_length(spec, model, pooling, tokenizer)
     progress("loaded", 1.0)
-    return _runner(spec, engine, tokenizer.cutting(max_length), pooling)
+    return _runner(spec, engine, tokenizer.cutting(max_length), pooling.to(device))
 
 
 def _runner(spec: WorkerSpec, engine: Any, tokenizer: HFTokenizer, pooling: Pooling) -> EncoderRunner:
@@ -172,7 +172,7 @@ def _runner(spec: WorkerSpec, engine: Any, tokenizer: HFTokenizer, pooling: Pool
             labels=labels,
             note=f"{name} over {len(labels)} labels",
         )
-    output = TensorInfo("embedding", "FP32", (-1, config.hidden_size * len(pooling.modes)))
+    output = TensorInfo("embedding", "FP32", (-1, pooling.size(config.hidden_size)))
     return EncoderRunner(
         engine,
         tokenizer,

@@ -7,10 +7,12 @@ folder for its settings. A directory without it gets mean pooling, and says so.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers.utils import cached_file
 
 from jupyter_dsserve.protocol.errors import InvalidRequest
@@ -29,11 +31,11 @@ _SWITCHES = {
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """``modes`` side by side make the vector. ``max_length`` in tokens, 0: the files do not say. ``prompt`` stands
-    before every text. ``note`` says where all this comes from."""
+    """``modes`` side by side make the vector, which goes through ``stages``. ``max_length`` in tokens, 0: the files do
+    not say. ``prompt`` stands before every text. ``note`` says where all this comes from."""
 
     modes: tuple[str, ...] = ("mean",)
-    is_normalized: bool = False
+    stages: tuple[torch.nn.Module, ...] = ()
     max_length: int = 0
     prompt: str = ""
     is_lower_case: bool = False
@@ -46,21 +48,35 @@ class Pooling:
         if modules is None:
             return Pooling()
         modes: tuple[str, ...] = ()
-        is_normalized = False
+        stages: list[torch.nn.Module] = []
         for module in modules[1:]:
             kind = str(module["type"]).rpartition(".")[2]
             if kind == "Pooling" and not modes:
                 modes = _modes(model_path, f"{module['path']}/config.json")
-            elif kind == "Normalize" and modes:
-                is_normalized = True
+            elif kind in _STAGES and modes:
+                stages.append(_STAGES[kind](model_path, str(module["path"])))
             else:
                 raise _refused(model_path, f"a {kind} stage after the transformer, which is not computed here")
         if not modes:
             raise _refused(model_path, "no Pooling stage in its modules.json, so that it gives no vector a text")
         sizes = _json(model_path, "sentence_bert_config.json") or {}
-        note = f"{' + '.join(modes)} pooling, {'' if is_normalized else 'not '}normalised, as the model's files say"
-        max_length = int(sizes.get("max_seq_length") or 0)
-        return Pooling(modes, is_normalized, max_length, _prompt(model_path), bool(sizes.get("do_lower_case")), note)
+        said = [f"{' + '.join(modes)} pooling", *(str(stage) for stage in stages)]
+        return Pooling(
+            modes,
+            tuple(stages),
+            int(sizes.get("max_seq_length") or 0),
+            _prompt(model_path),
+            bool(sizes.get("do_lower_case")),
+            f"{', '.join(said)}, as the model's files say",
+        )
+
+    def size(self, hidden_size: int) -> int:
+        """Of a vector, for a model of ``hidden_size``."""
+        widths = [stage.width for stage in self.stages if isinstance(stage, Dense)]
+        return widths[-1] if widths else hidden_size * len(self.modes)
+
+    def to(self, device: torch.device) -> Pooling:
+        return replace(self, stages=tuple(stage.to(device) for stage in self.stages))
 
     def written(self, text: str) -> str:
         """``text`` as the model wants it."""
@@ -73,7 +89,66 @@ class Pooling:
         places = torch.arange(hidden.shape[1], device=hidden.device)
         mask = (places < lengths[:, None]).unsqueeze(-1)
         vectors = torch.cat([_pooled(mode, hidden, mask, lengths) for mode in self.modes], dim=-1)
-        return torch.nn.functional.normalize(vectors, dim=-1) if self.is_normalized else vectors
+        for stage in self.stages:
+            vectors = stage(vectors)
+        return vectors
+
+
+class Normalize(torch.nn.Module):
+    """Vectors of length 1."""
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(vectors, dim=-1)
+
+    def __str__(self) -> str:
+        return "normalised"
+
+
+class Dense(torch.nn.Module):
+    """A linear layer in fp32 and an activation."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> None:
+        super().__init__()
+        self.width = weight.shape[0]
+        self._weight = torch.nn.Parameter(weight.float(), requires_grad=False)
+        self._bias = None if bias is None else torch.nn.Parameter(bias.float(), requires_grad=False)
+        self._activation = _ACTIVATIONS[activation]
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        return self._activation(torch.nn.functional.linear(vectors, self._weight, self._bias))
+
+    def __str__(self) -> str:
+        return f"a dense layer to {self.width}"
+
+
+def _dense(model_path: str, folder: str) -> Dense:
+    settings = _json(model_path, f"{folder}/config.json") or {}
+    activation = str(settings.get("activation_function", "Tanh")).rpartition(".")[2]
+    is_plain = settings.get("module_input_name", "sentence_embedding") == "sentence_embedding"
+    if activation not in _ACTIVATIONS or not is_plain or settings.get("use_residual"):
+        raise _refused(
+            model_path,
+            f"a Dense stage of a kind that is not computed here; its activation may be {', '.join(_ACTIVATIONS)}",
+        )
+    found = _file(model_path, f"{folder}/model.safetensors")
+    if found is None:
+        raise _refused(model_path, f"no model.safetensors in {folder} (pickled weights can run code)")
+    weights = load_file(found)
+    return Dense(weights["linear.weight"], weights.get("linear.bias"), activation)
+
+
+def _normalize(_model_path: str, _folder: str) -> Normalize:
+    return Normalize()
+
+
+_ACTIVATIONS = {
+    "Identity": torch.nn.Identity(),
+    "Tanh": torch.nn.Tanh(),
+    "GELU": torch.nn.GELU(),
+    "ReLU": torch.nn.ReLU(),
+}
+# By the class that modules.json names.
+_STAGES: Mapping[str, Callable[[str, str], torch.nn.Module]] = {"Dense": _dense, "Normalize": _normalize}
 
 
 def _pooled(mode: str, hidden: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -110,10 +185,15 @@ def _prompt(model_path: str) -> str:
     return str((settings.get("prompts") or {}).get(settings.get("default_prompt_name"), ""))
 
 
+def _file(model_path: str, name: str) -> str | None:
+    found: str | None = cached_file(model_path, name, _raise_exceptions_for_missing_entries=False)
+    return found
+
+
 def _json(model_path: str, name: str) -> Any:
     """A file of the model, None if it has no such file."""
     try:
-        found = cached_file(model_path, name, _raise_exceptions_for_missing_entries=False)
+        found = _file(model_path, name)
         if found is None:
             return None
         with open(found, encoding="utf-8") as file:

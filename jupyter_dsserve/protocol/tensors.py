@@ -72,7 +72,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What callers must know of a model before they ask; empty for the task ``generate``.
+    """What callers must know of a model before they ask. For the task ``generate`` there is only a ``note``.
 
     ``labels`` are the classes of a classifier, in the order of its scores; ``note`` is for people.
     """

@@ -12,7 +12,8 @@ import pytest
 import torch
 from deepspeed.inference.engine import InferenceEngine
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from jupyter_dsserve.engine.encoder import EncoderRunner
@@ -80,6 +81,16 @@ class TestPooling:
         ours = answer(load(tmp_path), *texts)
         assert np.abs(ours - theirs.encode(texts)).max() < 1e-4
 
+    @pytest.mark.parametrize("activation", [nn.Tanh(), nn.Identity(), nn.GELU()])
+    def test_dense_layers_after_it_are_computed(self, activation: nn.Module, bert: Path, tmp_path: Path) -> None:
+        stages = [Transformer(str(bert)), Pooling(32), Dense(32, 12, activation_function=activation), Normalize()]
+        theirs = SentenceTransformer(modules=stages, device="cpu")
+        theirs.save(str(tmp_path))
+        runner = load(tmp_path)
+        assert np.abs(answer(runner, "a", "bcd efg") - theirs.encode(["a", "bcd efg"])).max() < 1e-5
+        assert runner.info.outputs == (TensorInfo("embedding", "FP32", (-1, 12)),)
+        assert runner.info.note.startswith("mean pooling, a dense layer to 12, normalised, as the model's files say")
+
     def test_a_prompt_and_lower_case_are_honoured(self, bert: Path, tmp_path: Path) -> None:
         stages = [Transformer(str(bert), do_lower_case=True), Pooling(32), Normalize()]
         theirs = SentenceTransformer(
@@ -98,7 +109,8 @@ class TestPooling:
     @pytest.mark.parametrize(
         ("kind", "settings", "words"),
         [
-            ("models.Dense", {}, "has a Dense stage"),
+            ("models.CNN", {}, "has a CNN stage"),
+            ("models.Dense", {}, "has a Dense stage after the transformer"),
             ("models.Pooling", {"pooling_mode": "median"}, r"median in 1_Next/config\.json"),
             ("models.Pooling", {}, "no mode in"),
         ],
