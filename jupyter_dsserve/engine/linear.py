@@ -8,11 +8,17 @@ same bits however many rows stand beside it, which the plain call does not promi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
 from transformers.pytorch_utils import Conv1D
+
+with redirect_stdout(sys.__stderr__):
+    import deepspeed
+    from deepspeed.module_inject.layers import LinearAllreduce, LinearLayer
 
 # The number of rows a layout is made for. Only 1 gives another layout, which is slower at every other number.
 _ROWS = 16
@@ -43,6 +49,21 @@ class PackedLinear(torch.nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self._bias is not None}"
 
 
+class PackedAllreduce(torch.nn.Module):
+    """DeepSpeed's `LinearAllreduce` for inference: each rank has the columns of some inputs, and all add up."""
+
+    def __init__(self, layer: LinearAllreduce) -> None:
+        super().__init__()
+        self._part = PackedLinear(layer.weight.detach(), None)
+        self._ranks = layer.mp_group
+        self._bias = None if layer.bias is None else layer.bias.detach().clone()
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        total = self._part(rows)
+        deepspeed.comm.inference_all_reduce(total, group=self._ranks)
+        return total if self._bias is None else total.add_(self._bias)
+
+
 def can_pack(model: torch.nn.Module) -> bool:
     """Whether this build of torch has oneDNN, and the model lies where and as it can use it."""
     first = next(model.parameters())
@@ -55,13 +76,15 @@ def pack_linears(model: torch.nn.Module) -> int:
 
     One layer at a time, so that never more than one weight is in memory twice. What is left of the weights is copied
     too: a single view of a mapped file would keep the whole of it in this process. A weight tied to an embedding is
-    then there twice. Subclasses of `torch.nn.Linear` mean something of their own and are left alone.
+    then there twice. What AutoTP made of a linear layer is packed too; other subclasses of `torch.nn.Linear` mean
+    something of their own and are left alone.
     """
     places = [
         (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child) in (torch.nn.Linear, Conv1D)
+        if type(child) in (torch.nn.Linear, Conv1D, LinearAllreduce)
+        or (type(child) is LinearLayer and not child.gather_output)
     ]
     for parent, name in places:
         setattr(parent, name, _packed(getattr(parent, name)))
@@ -70,6 +93,8 @@ def pack_linears(model: torch.nn.Module) -> int:
     return len(places)
 
 
-def _packed(layer: Any) -> PackedLinear:
+def _packed(layer: Any) -> PackedLinear | PackedAllreduce:
+    if isinstance(layer, LinearAllreduce):
+        return PackedAllreduce(layer)
     weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
     return PackedLinear(weight.detach(), None if layer.bias is None else layer.bias.detach().clone())
