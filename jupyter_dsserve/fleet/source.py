@@ -77,8 +77,14 @@ def check_can_load(path: str, spec: WorkerSpec) -> None:
     Of a hub name only the worker sees the config.
     """
     check_combination(spec)
+    adapter = Adapter.read(Path(path))
+    if spec.zero and (adapter or path.endswith(_GGUF)):
+        raise InvalidRequest(
+            f"zero is {spec.zero!r}, but model {spec.model!r} is {'an adapter' if adapter else 'a GGUF file'}, whose "
+            "weights are made in memory first: save it whole as safetensors, or leave zero out",
+            param="zero",
+        )
     if os.path.isdir(path):
-        adapter = Adapter.read(Path(path))
         base = Path(adapter.base if adapter else path)
         if base.is_dir():  # else it is a hub name
             check_split(spec.model, _config(base), spec.tp)

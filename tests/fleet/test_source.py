@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from jupyter_dsserve.adapter import Adapter
-from jupyter_dsserve.fleet.source import canonical, model_path
+from jupyter_dsserve.fleet.source import canonical, check_can_load, model_path
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.spec import RunnerName, Task
+from jupyter_dsserve.protocol.spec import RunnerName, Task, WorkerSpec
 
 
 def directory(path: Path, *files: str, **config: object) -> Path:
@@ -117,6 +117,14 @@ class TestAdapters:
             found = Adapter.read(path)
             assert found is not None
             assert found.base == (named if named == "org/name-7b" else str(base))
+
+    def test_weights_that_are_made_in_memory_are_not_offloaded(self, tmp_path: Path) -> None:
+        directory(tmp_path / "base", "model.safetensors", architectures=["LlamaForCausalLM"])
+        paths = [str(self.adapter(tmp_path / "a")), str(tmp_path / "m.gguf")]
+        for path, word in zip(paths, ("an adapter", "a GGUF file"), strict=True):
+            check_can_load(path, WorkerSpec(path))
+            with pytest.raises(InvalidRequest, match=word):
+                check_can_load(path, WorkerSpec(path, zero="nvme"))
 
     def test_its_base_passes_the_same_checks(self, tmp_path: Path) -> None:
         directory(tmp_path / "base", "model.safetensors", architectures=["BertForMaskedLM"])
