@@ -195,11 +195,13 @@ async def test_a_load_goes_on_when_the_gateway_crashes_meanwhile(tmp_path: Path)
                 await client.aclose()
 
 
-def test_a_directory_is_sent_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_or_file_is_sent_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gateway has another working directory than the kernel."""
     (tmp_path / "model").mkdir()
+    (tmp_path / "m.onnx").touch()
     monkeypatch.chdir(tmp_path)
-    for model, sent in (("model", str(tmp_path / "model")), ("org/name", "org/name")):
+    here = [(name, str(tmp_path / name)) for name in ("model", "m.onnx")]
+    for model, sent in (*here, ("org/name", "org/name"), ("org/m.gguf", "org/m.gguf")):
         first = next(Verbs("http://here", "key").load("demo", model, "v1"))
         assert isinstance(first, Send)
         assert json.loads(first.request.content)["model"] == sent

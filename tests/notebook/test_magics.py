@@ -41,6 +41,19 @@ def test_the_cell_is_the_prompt_and_the_answer_streams_into_the_output(loaded: K
     assert chat.text == toy_text("user: hi\n", 6) + "\n"
 
 
+def test_an_encoder_is_loaded_by_its_task_and_asked_for_vectors(loaded: Kernel) -> None:
+    said = loaded.run("%dsserve load emb --model toy:step_s=0.001 --task embed").shown[-1]["text/plain"]
+    assert "emb@v1: READY" in said
+    assert "a formula of the text" in said
+    code = (
+        "from jupyter_dsserve import Client\nClient().embed('emb', ['a', 'b']).shape, Client().embed('emb', 'a').shape"
+    )
+    assert loaded.run(code).shown[0]["text/plain"] == "((2, 8), (8,))"
+    errors = loaded.run("%%dsserve emb\nhello").errors
+    assert "emb@v1 has the task 'embed', and this route is for 'generate'" in errors
+    loaded.run("%dsserve unload emb")
+
+
 async def test_an_interrupt_cancels_the_request_on_the_server_in_one_line(loaded: Kernel) -> None:
     loaded.begin("%%dsserve demo --max-tokens 1000000\nhello")
     loaded.wait_for_text()
