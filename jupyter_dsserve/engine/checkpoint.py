@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,17 @@ def checkpoint_at(path: str) -> dict[str, str]:
     if path.endswith(".gguf"):
         return {"pretrained_model_name_or_path": str(Path(path).parent), "gguf_file": Path(path).name}
     return {"pretrained_model_name_or_path": path}
+
+
+def weight_bytes(path: str) -> dict[str, int]:
+    """The bytes of each weight in the safetensors of a directory, as their headers say; empty for anything else."""
+    sizes: dict[str, int] = {}
+    for file in Path(path).glob("*.safetensors"):
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        ends = {name: one["data_offsets"] for name, one in header.items() if name != "__metadata__"}
+        sizes |= {name: end - start for name, (start, end) in ends.items()}
+    return sizes
 
 
 def base_path(model_path: str) -> str:

@@ -220,7 +220,7 @@ def _model(
     """The model, every weight that it computes with from the checkpoint."""
     kind = AutoModelForSequenceClassification if is_classifier else AutoModel
     try:
-        with reported(progress):
+        with reported(progress, model_path):
             model, found = kind.from_pretrained(
                 model_path,
                 config=config,

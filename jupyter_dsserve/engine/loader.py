@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from jupyter_dsserve.engine import attention
 from jupyter_dsserve.engine.attention import NotRagged
-from jupyter_dsserve.engine.checkpoint import base_path, checkpoint_at, merged, tokenizer_path
+from jupyter_dsserve.engine.checkpoint import base_path, checkpoint_at, merged, tokenizer_path, weight_bytes
 from jupyter_dsserve.engine.device import named_device
 from jupyter_dsserve.engine.equivalence import Least, least_agreement, reference
 from jupyter_dsserve.engine.group import FollowerLaunch, RankGroup
@@ -313,7 +314,7 @@ def _has_fast_bf16() -> bool:
 def _model(model_path: str, config: Any, dtype: torch.dtype, progress: Callable[[float], None]) -> Any:
     """The model in memory-mapped weights, every one of them from the checkpoint."""
     try:
-        with reported(progress):
+        with reported(progress, base_path(model_path)):
             model, found = AutoModelForCausalLM.from_pretrained(
                 **checkpoint_at(base_path(model_path)),
                 config=config,
@@ -337,8 +338,9 @@ def _model(model_path: str, config: Any, dtype: torch.dtype, progress: Callable[
 
 
 @contextmanager
-def reported(progress: Callable[[float], None]) -> Iterator[None]:
-    """Inside, ``progress`` hears the share of weights loaded, in place of transformers' progress bar."""
+def reported(progress: Callable[[float], None], path: str) -> Iterator[None]:
+    """Inside, ``progress`` hears the share of the weights at ``path`` that is loaded, in place of transformers'
+    progress bar: of their bytes, or of their number where no file says how large they are."""
 
     def hook(make_bar: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs.get("desc") == "Loading weights":
@@ -346,9 +348,14 @@ def reported(progress: Callable[[float], None]) -> Iterator[None]:
         return make_bar(*args, **kwargs)
 
     def counted(weights: Iterable[Any]) -> Iterator[Any]:
-        todo = list(weights)
-        for done, weight in enumerate(todo):
-            progress(done / len(todo))
+        todo, sizes = list(weights), weight_bytes(path)
+        # A weight of the model may be made of several of the file, such as the experts of a layer.
+        parts = [getattr(made, "layer_targets", {}).values() for _, made in todo]
+        steps = [sum(sizes.get(name, 0) for names in part for name in names) for part in parts]
+        if not any(steps):
+            steps = [1] * len(todo)
+        for done, weight in zip(accumulate(steps, initial=0), todo, strict=False):
+            progress(done / sum(steps))
             yield weight
 
     transformers_logging.disable_progress_bar()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from jupyter_dsserve.engine import loader, ragged
 from jupyter_dsserve.engine.attention import NotRagged
+from jupyter_dsserve.engine.checkpoint import weight_bytes
 from jupyter_dsserve.engine.loader import load_checked, load_runner
 from jupyter_dsserve.engine.runner import Runner
 from jupyter_dsserve.protocol.errors import InvalidRequest
@@ -211,6 +213,20 @@ def test_progress_rises_from_0_to_1_and_moves_with_the_weights(llama: Path) -> N
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, 1.0)
     assert len({share for stage, share in seen if stage == "weights"}) > 20
+
+
+@pytest.mark.parametrize(("name", "is_merged"), [("llama", False), ("mixtral-window", True)])
+def test_progress_goes_by_bytes(name: str, is_merged: bool, tmp_path: Path) -> None:
+    """The largest step is the share of the largest weight; with experts, of all those of a layer, merged into one."""
+    tiny_models.save_architecture(name, tmp_path)
+    sizes = weight_bytes(str(tmp_path))
+    merged = [n for n in sizes if n.startswith("model.layers.0.") and ("w1" in n or "w3" in n)]
+    largest = sum(sizes[n] for n in merged) if is_merged else max(sizes.values())
+    seen: list[tuple[str, float]] = []
+    load_runner(WorkerSpec(str(tmp_path), device="cpu", num_threads=1), str(tmp_path), lambda *at: seen.append(at))
+    shares = [share for stage, share in seen if stage in ("weights", "tokenizer")]
+    steps = [after - before for before, after in pairwise(shares)]
+    assert max(steps) == pytest.approx(0.8 * largest / sum(sizes.values()))
 
 
 def test_end_tokens_are_those_of_generation_config_and_tokenizer(tmp_path: Path) -> None:

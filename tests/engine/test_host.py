@@ -1,0 +1,48 @@
+"""How many cores a process has: those it is bound to, or fewer if its cgroups ration its time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jupyter_dsserve.engine import host
+
+
+@pytest.fixture
+def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Eight cores, and a cgroup ``/outer/inner`` that is ours."""
+    monkeypatch.setattr(host.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(host, "_CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(host, "_OWN_CGROUP", tmp_path / "own")
+    (tmp_path / "own").write_text("1:cpu:/elsewhere\n0::/outer/inner\n")
+    (tmp_path / "fs/outer/inner").mkdir(parents=True)
+    return tmp_path / "fs"
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 8), ("350000 100000", 3), ("1600000 100000", 8), ("5000 100000", 1)]
+)
+def test_a_quota_of_time_counts_in_whole_cores_and_never_for_more_than_there_are(
+    quota: str, cores: int, cgroups: Path
+) -> None:
+    (cgroups / "outer/inner/cpu.max").write_text(f"{quota}\n")
+    assert host.num_cores() == cores
+
+
+def test_the_least_quota_on_the_way_up_counts(cgroups: Path) -> None:
+    (cgroups / "outer/inner/cpu.max").write_text("max 100000\n")
+    (cgroups / "outer/cpu.max").write_text("200000 100000\n")
+    (cgroups / "cpu.max").write_text("600000 100000\n")
+    assert host.num_cores() == 2
+
+
+def test_a_container_that_sees_its_cgroup_as_the_root_finds_its_quota_there(cgroups: Path) -> None:
+    (cgroups.parent / "own").write_text("0::/\n")
+    (cgroups / "cpu.max").write_text("250000 100000\n")
+    assert host.num_cores() == 2
+
+
+def test_without_cgroups_the_bound_cores_count(cgroups: Path) -> None:
+    (cgroups.parent / "own").unlink()
+    assert host.num_cores() == 8
