@@ -18,6 +18,7 @@ from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.vocabulary import Vocabulary
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import FinishReason, SamplingParams, Structure, StructureKind
+from tests.engine.test_hf_tokenizer import sentencepiece_like
 from tests.engine.test_loop import Driver
 from tests.engine.tiny_models import load, random_prompts, save_architecture
 
@@ -246,6 +247,24 @@ def test_a_grammar_that_grows_too_large_ends_its_answer_with_the_reason_and_no_o
     assert "<state>" not in end.error.message
     assert answers.end("free") in (FinishReason.LENGTH, FinishReason.STOP)
     check("choice", answers.driver.text("small"))
+
+
+@pytest.mark.parametrize("decoder", ["llama", "gemma", "metaspace"])
+def test_the_bytes_of_tokens_make_the_text_whatever_decoder_a_tokenizer_of_words_has(decoder: str) -> None:
+    """SentencePiece's own is one that llguidance refuses by itself, and misreads within a sequence of decoders."""
+    backend = Tokenizer.from_str(sentencepiece_like().backend_tokenizer.to_str())
+    if decoder == "gemma":
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    elif decoder == "metaspace":
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    vocabulary = Vocabulary(backend, [1], backend.get_vocab_size())
+    tokens = backend.encode("ab c é").ids
+    assert b"".join(map(vocabulary.bytes_of, tokens)).decode() == " ab c é"
+    sequence = Sequence("s", [1], SamplingParams())
+    matcher = vocabulary.matcher(Structure(StructureKind.CHOICE, json.dumps([" ab c é"])))
+    sequence.tokens += tokens
+    assert matcher.has_ended(sequence)
+    assert matcher.failure is None
 
 
 def test_a_tokenizer_whose_bytes_nobody_knows_still_tells_tokens_and_refuses_forms() -> None:
