@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from jupyter_dsserve.engine.decode import Decoding, can_decode
 from jupyter_dsserve.engine.kv_cache import KVCache
 
 NAME = "dsserve_ragged"
@@ -69,16 +72,33 @@ class PackedStep:
         self.cache = cache
         self.places = places
         self._rows = rows
-        self._groups: dict[tuple[int | None, int, int], list[Group]] = {}
+        self._groups: dict[tuple[int | None, int, int, bool], list[Group]] = {}
+        self._decoding: Decoding | None = None
 
-    def groups(self, window: int | None, query: torch.Tensor, keys: torch.Tensor) -> list[Group]:
-        """The groups for a layer with this window whose query is ``[1, heads, T, head_dim]``."""
+    @property
+    def decoding(self) -> Decoding | None:
+        """The sequences with one row each that come first; None if none do."""
+        if self._decoding is None and self._num_single:
+            single = self._rows[: self._num_single]
+            self._decoding = Decoding([row.slot for row in single], [row.start for row in single])
+        return self._decoding
+
+    @cached_property
+    def _num_single(self) -> int:
+        return sum(1 for _ in takewhile(lambda row: row.num_rows == 1, self._rows))
+
+    def groups(
+        self, window: int | None, query: torch.Tensor, keys: torch.Tensor, *, with_decoding: bool
+    ) -> list[Group]:
+        """The groups for a layer with this window whose query is ``[1, heads, T, head_dim]``; of all rows, or of those
+        that are not `decoding`."""
         num_heads, num_kv_heads = query.shape[1], keys.shape[0]
-        shape = window, num_heads, num_kv_heads
+        shape = window, num_heads, num_kv_heads, with_decoding
         if shape not in self._groups:
             call_cost = _CALL_COST[query.device.type] // (num_kv_heads * keys.shape[3])
             can_gather = query.device.type != "cpu"
-            runs = split(self._rows, window, call_cost, can_gather)
+            rows = self._rows if with_decoding else self._rows[self._num_single :]
+            runs = split(rows, window, call_cost, can_gather)
             self._groups[shape] = [_group(run, window, num_heads // num_kv_heads, query) for run in runs]
         return self._groups[shape]
 
@@ -188,10 +208,16 @@ def ragged_attention(
     # Query heads that share a K head stand as so many queries of it: [T, kv_heads, queries, head_dim]. So neither K
     # nor V is repeated.
     queries = query[0].unflatten(0, (keys.shape[0], -1)).permute(2, 0, 1, 3)
-    groups = step.groups(attention_mask, query, keys)
+    answer = query.new_empty(query.shape[2], query.shape[1], values.shape[3])
+    decoding = step.decoding if can_decode(query, keys, values) else None
+    if decoding:
+        decoding.attend(query, keys, values, answer, attention_mask, scaling, softcap, s_aux)
+    groups = step.groups(attention_mask, query, keys, with_decoding=decoding is None)
     keys, values = keys.transpose(0, 1), values.transpose(0, 1)
-    answers = [_attend_group(group, queries, keys, values, scaling, softcap, s_aux) for group in groups]
-    return torch.cat(answers).flatten(1, 2)[None], None
+    grouped = answer.unflatten(1, (keys.shape[1], -1))
+    for group in groups:
+        grouped[group.rows] = _attend_group(group, queries, keys, values, scaling, softcap, s_aux)
+    return answer[None], None
 
 
 def _attend_group(
