@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import sys
@@ -16,6 +17,8 @@ from jupyter_dsserve.protocol.errors import InvalidRequest
 
 with redirect_stdout(sys.__stderr__):
     from deepspeed.accelerator import get_accelerator
+
+log = logging.getLogger(__name__)
 
 _COMPILERS = ("c++", "g++", "clang++")
 
@@ -41,7 +44,11 @@ def load_op(builder: str, what_for: str, remedy: str = "apt-get install g++") ->
             f"installed: {remedy} (and pip install ninja), or load without"
         )
     try:
-        with _cache(), redirect_stdout(sys.stderr):
+        with _cache() as folder, redirect_stdout(sys.stderr):
+            if not (folder / found.NAME / f"{found.NAME}.so").exists():
+                log.info(
+                    "building DeepSpeed's %s for %s, once on this machine: up to some minutes", found.NAME, what_for
+                )
             found.load(verbose=False)
     except (RuntimeError, OSError, ImportError) as fault:
         raise InvalidRequest(
@@ -57,8 +64,8 @@ def _missing_tools() -> str:
 
 
 @contextmanager
-def _cache() -> Iterator[None]:
-    """Inside, built operations lie in a folder of ours, and nobody else is in there.
+def _cache() -> Iterator[Path]:
+    """Inside, built operations lie in this folder of ours, and nobody else is in there.
 
     torch keeps others out with a file, and when a build is killed the file stays and everybody waits forever. The
     system takes a lock of its own back, and who holds it knows that any file is one that stayed.
@@ -72,7 +79,7 @@ def _cache() -> Iterator[None]:
             stayed.unlink()
         os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
         try:
-            yield
+            yield folder
         finally:
             del os.environ["TORCH_EXTENSIONS_DIR"]
             if before is not None:

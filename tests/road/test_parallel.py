@@ -22,11 +22,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_architecture("llama", tmp_path_factory.mktemp("llama")))
 
 
+@pytest.mark.timeout(400)
 async def test_two_ranks_answer_as_one_and_if_one_is_killed_both_end_and_the_replica_comes_back(
     caller: Caller, llama: str
 ) -> None:
     await caller.load("demo", "v1", llama, **TINY)
-    two = await caller.load("demo", "v2", llama, tp=2, **TINY)
+    await caller.load("demo", "v2", llama, tp=2, wait=False, **TINY)
+    two = await caller.settled("demo", "v2", timeout_s=180)  # the first time an operation is built
     assert two["state"] == "READY", two["reason"]
     assert two["info"]["note"].startswith("agrees with plain transformers on 100.0% of ")
     for prompt in random_prompts((3, 60)):
