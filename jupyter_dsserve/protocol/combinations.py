@@ -42,7 +42,7 @@ CANNOT_BE: Mapping[tuple[str, str], str] = {
 
 # By model_type: those whose answers over several ranks were seen to be those of one. Others are refused, because AutoTP
 # fails on some without a good word (it divides by zero on Phi-3, and forgets GPT-OSS's sinks) and hangs on others.
-SPLITS = (*("gemma2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "qwen2", "qwen2_moe", "qwen3"),)
+SPLITS = ("gemma2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "qwen2", "qwen2_moe", "qwen3")
 
 
 def check_combination(spec: WorkerSpec) -> None:
