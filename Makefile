@@ -42,6 +42,7 @@ bench: install
 	$(BIN)/python -m tests.bench.bench_http
 	$(BIN)/python -m tests.bench.bench_curves --out tests/bench/results
 	$(BIN)/python -m tests.bench.bench_busy
+	$(BIN)/python -m tests.bench.bench_load
 	$(BIN)/python -m tests.bench.bench_forward
 	$(BIN)/python -m tests.bench.bench_embed
 

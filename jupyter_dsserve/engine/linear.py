@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 with redirect_stdout(sys.__stderr__):
     import deepspeed
     from deepspeed.module_inject.layers import LinearAllreduce, LinearLayer
+from jupyter_dsserve.engine.memory import return_freed
 
 # The number of rows a layout is made for. Only 1 gives another layout, which is slower at every other number.
 _ROWS = 16
@@ -88,6 +89,7 @@ def pack_linears(model: torch.nn.Module) -> int:
     ]
     for parent, name in places:
         setattr(parent, name, _packed(getattr(parent, name)))
+        return_freed()  # what held the weight before
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
     return len(places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from jupyter_dsserve.engine.host import resident_bytes
 
 _CGROUP = Path("/sys/fs/cgroup")
+_LIBC = ctypes.CDLL(None)
 
 
 def held_bytes(device: torch.device) -> int:
@@ -26,6 +28,12 @@ def available_bytes(device: torch.device) -> int:
         return 4 << 30
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     return min(free, _cgroup_left())
+
+
+def return_freed() -> None:
+    """Give memory that was freed back to the system, which glibc else keeps for the thread that had it."""
+    if hasattr(_LIBC, "malloc_trim"):
+        _LIBC.malloc_trim(0)
 
 
 def _cgroup_left() -> int:

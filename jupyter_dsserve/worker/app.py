@@ -17,6 +17,7 @@ import grpc.aio
 from jupyter_dsserve import __version__
 from jupyter_dsserve.engine.batcher import Batcher, BatchRunner
 from jupyter_dsserve.engine.group import RankGroup
+from jupyter_dsserve.engine.host import start_reading_ahead
 from jupyter_dsserve.engine.loop import Engine
 from jupyter_dsserve.engine.program import ProgramRunner, load_program
 from jupyter_dsserve.engine.runner import KVRoom, Runner, Span, Step
@@ -250,6 +251,7 @@ class WorkerApp:
             self._loading("loaded", 1.0)
             return ProgramRunner(program, spec.max_sequences)
         self._loading("importing torch", 0.0)
+        start_reading_ahead(self._launch.model_path)
         from jupyter_dsserve.engine.encoder import load_encoder
 
         return load_encoder(spec, self._launch.model_path, self._loading)
@@ -262,6 +264,7 @@ class WorkerApp:
             self._loading("warming", 1.0)
             return toy
         self._loading("importing torch", 0.0)
+        start_reading_ahead(self._launch.model_path)
         # Only here: a toy worker must not pay for torch.
         from jupyter_dsserve.engine.loader import load_checked
 

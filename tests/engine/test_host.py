@@ -1,4 +1,4 @@
-"""How many cores a process has: those it is bound to, or fewer if its cgroups ration its time."""
+"""What a process has of its machine: cores, fewer if its cgroups ration its time, and what lies in the page cache."""
 
 from __future__ import annotations
 
@@ -46,3 +46,20 @@ def test_a_container_that_sees_its_cgroup_as_the_root_finds_its_quota_there(cgro
 def test_without_cgroups_the_bound_cores_count(cgroups: Path) -> None:
     (cgroups.parent / "own").unlink()
     assert host.num_cores() == 8
+
+
+def test_reading_ahead_reads_all_the_weights_of_a_directory(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"model-{number}.safetensors").write_bytes(bytes(3 << 20))
+    before = bytes_read()
+    host.start_reading_ahead(str(tmp_path)).join()
+    assert 6 << 20 <= bytes_read() - before < 7 << 20
+
+
+def bytes_read() -> int:
+    """What this process has read from files so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_reading_ahead_of_what_is_no_directory_does_nothing() -> None:
+    host.start_reading_ahead("org/name").join()
