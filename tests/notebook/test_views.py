@@ -8,10 +8,15 @@ from jupyter_dsserve.protocol.spec import WorkerSpec
 
 
 def version(
-    name: str = "v1", state: VersionState = VersionState.READY, weight: float = 100.0, reason: str = "", note: str = ""
+    name: str = "v1",
+    state: VersionState = VersionState.READY,
+    weight: float = 100.0,
+    reason: str = "",
+    note: str = "",
+    runner: str = "ragged",
 ) -> Version:
     replicas = (
-        [ReplicaStatus("demo@v1#0", VersionState.READY, "cpu", "ragged", 1, 0)] if state is VersionState.READY else []
+        [ReplicaStatus("demo@v1#0", VersionState.READY, "cpu", runner, 1, 0)] if state is VersionState.READY else []
     )
     return Version("demo", name, state, 0.4, "weights", reason, weight, replicas, WorkerSpec("toy:"), note, 0.0)
 
@@ -31,6 +36,12 @@ def test_what_loads_says_how_far_it_is_and_what_failed_says_why() -> None:
     assert "LOADING weights 40 %" in loading["text/plain"]
     failed = version(state=VersionState.FAILED, weight=0, reason="no such file")._repr_mimebundle_()
     assert "FAILED: no such file" in failed["text/html"]
+
+
+def test_what_a_slower_runner_serves_says_why() -> None:
+    slow = version(runner="padded: FalconForCausalLM does not go through it")._repr_mimebundle_()
+    assert "READY, padded: FalconForCausalLM does not go through it" in slow["text/plain"]
+    assert "READY," not in version()._repr_mimebundle_()["text/plain"]
 
 
 def test_nothing_of_a_users_becomes_html() -> None:
