@@ -245,7 +245,9 @@ def _context(spec: WorkerSpec, config: Any) -> int:
         raise InvalidRequest(
             f"max_context is {spec.max_context}: use {_LEAST_CONTEXT} tokens or more", param="max_context"
         )
-    own = getattr(config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
+    # A state-space model has no limit, nor has one that only counts distances: then the version's counts.
+    own = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    own = own or spec.max_context or _DEFAULT_CONTEXT
     if short := _short_rope(config):
         # Beyond its original length LongRoPE turns to other frequencies for the whole row, by the longest sequence in
         # it: a long neighbour would change an answer. Dynamic RoPE does so only beyond max_position_embeddings, where

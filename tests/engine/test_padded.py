@@ -40,6 +40,13 @@ def test_a_seed_gives_the_same_answer_alone_and_in_company(mamba: PaddedRunner) 
     assert tiny_models.answers(mamba, prompts[:1], 8, **(sampling | {"seed": 12})) != together[:1]
 
 
+def test_a_model_without_a_limit_has_the_context_that_is_asked_for(tmp_path: Path) -> None:
+    path = str(families.save("mamba", tmp_path))
+    for asked, room in ((0, 2048), (5000, 5000)):
+        spec = WorkerSpec(path, runner="padded", device="cpu", num_threads=1, max_context=asked)
+        assert load_padded(spec, path, lambda stage, done: None).room.max_context == room
+
+
 def test_a_model_that_keeps_a_state_gets_its_prompt_in_one_piece(
     mamba: PaddedRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
