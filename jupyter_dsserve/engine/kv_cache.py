@@ -85,9 +85,10 @@ class KVCache:
         block_tokens = min(_ALIGN_TOKENS, math.lcm(_BLOCK_TOKENS, *to_a_page))
         num_blocks = max_bytes // (self.token_bytes * block_tokens)
         if num_blocks * block_tokens < self.max_context:
+            needed = -(-self.max_context // block_tokens) * block_tokens * self.token_bytes
             raise InvalidRequest(
-                f"the KV cache may take {max_bytes / 2**20:.0f} MiB, but one sequence of {self.max_context} tokens "
-                f"takes {self.token_bytes * self.max_context / 2**20:.0f} MiB: lower max_context, or raise kv_bytes",
+                f"the KV cache may take {max_bytes / 2**20:.1f} MiB, but one sequence of {self.max_context} tokens "
+                f"takes {needed / 2**20:.1f} MiB, in blocks of {block_tokens}: lower max_context, or raise kv_bytes",
                 param="kv_bytes",
             )
         return self._room(num_slots, num_blocks, block_tokens)
@@ -102,6 +103,8 @@ class KVCache:
         try:
             if self._device.type == "cpu" and hasattr(mmap, "MAP_PRIVATE"):
                 pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+                if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge one would bring memory for several slots at a touch
+                    pages.madvise(mmap.MADV_NOHUGEPAGE)
                 self._pages.append((pages, num_bytes // (shape[0] * shape[1])))
                 return torch.frombuffer(pages, dtype=like.dtype).view(shape)
             return torch.zeros(shape, dtype=like.dtype, device=self._device)

@@ -68,7 +68,9 @@ class PackedAllreduce(torch.nn.Module):
 def can_pack(model: torch.nn.Module) -> bool:
     """Whether this build of torch has oneDNN, and the model lies where and as it can use it."""
     first = next(model.parameters())
-    return first.device.type == "cpu" and first.dtype in _DTYPES and torch.backends.mkldnn.is_available()
+    if first.device.type != "cpu" or first.dtype not in _DTYPES or not torch.backends.mkldnn.is_available():
+        return False
+    return first.dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @torch.no_grad()

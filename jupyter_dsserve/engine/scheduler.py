@@ -39,6 +39,8 @@ class Scheduler:
 
         One whose prompt is about to be computed for another waits for that, and lets others pass.
         """
+        if not self.slots.has_free:
+            return None
         for place, sequence in enumerate(self.waiting):
             if sequence.reuses_prefix and self._is_being_computed(sequence):
                 continue
@@ -47,7 +49,8 @@ class Scheduler:
                 return None
             del self.waiting[place]
             sequence.slot, sequence.num_computed = grant.slot, grant.num_cached
-            if sequence.num_output == 0:  # one that comes back was counted before
+            if not sequence.was_admitted:  # one that comes back was counted before
+                sequence.was_admitted = True
                 sequence.num_cached = grant.num_cached
                 self.num_prompt += len(sequence.tokens)
                 self.num_cached += grant.num_cached
@@ -99,10 +102,11 @@ class Scheduler:
 
     def _is_being_computed(self, sequence: Sequence) -> bool:
         """Whether a running sequence still computes the beginning of a prompt that ``sequence`` shares."""
-        size = self.room.block_tokens
+        size, there = self.room.block_tokens, self.slots.num_cached(sequence.tokens) // self.room.block_tokens
         for other in self.running:
             if other.num_computed < other.num_prompt - 1:
-                worth = max(other.num_computed // size * size, 0) + _WORTH_WAITING * size
+                # More than what the other has, and more than what stands somewhere already.
+                worth = (max(other.num_computed // size, there) + _WORTH_WAITING) * size
                 if worth < len(sequence.tokens) and other.tokens[:worth] == sequence.tokens[:worth]:
                     return True
         return False

@@ -72,6 +72,7 @@ class Sequence:
     num_computed: int = 0
     num_cached: int = 0
     slot: int = -1
+    was_admitted: bool = False
     priority: int = 0
     arrived_s: float = 0.0
     deadline_s: float = math.inf

@@ -56,6 +56,14 @@ class Slots:
         self._num_filled = 0  # blocks with memory behind them, in all slots
 
     @property
+    def has_free(self) -> bool:
+        return bool(self._free)
+
+    def num_cached(self, tokens: list[int]) -> int:
+        """How many of a prompt's first tokens stand in some slot."""
+        return self._match(tokens)[1]
+
+    @property
     def taken(self) -> set[int]:
         """The slots that sequences have which run now."""
         return {number for number, held in enumerate(self._slots) if held.is_taken}
@@ -122,10 +130,11 @@ class Slots:
         self.release(slot)
 
     def forget(self) -> None:
-        """Nothing that is idle can be used again: after a step that failed nobody knows what stands where."""
-        self.moves = [move for move in self.moves if isinstance(move, Trim)]
+        """Nothing that is idle can be used again: after a step that failed nobody knows what stands where, nor which
+        of its moves were done."""
         for slot in list(self._idle):
             self._empty(slot)
+        self.moves = [Trim(slot, 0) for slot in self._free]
 
     # ---- how it is done
 

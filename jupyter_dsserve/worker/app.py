@@ -122,8 +122,8 @@ class WorkerApp:
         task.add_done_callback(lambda _: self._accepting.pop(message.request_id))
 
     def _abort(self, request_id: str) -> None:
-        if task := self._accepting.get(request_id):  # the engine does not know it yet
-            task.cancel()
+        task = self._accepting.get(request_id)
+        if task and task.cancel():  # the engine does not know it yet
             self._send_chunks([Chunk(request_id, finish_reason=FinishReason.ABORT)])
         elif self._engine:
             self._engine.abort(request_id)

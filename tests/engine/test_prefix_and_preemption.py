@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -68,6 +69,22 @@ class Machine:
             self.scheduler.remove(s)
         self.scheduler.check()
         return ended
+
+    def fail(self, *, with_moves: bool) -> None:
+        """A step that raises, before or after its moves: who was in it ends, the others start again."""
+        while self.scheduler.admit():
+            pass
+        if (step := self.scheduler.schedule()) is None:
+            return
+        if with_moves:
+            self.cache.compute(replace(step, spans=[]))
+        for sequence in {span.sequence for span in step.spans}:
+            self.scheduler.remove(sequence)
+        self.scheduler.forget()
+        self.cache.compute(Step([], 0, tuple(self.scheduler.slots.moves)))
+        self.scheduler.slots.moves = []
+        assert not any(self.cache.slots.values()), "memory is left that no book counts"
+        self.scheduler.check()
 
     def run(self) -> list[Sequence]:
         """All there is to do; in the order of their ends."""
@@ -252,6 +269,8 @@ def test_ten_thousand_random_steps_keep_the_books(num_blocks: int) -> None:
         everyone = [*machine.scheduler.waiting, *machine.scheduler.running]
         if everyone and draw.random() < 0.02:
             machine.scheduler.remove(draw.choice(everyone))
+        if draw.random() < 0.01:
+            machine.fail(with_moves=draw.random() < 0.5)
         for s in machine.step():
             assert s.tokens == expected(prompts.pop(s), s.sampling.max_tokens or 0)
             num_right += 1
@@ -271,3 +290,27 @@ def test_trims_name_what_is_kept() -> None:
     machine.add(numbers(200, 3), 1)
     machine.run()
     assert machine.cache.num_blocks <= 20
+
+
+def test_who_finds_its_beginning_complete_waits_for_nobody_that_computes_it_again() -> None:
+    """Scoring requests compute everything: a line of them with one beginning would hold up all others that have it."""
+    machine = Machine()
+    beginning = numbers(0, 40)
+    machine.add([*beginning, 1], 1)
+    machine.run()
+    scoring = machine.add([*beginning, 2], 1)
+    scoring.reuses_prefix = False
+    machine.step()
+    victim = machine.add([*beginning, 3], 1)
+    machine.step()
+    assert victim.slot >= 0 or victim.num_output
+
+
+def test_a_prompt_counts_once_however_often_it_had_to_leave() -> None:
+    machine = Machine()
+    machine.add(numbers(0, 40), 1)
+    machine.step()
+    machine.scheduler.forget()  # everybody starts again
+    machine.run()
+    assert machine.scheduler.num_preempted == 1
+    assert machine.scheduler.num_prompt == 40
