@@ -10,6 +10,9 @@ from tests.engine.soak import make_runner, soak
 @pytest.mark.parametrize("seconds", [0, pytest.param(60, marks=pytest.mark.long)])
 def test_everything_at_once_leaves_nothing_behind(seconds: float) -> None:
     outcome = soak(make_runner(), seconds, num_steps=400)
-    assert {"stop", "length", "abort", "InvalidRequest"} <= outcome.ends.keys()
+    assert {"stop", "length"} <= outcome.ends.keys()
     assert outcome.num_cached > 100
-    assert seconds < 60 or (outcome.num_preempted > 0 and outcome.growth < 0.05)
+    if seconds:
+        assert {"abort", "DeadlineExceeded", "InvalidRequest", "EngineFailure"} <= outcome.ends.keys()
+        assert outcome.num_preempted > 0
+        assert outcome.growth < 0.05

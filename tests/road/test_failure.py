@@ -70,7 +70,11 @@ async def test_a_worker_that_hangs_is_noticed_ended_and_replaced(
     pid = await pid_of(caller, "v1")
     os.kill(pid, signal.SIGSTOP)
     await until(lambda: not is_running(pid))
-    assert (await caller.settled("demo", "v1", "READY"))["replicas"][0]["pid"] != pid
+    replaced = await until(
+        lambda: caller.version("demo", "v1"),
+        lambda version: [r for r in version["replicas"] if r["state"] == "READY" and r["pid"] != pid],
+    )
+    assert replaced["state"] == "READY"
     assert any("silent" in e["reason"] for e in (await caller.get("/api/history")).json())
 
 
