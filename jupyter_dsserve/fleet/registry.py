@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,6 +25,7 @@ _deployments = sa.Table(
     sa.Column("name", sa.String, primary_key=True),
     sa.Column("weights", sa.JSON, nullable=False),
     sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("policy", sa.JSON, nullable=False, server_default="{}"),
 )
 _versions = sa.Table(
     "versions",
@@ -36,6 +37,13 @@ _versions = sa.Table(
     sa.Column("note", sa.Text, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("is_wanted", sa.Boolean, nullable=False),
+    sa.Column("settings", sa.JSON, nullable=False, server_default="{}"),
+)
+_rollouts = sa.Table(
+    "rollouts",
+    _meta,
+    sa.Column("deployment", sa.String, primary_key=True),
+    sa.Column("state", sa.JSON, nullable=False),
 )
 _history = sa.Table(
     "history",
@@ -48,7 +56,8 @@ _history = sa.Table(
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """A version as it is registered. ``is_wanted``: it is to be loaded when the gateway starts."""
+    """A version as it is registered. ``is_wanted``: it is to be loaded when the gateway starts. ``settings``: what may
+    change while it stays the same version, as JSON."""
 
     deployment: str
     name: str
@@ -57,13 +66,16 @@ class VersionRow:
     note: str
     created_at: float
     is_wanted: bool
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a start finds: routes by deployment, versions, the last events (oldest first)."""
+    """What a start finds: routes, policies and rollouts by deployment, versions, the last events (oldest first)."""
 
     routes: Mapping[str, Route]
+    policies: Mapping[str, Mapping[str, Any]]
+    rollouts: Mapping[str, Mapping[str, Any]]
     versions: list[VersionRow]
     events: list[Event]
 
@@ -84,12 +96,15 @@ class Registry:
         """Make the tables if they are missing and read everything. Blocks; called once, before serving."""
         _meta.create_all(self._engine)
         with self._engine.connect() as db:
-            routes = {r.name: Route(r.weights, r.revision) for r in db.execute(sa.select(_deployments))}
+            deployments = db.execute(sa.select(_deployments)).all()
+            routes = {r.name: Route(r.weights, r.revision) for r in deployments}
+            policies = {r.name: r.policy for r in deployments}
+            rollouts = {r.deployment: r.state for r in db.execute(sa.select(_rollouts))}
             rows = db.execute(sa.select(_versions).order_by(_versions.c.created_at)).mappings()
             versions = [VersionRow(**(dict(r) | {"spec": WorkerSpec.from_json(r["spec"])})) for r in rows]
             latest = db.execute(sa.select(_history).order_by(_history.c.id.desc()).limit(num_events)).mappings()
             events = [Event(**r) for r in latest][::-1]
-        return Stored(routes, versions, events)
+        return Stored(routes, policies, rollouts, versions, events)
 
     def close(self) -> None:
         """Finish what is still to be written."""
@@ -100,6 +115,14 @@ class Registry:
         values = {"weights": dict(route.weights), "revision": route.revision}
         return self._write(lambda db: _upsert(db, _deployments, {"name": deployment}, values))
 
+    def save_policy(self, deployment: str, policy: Mapping[str, Any]) -> asyncio.Future[None]:
+        """Of a deployment that has a route already."""
+        which = _deployments.c.name == deployment
+        return self._write(lambda db: db.execute(_deployments.update().where(which).values(policy=dict(policy))))
+
+    def save_rollout(self, deployment: str, state: Mapping[str, Any]) -> asyncio.Future[None]:
+        return self._write(lambda db: _upsert(db, _rollouts, {"deployment": deployment}, {"state": dict(state)}))
+
     def save_version(self, row: VersionRow) -> asyncio.Future[None]:
         values = {k: v for k, v in _as_values(row).items() if k not in ("deployment", "name")}
         return self._write(lambda db: _upsert(db, _versions, {"deployment": row.deployment, "name": row.name}, values))
@@ -109,7 +132,11 @@ class Registry:
         return self._write(lambda db: db.execute(_versions.delete().where(which)))
 
     def forget_deployment(self, name: str) -> asyncio.Future[None]:
-        return self._write(lambda db: db.execute(_deployments.delete().where(_deployments.c.name == name)))
+        def forget(db: sa.Connection) -> None:
+            db.execute(_rollouts.delete().where(_rollouts.c.deployment == name))
+            db.execute(_deployments.delete().where(_deployments.c.name == name))
+
+        return self._write(forget)
 
     def add_event(self, event: Event) -> asyncio.Future[None]:
         return self._write(lambda db: db.execute(_history.insert().values(**asdict(event))))
@@ -134,7 +161,7 @@ def _upsert(db: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: 
 
 
 def _as_values(row: VersionRow) -> dict[str, Any]:
-    return asdict(row) | {"spec": json.dumps(asdict(row.spec), sort_keys=True)}
+    return asdict(row) | {"spec": json.dumps(asdict(row.spec), sort_keys=True), "settings": dict(row.settings)}
 
 
 def _log_failure(done: Future[None]) -> None:

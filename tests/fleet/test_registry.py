@@ -12,7 +12,7 @@ from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.protocol.records import Event
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
-ROW = VersionRow("demo", "v1", WorkerSpec("builtin:demo-v1", dtype="bf16"), 2, "first", 12.5, True)
+ROW = VersionRow("demo", "v1", WorkerSpec("builtin:demo-v1", dtype="bf16"), 2, "first", 12.5, True, {"priority": "low"})
 
 
 def opened(path: Path) -> Registry:
@@ -27,10 +27,15 @@ async def test_versions_routes_and_events_are_there_again(tmp_path: Path) -> Non
         registry.add_event(event)
     registry.save_route("demo", Route({"v1": 100}, 1))
     registry.save_route("demo", Route({"v1": 90, "v2": 10}, 2))
+    registry.save_policy("demo", {"max_queue": 5})
+    registry.save_rollout("demo", {"step": 1})
+    registry.save_rollout("demo", {"step": 2})
     await registry.save_version(ROW)
     registry.close()
     stored = opened(tmp_path).open(10)
     assert stored.versions == [ROW]
+    assert stored.policies == {"demo": {"max_queue": 5}}
+    assert stored.rollouts == {"demo": {"step": 2}}
     assert stored.routes == {"demo": Route({"v1": 90, "v2": 10}, 2)}
     assert stored.events == events[-10:]
 
@@ -40,11 +45,12 @@ async def test_what_is_forgotten_is_gone(tmp_path: Path) -> None:
     registry.open(10)
     registry.save_version(ROW)
     registry.save_route("demo", Route({"v1": 100}, 1))
+    registry.save_rollout("demo", {"step": 1})
     registry.forget_version("demo", "v1")
     await registry.forget_deployment("demo")
     registry.close()
     stored = opened(tmp_path).open(10)
-    assert (stored.versions, stored.routes) == ([], {})
+    assert (stored.versions, stored.routes, stored.rollouts) == ([], {}, {})
 
 
 async def test_writes_nobody_waits_for_are_done_before_close_returns(tmp_path: Path) -> None:
