@@ -79,6 +79,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Sequence | str | None] = queue.SimpleQueue()
         self._answers: dict[str, _Answer] = {}
         self._num_steps = 0
+        self.num_running = 0  # sequences in the last step; for `emit`, which is called right after it
         self._stopped = threading.Event()
 
     # ---- from any thread
@@ -127,6 +128,7 @@ class Engine:
         step = self.scheduler.schedule()
         if step is None:
             return chunks
+        self.num_running = len(step.spans)
         try:
             logits = self.runner.forward(step)
             tokens = logits.sample(step.sampled)

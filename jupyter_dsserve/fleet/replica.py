@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 
 from jupyter_dsserve.protocol import codec
 from jupyter_dsserve.protocol import worker_pb2 as pb
@@ -20,8 +21,16 @@ class _Inbox:
     def __init__(self) -> None:
         self._chunk: Chunk | None = None
         self._news = asyncio.Event()
+        self._num_met = self._num_steps = 0
 
-    def put(self, chunk: Chunk) -> None:
+    def put(self, chunk: Chunk, num_running: int = 0) -> None:
+        """``num_running``: sequences in the step that the chunk comes from; 0 is unknown. The last chunk gets their
+        mean over the request's steps."""
+        if num_running:
+            self._num_met += num_running
+            self._num_steps += 1
+        if chunk.finish_reason and self._num_steps:
+            chunk = replace(chunk, batch=self._num_met / self._num_steps)
         self._chunk = self._chunk.merged(chunk) if self._chunk else chunk
         self._news.set()
 
@@ -74,7 +83,7 @@ class Replica:
         if kind == "output":
             for raw in message.output.chunks:
                 if inbox := self._in_flight.get(raw.request_id):
-                    inbox.put(codec.chunk_from_pb(raw))
+                    inbox.put(codec.chunk_from_pb(raw), message.output.running)
         elif kind == "heartbeat":
             self.heartbeat = message.heartbeat
         elif kind == "progress":

@@ -171,7 +171,8 @@ def info_to_pb(info: ModelInfo) -> pb.ModelInfo:
         [pb.TensorInfo(name=t.name, datatype=t.datatype, shape=t.shape) for t in side]
         for side in (info.inputs, info.outputs)
     )
-    return pb.ModelInfo(inputs=inputs, outputs=outputs, labels=info.labels, note=info.note)
+    times = [pb.StepTime(batch=batch, seconds=seconds) for batch, seconds in info.step_times]
+    return pb.ModelInfo(inputs=inputs, outputs=outputs, labels=info.labels, note=info.note, step_times=times)
 
 
 def info_from_pb(message: pb.ModelInfo) -> ModelInfo:
@@ -179,7 +180,8 @@ def info_from_pb(message: pb.ModelInfo) -> ModelInfo:
         tuple(TensorInfo(t.name, t.datatype, tuple(t.shape)) for t in side)
         for side in (message.inputs, message.outputs)
     )
-    return ModelInfo(inputs, outputs, tuple(message.labels), message.note)
+    times = tuple((t.batch, t.seconds) for t in message.step_times)
+    return ModelInfo(inputs, outputs, tuple(message.labels), message.note, times)
 
 
 def _usage_from_pb(usage: pb.Usage) -> Usage:

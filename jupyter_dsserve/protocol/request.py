@@ -152,7 +152,8 @@ class Chunk:
 
     ``tensors`` is the answer of the tasks other than ``generate``, whole in one chunk: ``embedding`` ``[texts, size]``,
     ``probs`` ``[texts, classes]``, or a program's outputs.
-    ``logprobs``, if asked for, are of the tokens whose text is in ``text``.
+    ``logprobs``, if asked for, are of the tokens whose text is in ``text``. ``batch``, on the last chunk, is how many
+    sequences ran in the steps that made the answer, on average; 0 is unknown.
     """
 
     request_id: str
@@ -163,6 +164,7 @@ class Chunk:
     error: DSServeError | None = None
     tensors: tuple[Tensor, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    batch: float = 0.0
 
     def merged(self, later: Chunk) -> Chunk:
         """This chunk and a later one of the same request as one."""
@@ -175,4 +177,5 @@ class Chunk:
             later.error,
             self.tensors + later.tensors,
             self.logprobs + later.logprobs,
+            later.batch,
         )

@@ -72,15 +72,18 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What callers must know of a model before they ask. For the task ``generate`` there is only a ``note``.
+    """What callers must know of a model before they ask. For the task ``generate`` there are only a ``note`` and
+    ``step_times``.
 
-    ``labels`` are the classes of a classifier, in the order of its scores; ``note`` is for people.
+    ``labels`` are the classes of a classifier, in the order of its scores; ``note`` is for people. ``step_times`` are
+    pairs of a number of sequences and the seconds that a decoding step of so many took in WARMING, smallest first.
     """
 
     inputs: tuple[TensorInfo, ...] = ()
     outputs: tuple[TensorInfo, ...] = ()
     labels: tuple[str, ...] = ()
     note: str = ""
+    step_times: tuple[tuple[int, float], ...] = ()
 
 
 def datatype_of(dtype: np.dtype[np.generic], name: str) -> str:

@@ -22,6 +22,7 @@ from jupyter_dsserve.engine.loop import Engine
 from jupyter_dsserve.engine.program import ProgramRunner, load_program
 from jupyter_dsserve.engine.runner import KVRoom, Runner, Span, Step
 from jupyter_dsserve.engine.sequence import Sequence
+from jupyter_dsserve.engine.step_times import measured_steps
 from jupyter_dsserve.engine.toy import load_toy, load_toy_encoder
 from jupyter_dsserve.protocol import codec
 from jupyter_dsserve.protocol import worker_pb2 as pb
@@ -52,6 +53,7 @@ class WorkerApp:
         self._outbox = Outbox()
         self._engine: Engine | Batcher | None = None
         self._group: RankGroup | None = None
+        self._step_times: tuple[tuple[int, float], ...] = ()
         self._open: set[str] = set()  # requests that have not had their last chunk
         self._accepting: dict[str, asyncio.Task[None]] = {}  # requests that are being tokenized
         self._draining = asyncio.Event()
@@ -172,10 +174,11 @@ class WorkerApp:
 
     def _emit(self, chunks: list[Chunk]) -> None:
         """From the engine's thread: all chunks of one step."""
-        self._loop.call_soon_threadsafe(self._send_chunks, chunks)
+        num_running = self._engine.num_running if isinstance(self._engine, Engine) else 0
+        self._loop.call_soon_threadsafe(self._send_chunks, chunks, num_running)
 
-    def _send_chunks(self, chunks: list[Chunk]) -> None:
-        self._outbox.put_chunks(chunks)
+    def _send_chunks(self, chunks: list[Chunk], num_running: int = 0) -> None:
+        self._outbox.put_chunks(chunks, num_running)
         self._open.difference_update(c.request_id for c in chunks if c.finish_reason)
         if not self._open:
             self._idle.set()
@@ -205,7 +208,9 @@ class WorkerApp:
             return
         kind = self._engine.runner.kind if isinstance(self._engine, Engine) else self._launch.spec.runner
         log.info("ready on %s, %s", runner.device, kind)
-        info = _with_room(runner.info, self._engine.scheduler.room) if isinstance(self._engine, Engine) else runner.info
+        info = runner.info
+        if isinstance(self._engine, Engine):
+            info = replace(_with_room(info, self._engine.scheduler.room), step_times=self._step_times)
         ready_now = pb.Ready(device=runner.device, runner=kind, info=codec.info_to_pb(info))
         self._outbox.put(pb.FromWorker(ready=ready_now))
         while True:
@@ -231,6 +236,7 @@ class WorkerApp:
     def _load_engine(self) -> Engine:
         runner = self._load_runner()
         _generate_one_token(runner)
+        self._step_times = measured_steps(runner, time.monotonic)
         self._request_tokenizer = runner.tokenizer.copy()
         return Engine(runner, self._emit)
 

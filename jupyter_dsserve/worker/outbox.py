@@ -29,13 +29,15 @@ class Outbox:
         self._messages.append(message)
         self._news.set()
 
-    def put_chunks(self, chunks: Iterable[Chunk]) -> None:
-        """Add the chunks of a step; they join the message before them if that one waits and holds chunks too."""
+    def put_chunks(self, chunks: Iterable[Chunk], num_running: int = 0) -> None:
+        """Add the chunks of a step of ``num_running`` sequences; they join the message before them if that one waits
+        and holds chunks too."""
         encoded = [codec.chunk_to_pb(c) for c in chunks]
         if self._messages and self._messages[-1].WhichOneof("kind") == "output":
             self._messages[-1].output.chunks.extend(encoded)
+            self._messages[-1].output.running = num_running or self._messages[-1].output.running
         else:
-            self.put(pb.FromWorker(output=pb.StepOutput(chunks=encoded)))
+            self.put(pb.FromWorker(output=pb.StepOutput(chunks=encoded, running=num_running)))
 
     def close(self) -> None:
         """Send what waits, then end the stream."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -116,12 +118,13 @@ def test_a_chunk_comes_out_as_it_went_in(chunk: Chunk) -> None:
 
 
 def test_merged_chunks_lose_no_text_and_keep_the_end() -> None:
-    end = Chunk("r1", "b", 1, FinishReason.STOP, Usage(1, 2))
-    assert Chunk("r1", "a", 1).merged(end) == Chunk("r1", "ab", 2, FinishReason.STOP, Usage(1, 2))
+    end = Chunk("r1", "b", 1, FinishReason.STOP, Usage(1, 2), batch=3.5)
+    assert Chunk("r1", "a", 1).merged(end) == Chunk("r1", "ab", 2, FinishReason.STOP, Usage(1, 2), batch=3.5)
 
 
 def test_what_a_model_says_of_itself_comes_out_as_it_went_in() -> None:
     info = ModelInfo((TensorInfo("x", "FP32", (-1, 4)),), (TensorInfo("y", "INT64", ()),), ("good", "bad"), "a note")
+    info = replace(info, step_times=((1, 0.01), (16, 1 / 3)))
     assert codec.info_from_pb(codec.info_to_pb(info)) == info
 
 
