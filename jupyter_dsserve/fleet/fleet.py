@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -11,13 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
-
+from jupyter_dsserve.fleet.database import database_url
 from jupyter_dsserve.fleet.events import Events
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
-from jupyter_dsserve.fleet.registry import Registry, VersionRow
+from jupyter_dsserve.fleet.registry import EVENT, Registry, Retention, VersionRow
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.fleet.source import canonical, check_can_load, model_path
 from jupyter_dsserve.fleet.supervisor import Supervisor
@@ -48,12 +47,22 @@ class Deployment:
 
 class Fleet:
     """Lives on one event loop. ``drain_s``: how long running requests may take to end when their version stops.
-    ``allow_code``: versions may load files that can run code."""
+    ``allow_code``: versions may load files that can run code. ``database``: where the registry lies
+    (`database.database_url`)."""
 
-    def __init__(self, data_dir: Path, drain_s: float = 30.0, *, allow_code: bool = False) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        drain_s: float = 30.0,
+        *,
+        allow_code: bool = False,
+        database: str = "",
+        retention: Retention = Retention(),  # noqa: B008  # it is immutable
+    ) -> None:
         self._drain_s = drain_s
         self._allow_code = allow_code
-        self._registry = Registry(sa.URL.create("sqlite", database=str(data_dir / "fleet.db")))
+        self._registry = Registry(database_url(database, data_dir), retention)
+        self._registry.on_failure = self._say_unwritten
         self._launcher = LocalLauncher(data_dir / "logs")
         self._link = Link(data_dir)
         self._supervisor = Supervisor(self._link, self._launcher, self._record)
@@ -76,7 +85,7 @@ class Fleet:
                     row.deployment, stored.routes.get(row.deployment, Route())
                 )
             self._bring_back(row, restore)
-        self._spawn(self._publish_stats(), self._watching)
+        self._spawn(self._every_second(), self._watching)
 
     def _bring_back(self, row: VersionRow, restore: bool) -> None:
         deployment = self._deployments[row.deployment]
@@ -134,10 +143,10 @@ class Fleet:
             known = self._deployments[deployment] = Deployment(deployment)
         new = known.versions[version] = Version(deployment, version, spec, path, num_replicas, note, time.time())
         try:
-            await self._registry.save_version(_row(new))
-        except SQLAlchemyError as fault:
+            await self._registry.save_version(_row(new), is_new=True)
+        except Unavailable:
             self._forget(new)
-            raise Unavailable(f"{new.id} could not be written to the registry ({fault}): is its disk full?") from None
+            raise
         self._record("registered", new, "", spec.model)
         return new
 
@@ -205,12 +214,14 @@ class Fleet:
             await self._written(self._registry.save_version(_row(version)))
 
     async def _written(self, writing: Awaitable[None]) -> None:
-        """Wait until a change is on disk. If it cannot be written the change holds all the same, until the next start:
-        half a change would be worse, and history says so."""
-        try:
+        """Wait until a change is on disk. If it cannot be written the change holds all the same: half a change would be
+        worse. The registry tries again, and history says so."""
+        with contextlib.suppress(Unavailable):
             await writing
-        except SQLAlchemyError as fault:
-            self.events.record(time.time(), "registry_failed", reason=f"not written, and lost at a restart: {fault}")
+
+    def _say_unwritten(self, what: str, why: str) -> None:
+        if not what.startswith(EVENT):  # which is written later; to tell that with an event would never end
+            self.events.record(time.time(), "registry_failed", reason=f"{why}; it is tried again, and lost at a crash")
 
     def _refuse_while_stopping(self) -> None:
         if self._is_stopping:
@@ -387,9 +398,11 @@ class Fleet:
         task.add_done_callback(among.discard)
         task.add_done_callback(_log_failure)
 
-    async def _publish_stats(self) -> None:
+    async def _every_second(self) -> None:
         while True:
             await asyncio.sleep(1.0)
+            if num_written := await self._registry.retry():
+                self.events.record(time.time(), "registry_written", reason=f"{num_written} changes that had to wait")
             if self.events.has_listeners:
                 at, now = time.time(), time.monotonic()
                 for deployment in self._deployments.values():

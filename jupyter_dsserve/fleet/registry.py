@@ -1,27 +1,43 @@
-"""What must outlive the gateway: deployments, versions, routes, history. SQLAlchemy on SQLite, one writing thread."""
+"""What must outlive the gateway: deployments, versions, routes, rollouts, history. One thread does all of it."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
+from jupyter_dsserve.fleet import schema
+from jupyter_dsserve.fleet.database import open_engine, place_of
 from jupyter_dsserve.fleet.route import Route
+from jupyter_dsserve.protocol.errors import Conflict, Unavailable
 from jupyter_dsserve.protocol.records import Event
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
 log = logging.getLogger(__name__)
 
-_meta = sa.MetaData()
+Work = Callable[[sa.Connection], object]
+
+EVENT = "event "  # with its id: what `on_failure` is told of one
+_PRUNE_EVERY = 1000  # events
+_PRUNED_AT_ONCE = 5000
+_DAY_S = 86_400.0
+# Changes that could not be written are kept, to be tried again; more than this many are not.
+_MAX_UNWRITTEN = 10_000
+
+# A change of a table is a new file in migrations/ too.
+TABLES = sa.MetaData()
 _deployments = sa.Table(
     "deployments",
-    _meta,
+    TABLES,
     sa.Column("name", sa.String, primary_key=True),
     sa.Column("weights", sa.JSON, nullable=False),
     sa.Column("revision", sa.Integer, nullable=False),
@@ -29,7 +45,7 @@ _deployments = sa.Table(
 )
 _versions = sa.Table(
     "versions",
-    _meta,
+    TABLES,
     sa.Column("deployment", sa.String, primary_key=True),
     sa.Column("name", sa.String, primary_key=True),
     sa.Column("spec", sa.Text, nullable=False),
@@ -38,16 +54,19 @@ _versions = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("is_wanted", sa.Boolean, nullable=False),
     sa.Column("settings", sa.JSON, nullable=False, server_default="{}"),
+    sa.Column("created_by", sa.Text, nullable=False, server_default=""),
+    sa.Column("metadata", sa.JSON, nullable=False, server_default="{}"),
+    sa.Column("content", sa.Text, nullable=False, server_default=""),
 )
 _rollouts = sa.Table(
     "rollouts",
-    _meta,
+    TABLES,
     sa.Column("deployment", sa.String, primary_key=True),
     sa.Column("state", sa.JSON, nullable=False),
 )
 _history = sa.Table(
     "history",
-    _meta,
+    TABLES,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("at", sa.Float, nullable=False),
     *(sa.Column(name, sa.Text, nullable=False) for name in ("kind", "deployment", "version", "replica", "reason")),
@@ -57,7 +76,8 @@ _history = sa.Table(
 @dataclass(frozen=True, slots=True)
 class VersionRow:
     """A version as it is registered. ``is_wanted``: it is to be loaded when the gateway starts. ``settings``: what may
-    change while it stays the same version, as JSON."""
+    change while it stays the same version, as JSON. ``created_by`` is who registered it, ``metadata`` what is known of
+    the run that trained it, ``content`` names what lay in its directory then (`source.content_of`)."""
 
     deployment: str
     name: str
@@ -67,6 +87,17 @@ class VersionRow:
     created_at: float
     is_wanted: bool
     settings: Mapping[str, Any] = field(default_factory=dict)
+    created_by: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    content: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How much of the history is kept: the last ``max_events``, of the last ``max_days``. Zero sets no such limit."""
+
+    max_events: int = 100_000
+    max_days: float = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,74 +114,212 @@ class Stored:
 class Registry:
     """Each call is one transaction, done in order in one thread, so that a commit never stalls a stream.
 
-    Awaiting the result waits for the commit; a call whose result nobody awaits is still done, and logged if it fails.
+    Awaiting the result waits for the commit, and raises `Unavailable` if it cannot be; a call whose result nobody
+    awaits is still done. What could not be written, because a disk is full or a server is away, is kept in order, and
+    so is all that comes after it until `retry` could write it. ``on_failure`` is told, on the loop, what was not
+    written and why.
     """
 
-    def __init__(self, url: sa.URL) -> None:
-        self._engine = sa.create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _be_careful)
+    def __init__(self, url: sa.URL, retention: Retention = Retention()) -> None:  # it is immutable
+        """Raises `Conflict` if the database's driver is missing."""
+        self._engine = open_engine(url)
+        self._retention = retention
+        self._place = place_of(url)
+        self.on_failure: Callable[[str, str], object] = lambda _what, why: log.error("%s", why)
         self._thread = ThreadPoolExecutor(1, "registry")
+        # In the order in which they were to be written; touched by the thread only.
+        self._unwritten: dict[str, Work] = {}
+        self._trouble = ""  # why the first of them is not written
+        self._num_added = 0
 
     def open(self, num_events: int) -> Stored:
-        """Make the tables if they are missing and read everything. Blocks; called once, before serving."""
-        _meta.create_all(self._engine)
-        with self._engine.connect() as db:
-            deployments = db.execute(sa.select(_deployments)).all()
-            routes = {r.name: Route(r.weights, r.revision) for r in deployments}
-            policies = {r.name: r.policy for r in deployments}
-            rollouts = {r.deployment: r.state for r in db.execute(sa.select(_rollouts))}
-            rows = db.execute(sa.select(_versions).order_by(_versions.c.created_at)).mappings()
-            versions = [VersionRow(**(dict(r) | {"spec": WorkerSpec.from_json(r["spec"])})) for r in rows]
-            latest = db.execute(sa.select(_history).order_by(_history.c.id.desc()).limit(num_events)).mappings()
-            events = [Event(**r) for r in latest][::-1]
-        return Stored(routes, policies, rollouts, versions, events)
+        """Bring the tables to what this code knows and read everything. Blocks; called once, before serving.
+
+        Raises `Conflict` if newer code made the tables, another gateway holds the database, or it cannot be used.
+        """
+
+        def read() -> Stored:
+            with self._engine.begin() as db:
+                schema.upgrade(db)
+                return _read(db, num_events)
+
+        try:
+            stored = self._thread.submit(read).result()
+        except SQLAlchemyError as fault:
+            raise Conflict(f"the registry in {self._place} cannot be used ({_words(fault)})") from None
+        self._thread.submit(self._prune)
+        return stored
 
     def close(self) -> None:
         """Finish what is still to be written."""
+        self.on_failure = lambda _what, why: log.error("%s", why)  # nobody takes events any more
+        self._thread.submit(self._write_what_is_left)
         self._thread.shutdown(wait=True)
+        if self._unwritten:
+            log.error("lost, because they could not be written to the registry: %s", ", ".join(self._unwritten))
         self._engine.dispose()
+
+    async def retry(self) -> int:
+        """Try again to write what could not be written; how many changes were. Cheap where there is nothing."""
+        return await asyncio.wrap_future(self._thread.submit(self._write_what_is_left)) if self._unwritten else 0
 
     def save_route(self, deployment: str, route: Route) -> asyncio.Future[None]:
         values = {"weights": dict(route.weights), "revision": route.revision}
-        return self._write(lambda db: _upsert(db, _deployments, {"name": deployment}, values))
+        return self._write(
+            f"the route of {deployment}", lambda db: _upsert(db, _deployments, {"name": deployment}, values)
+        )
 
     def save_policy(self, deployment: str, policy: Mapping[str, Any]) -> asyncio.Future[None]:
         """Of a deployment that has a route already."""
         which = _deployments.c.name == deployment
-        return self._write(lambda db: db.execute(_deployments.update().where(which).values(policy=dict(policy))))
+        return self._write(
+            f"the policy of {deployment}",
+            lambda db: db.execute(_deployments.update().where(which).values(policy=dict(policy))),
+        )
 
     def save_rollout(self, deployment: str, state: Mapping[str, Any]) -> asyncio.Future[None]:
-        return self._write(lambda db: _upsert(db, _rollouts, {"deployment": deployment}, {"state": dict(state)}))
+        return self._write(
+            f"the rollout of {deployment}",
+            lambda db: _upsert(db, _rollouts, {"deployment": deployment}, {"state": dict(state)}),
+        )
 
-    def save_version(self, row: VersionRow) -> asyncio.Future[None]:
+    def save_version(self, row: VersionRow, *, is_new: bool = False) -> asyncio.Future[None]:
+        """A new one that cannot be written is not tried again: whoever registers it is told."""
         values = {k: v for k, v in _as_values(row).items() if k not in ("deployment", "name")}
-        return self._write(lambda db: _upsert(db, _versions, {"deployment": row.deployment, "name": row.name}, values))
+        key = {"deployment": row.deployment, "name": row.name}
+        return self._write(_version(**key), lambda db: _upsert(db, _versions, key, values), is_kept=not is_new)
 
     def forget_version(self, deployment: str, name: str) -> asyncio.Future[None]:
         which = (_versions.c.deployment == deployment) & (_versions.c.name == name)
-        return self._write(lambda db: db.execute(_versions.delete().where(which)))
+        return self._write(_version(deployment, name), lambda db: db.execute(_versions.delete().where(which)))
 
     def forget_deployment(self, name: str) -> asyncio.Future[None]:
         def forget(db: sa.Connection) -> None:
             db.execute(_rollouts.delete().where(_rollouts.c.deployment == name))
             db.execute(_deployments.delete().where(_deployments.c.name == name))
 
-        return self._write(forget)
+        return self._write(f"the route of {name}", forget)
 
     def add_event(self, event: Event) -> asyncio.Future[None]:
-        return self._write(lambda db: db.execute(_history.insert().values(**asdict(event))))
+        values = {k: _plain(v) if isinstance(v, str) else v for k, v in asdict(event).items()}
+        self._num_added += 1
+        if self._num_added % _PRUNE_EVERY == 0:
+            self._thread.submit(self._prune)
+        return self._write(f"{EVENT}{event.id}", lambda db: db.execute(_history.insert().values(**values)))
 
-    def _write(self, work: Callable[[sa.Connection], object]) -> asyncio.Future[None]:
-        def transaction() -> None:
+    def history(self, deployment: str, since: int | None, limit: int) -> asyncio.Future[list[Event]]:
+        """At most ``limit`` events, oldest first: the first ones after the id ``since``, or else the last there are;
+        of one deployment, unless it is empty. Raises `Unavailable` if they cannot be read."""
+        which = sa.and_(
+            sa.true(),
+            *([_history.c.deployment == deployment] if deployment else []),
+            *([_history.c.id > since] if since is not None else []),
+        )
+        order = _history.c.id if since is not None else _history.c.id.desc()
+
+        def read() -> list[Event]:
+            try:
+                with self._engine.begin() as db:
+                    rows = db.execute(sa.select(_history).where(which).order_by(order).limit(limit)).mappings()
+                    return sorted((Event(**r) for r in rows), key=lambda e: e.id)
+            except (SQLAlchemyError, Conflict) as fault:
+                raise Unavailable(f"the history cannot be read ({_words(fault)})") from None
+
+        return asyncio.wrap_future(self._thread.submit(read))
+
+    def _write(self, what: str, work: Work, *, is_kept: bool = True) -> asyncio.Future[None]:
+        waiting = asyncio.wrap_future(self._thread.submit(self._commit, what, work, is_kept))
+        waiting.add_done_callback(partial(self._tell, what))
+        shielded = asyncio.shield(waiting)  # whoever stops waiting does not stop the writing
+        shielded.add_done_callback(lambda w: w.cancelled() or w.exception())  # told above, whether awaited or not
+        return shielded
+
+    def _tell(self, what: str, waiting: asyncio.Future[None]) -> None:
+        if not waiting.cancelled() and (fault := waiting.exception()):
+            self.on_failure(what, str(fault))
+
+    # ---- in the thread
+
+    def _commit(self, what: str, work: Work, is_kept: bool) -> None:
+        trouble = self._trouble if self._unwritten else self._tried(what, work)
+        if trouble:  # nothing overtakes, and a server that is away is asked by `retry` only
+            if is_kept:
+                self._keep(what, work)
+            self._trouble = trouble
+            raise Unavailable(f"{what} was not written to the registry ({trouble}): is its disk full?")
+
+    def _tried(self, what: str, work: Work) -> str:
+        """Empty if it is written, or why it is not yet. Raises `Unavailable` if another time would not help."""
+        try:
             with self._engine.begin() as db:
                 work(db)
+        except (OperationalError, Conflict) as fault:
+            return _words(fault)
+        except SQLAlchemyError as fault:
+            log.exception("%s cannot be written to the registry", what)
+            raise Unavailable(f"{what} cannot be written to the registry ({_words(fault)})") from None
+        return ""
 
-        done = self._thread.submit(transaction)
-        done.add_done_callback(_log_failure)
-        waiting = asyncio.wrap_future(done)
-        waiting.add_done_callback(lambda w: w.cancelled() or w.exception())  # logged above, whether awaited or not
-        return waiting
+    def _keep(self, what: str, work: Work) -> None:
+        self._unwritten.pop(what, None)  # what was to be written of the same thing is out of date
+        self._unwritten[what] = work
+        if len(self._unwritten) > _MAX_UNWRITTEN:
+            oldest = next((w for w in self._unwritten if w.startswith(EVENT)), what)
+            del self._unwritten[oldest]
+
+    def _write_what_is_left(self) -> int:
+        """The number of changes written; those that cannot be yet stay."""
+        num_written = 0
+        for what, work in list(self._unwritten.items()):
+            with contextlib.suppress(Unavailable):  # given up, and logged
+                if trouble := self._tried(what, work):
+                    self._trouble = trouble
+                    break
+                num_written += 1
+            del self._unwritten[what]
+        return num_written
+
+    def _prune(self) -> None:
+        """Forget events that are too many or too old, but never the last: the next id follows from it."""
+        try:
+            with self._engine.begin() as db:
+                is_done = _prune(db, self._retention, time.time())
+        except (SQLAlchemyError, Conflict) as fault:
+            log.warning("the history could not be shortened: %s", _words(fault))
+            return
+        if not is_done:  # the next piece, after what came to be written meanwhile
+            with contextlib.suppress(RuntimeError):  # we are closing
+                self._thread.submit(self._prune)
+
+
+def _read(db: sa.Connection, num_events: int) -> Stored:
+    deployments = db.execute(sa.select(_deployments)).all()
+    rows = db.execute(sa.select(_versions).order_by(_versions.c.created_at)).mappings()
+    latest = db.execute(sa.select(_history).order_by(_history.c.id.desc()).limit(num_events)).mappings()
+    return Stored(
+        routes={r.name: Route(r.weights, r.revision) for r in deployments},
+        policies={r.name: r.policy for r in deployments},
+        rollouts={r.deployment: r.state for r in db.execute(sa.select(_rollouts))},
+        versions=[VersionRow(**(dict(r) | {"spec": WorkerSpec.from_json(r["spec"])})) for r in rows],
+        events=[Event(**r) for r in latest][::-1],
+    )
+
+
+def _prune(db: sa.Connection, retention: Retention, now: float) -> bool:
+    """Delete at most `_PRUNED_AT_ONCE` events; whether that was all. ``now`` is seconds since the epoch."""
+    id, at = _history.c.id, _history.c.at
+    first, last = db.execute(sa.select(sa.func.min(id), sa.func.max(id))).one()
+    if first is None:
+        return True
+    bounds = [0]
+    if retention.max_events:
+        bounds.append(last - retention.max_events)
+    if retention.max_days:
+        too_old = sa.select(sa.func.max(id)).where(at < now - retention.max_days * _DAY_S)
+        bounds.append(db.execute(too_old).scalar() or 0)
+    end = min(max(bounds), last - 1)
+    db.execute(_history.delete().where(id <= min(end, first + _PRUNED_AT_ONCE - 1)))
+    return end < first + _PRUNED_AT_ONCE
 
 
 def _upsert(db: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -161,15 +330,25 @@ def _upsert(db: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: 
 
 
 def _as_values(row: VersionRow) -> dict[str, Any]:
-    return asdict(row) | {"spec": json.dumps(asdict(row.spec), sort_keys=True), "settings": dict(row.settings)}
+    return asdict(row) | {
+        "spec": row.spec.to_json(),
+        "settings": dict(row.settings),
+        "metadata": dict(row.metadata),
+        "note": _plain(row.note),
+        "created_by": _plain(row.created_by),
+    }
 
 
-def _log_failure(done: Future[None]) -> None:
-    if fault := done.exception():
-        log.error("a change could not be written to the registry", exc_info=fault)
+def _plain(text: str) -> str:
+    """PostgreSQL's texts hold every character but one."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-def _be_careful(connection: Any, _record: object) -> None:
-    # No write-ahead log: the data directory may lie on NFS, where its shared memory does not work.
-    connection.execute("PRAGMA journal_mode=DELETE")
-    connection.execute("PRAGMA synchronous=FULL")
+def _version(deployment: str, name: str) -> str:
+    return f"version {deployment}@{name}"
+
+
+def _words(fault: Exception) -> str:
+    """What the database itself said, without the statement."""
+    said = str(fault.orig) if isinstance(fault, DBAPIError) else str(fault)
+    return " ".join(said.split())

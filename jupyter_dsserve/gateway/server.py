@@ -6,7 +6,6 @@ import asyncio
 import errno
 import socket
 
-from sqlalchemy.exc import SQLAlchemyError
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
@@ -53,7 +52,7 @@ class Gateway:
                 await make_sure_loaded(self.fleet, name, model)
         except BaseException as fault:
             await self.stop()
-            if isinstance(fault, OSError | SQLAlchemyError):
+            if isinstance(fault, OSError):
                 raise Conflict(f"the data directory {self.data_dir.path} cannot be used: {fault}") from fault
             raise
         self._server.add_sockets(self._sockets)

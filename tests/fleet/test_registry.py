@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-import sqlite3
+import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
-from jupyter_dsserve.fleet.registry import Registry, VersionRow
+from jupyter_dsserve.fleet.database import database_url
+from jupyter_dsserve.fleet.registry import TABLES, Registry, Retention, VersionRow
 from jupyter_dsserve.fleet.route import Route
+from jupyter_dsserve.protocol.errors import Unavailable
 from jupyter_dsserve.protocol.records import Event
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
-ROW = VersionRow("demo", "v1", WorkerSpec("builtin:demo-v1", dtype="bf16"), 2, "first", 12.5, True, {"priority": "low"})
+ROW = VersionRow(
+    "demo",
+    "v1",
+    WorkerSpec("builtin:demo-v1", dtype="bf16"),
+    2,
+    "first",
+    12.5,
+    True,
+    {"priority": "low"},
+    "ann",
+    {"run": "r7", "loss": 2.5},
+    "abc",
+)
 
 
 def opened(path: Path) -> Registry:
@@ -62,7 +79,95 @@ async def test_writes_nobody_waits_for_are_done_before_close_returns(tmp_path: P
     assert opened(tmp_path).open(10).routes["demo"].revision == 49
 
 
-def test_no_write_ahead_log_is_left_beside_the_database(tmp_path: Path) -> None:
-    opened(tmp_path).open(10)
-    mode = sqlite3.connect(tmp_path / "fleet.db").execute("PRAGMA journal_mode").fetchone()
-    assert mode == ("delete",)
+def limit_size(registry: Registry, max_pages: int) -> None:
+    """Let the file grow no further than that: SQLite then says what it says on a full disk."""
+    sa.event.listen(registry._engine, "begin", lambda db: db.exec_driver_sql(f"PRAGMA max_page_count = {max_pages}"))
+
+
+async def test_what_a_full_disk_refuses_is_told_kept_in_order_and_written_once_there_is_room(tmp_path: Path) -> None:
+    registry = opened(tmp_path)
+    registry.open(10)
+    told: list[tuple[str, str]] = []
+    registry.on_failure = lambda what, why: told.append((what, why))
+    limit_size(registry, 1)
+    long = "x" * 100_000
+    with pytest.raises(Unavailable, match=r"demo@v1 was not written.*full"):
+        await registry.save_version(replace(ROW, note=long), is_new=True)  # too long for what is left
+    with pytest.raises(Unavailable, match="full"):
+        await registry.save_version(replace(ROW, note=long))
+    registry.add_event(Event(1, 1.0, "loading", reason=long))
+    with pytest.raises(Unavailable, match="full"):
+        await registry.save_version(replace(ROW, note="short"))  # of one thing only the last counts
+    assert await registry.retry() == 0
+    assert [what for what, _ in told] == ["version demo@v1", "version demo@v1", "event 1", "version demo@v1"]
+    limit_size(registry, 1_000_000)
+    assert await registry.retry() == 2
+    assert await registry.retry() == 0
+    registry.close()
+    stored = opened(tmp_path).open(10)
+    assert [v.note for v in stored.versions] == ["short"]
+    assert [e.id for e in stored.events] == [1]
+
+
+async def test_what_can_never_be_written_holds_nothing_up(tmp_path: Path) -> None:
+    registry = opened(tmp_path)
+    registry.open(10)
+    await registry.add_event(Event(1, 1.0, "loading"))
+    with pytest.raises(Unavailable, match="cannot be written"):
+        await registry.add_event(Event(1, 1.0, "ready"))  # the id is taken
+    await registry.add_event(Event(2, 2.0, "ready"))
+
+
+async def test_a_writing_is_done_although_nobody_waits_for_it_any_more(tmp_path: Path) -> None:
+    registry = opened(tmp_path)
+    registry.open(10)
+    for id in range(1, 20):
+        registry.add_event(Event(id, 0.0, "loading"))
+    waiting = asyncio.ensure_future(registry.save_route("demo", Route({"v1": 100}, 1)))
+    waiting.cancel()
+    await asyncio.sleep(0)
+    registry.close()
+    assert opened(tmp_path).open(10).routes == {"demo": Route({"v1": 100}, 1)}
+
+
+async def test_history_is_read_in_pieces_forward_and_from_its_end(tmp_path: Path) -> None:
+    registry = opened(tmp_path)
+    registry.open(10)
+    for id in range(1, 31):
+        registry.add_event(Event(id, float(id), "ready", "demo" if id % 3 else "other"))
+    assert [e.id for e in await registry.history("", None, 4)] == [27, 28, 29, 30]
+    assert [e.id for e in await registry.history("", 4, 3)] == [5, 6, 7]
+    assert [e.id for e in await registry.history("other", 0, 100)] == list(range(3, 31, 3))
+    assert await registry.history("", 30, 5) == []
+
+
+@pytest.mark.parametrize(
+    ("retention", "left"),
+    [
+        (Retention(0, 0), 12_000),
+        (Retention(500, 0), 500),
+        (Retention(0, 1), 9000),
+        (Retention(500, 1), 500),
+        (Retention(0, 0.0001), 1),  # the last stays, whatever its age: ids are never given twice
+    ],
+)
+async def test_history_is_kept_by_number_and_by_age(tmp_path: Path, retention: Retention, left: int) -> None:
+    registry = opened(tmp_path)
+    registry.open(10)
+    now = time.time()
+    with registry._engine.begin() as db:
+        # 9,000 of an hour ago, after 3,000 of two days ago
+        rows = [
+            {"id": id, "at": now - (3600 if id > 3000 else 2 * 86_400), "kind": "ready"}
+            | dict.fromkeys(("deployment", "version", "replica", "reason"), "")
+            for id in range(1, 12_001)
+        ]
+        db.execute(TABLES.tables["history"].insert(), rows)
+    registry.close()
+    again = Registry(database_url("", tmp_path), retention)
+    again.open(10)
+    for _ in range(4):  # as many pieces as it takes, each after what else is to be done
+        await again.history("", None, 1)
+    events = await again.history("", 0, 20_000)
+    again.close()
+    assert [e.id for e in events] == list(range(12_001 - left, 12_001))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy.exc import OperationalError
+import sqlalchemy as sa
 
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
@@ -258,17 +259,13 @@ async def test_a_directory_is_registered_by_its_absolute_path(
 
 
 async def test_a_registry_that_cannot_be_written_fails_a_registration_and_no_traffic_verb(
-    caller: Caller, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    caller: Caller, gateway: Gateway
 ) -> None:
     await caller.load("demo", "v1", FAST)
     await caller.load("demo", "v2", FAST)
 
-    def full(_work: object) -> asyncio.Future[None]:
-        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        failed.set_exception(OperationalError("INSERT", {}, Exception("database or disk is full")))
-        return failed
-
-    monkeypatch.setattr(gateway.fleet._registry, "_write", full)
+    engine = gateway.fleet._registry._engine
+    sa.event.listen(engine, "begin", lambda db: db.exec_driver_sql("PRAGMA query_only = 1"))
     body = {"name": "demo", "version": "v3", "model": FAST}
     for _ in range(2):
         refused = await caller.post("/api/deployments", json=body)
@@ -277,7 +274,14 @@ async def test_a_registry_that_cannot_be_written_fails_a_registration_and_no_tra
     assert (await caller.post("/api/deployments/demo/activate", json={"version": "v2"})).status_code == 200
     await caller.settled("demo", "v1", "STOPPED")
     assert await route(caller) == {"v2": 100}
-    assert "registry_failed" in {e["kind"] for e in (await caller.get("/api/history")).json()}
+    history = (await caller.get("/api/history")).json()
+    assert any("the route of demo" in e["reason"] for e in history if e["kind"] == "registry_failed")
+    sa.event.listen(engine, "begin", lambda db: db.exec_driver_sql("PRAGMA query_only = 0"))
+    await until(lambda: caller.get("/api/history"), lambda a: any(e["kind"] == "registry_written" for e in a.json()))
+    await gateway.fleet._registry.history("", None, 1)
+    with sqlite3.connect(gateway.config.data_dir / "fleet.db") as db:
+        assert db.execute("SELECT weights FROM deployments").fetchall() == [('{"v2": 100.0}',)]
+    db.close()
 
 
 async def test_replicas_of_one_version_share_its_requests(caller: Caller, gateway: Gateway) -> None:
