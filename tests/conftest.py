@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
+from tests.postgres import Postgres, programs, running
 from tests.support import Caller
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", metavar="DIR", help="where the browser tests leave their pictures")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    bin = programs()
+    if bin is None:
+        pytest.skip("PostgreSQL is not installed here: apt-get install postgresql")
+    with running(bin) as server:
+        yield server
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import fields
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,9 @@ class DSServeExtension(ExtensionApp):
     start_wait_s = Float(30.0, min=0, help="Seconds that calls wait for a start; 0 answers 503.").tag(config=True)
     max_body_bytes = Int(16 * 1024 * 1024, min=1, help="The most bytes of a request's body.").tag(config=True)
     allow_code = Bool(False, help="Let versions load files that can run code: torch.export.").tag(config=True)
+    database_url = Unicode("", help="postgresql://…, or @FILE with it; empty is SQLite.").tag(config=True)
+    history_events = Int(100_000, min=0, help="How many events the history keeps; 0: all.").tag(config=True)
+    history_days = Float(90.0, min=0, help="Days for which it keeps them; 0 sets no limit.").tag(config=True)
 
     keeper: Keeper
 
@@ -48,14 +52,8 @@ class DSServeExtension(ExtensionApp):
     def initialize_settings(self) -> None:
         self._watching: asyncio.Task[None] | None = None
         self._in_flight = 0
-        config = GatewayConfig(
-            data_dir=Path(self.dsserve_data_dir).expanduser(),
-            port=self.port,
-            drain_s=self.drain_s,
-            max_body_bytes=self.max_body_bytes,
-            restore=self.autostart,
-            allow_code=self.allow_code,
-        )
+        same = {f.name: getattr(self, f.name) for f in fields(GatewayConfig) if self.has_trait(f.name)}
+        config = GatewayConfig(data_dir=Path(self.dsserve_data_dir).expanduser(), restore=self.autostart, **same)
         self.keeper = Keeper(config, self.stop_s, self.log)
 
     def initialize_handlers(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ _LOCAL = frozenset(
 )
 # Any number will do, if it is always the same: PostgreSQL keeps advisory locks by database and number.
 _LEASE = 0x6473_7365_7276_65  # "dsserve"
+_TRIES, _TRY_S = 10, 0.2  # the server may not have noticed yet that a killed gateway is gone
 _MAX_NAME_BYTES = 63  # of an application's name, for PostgreSQL
 # A connection whose other end is silent must not hold the writing thread: seconds, and what libpq calls them.
 _PATIENCE = {
@@ -129,10 +131,12 @@ def _our_name() -> str:
 def _take_lease(connection: Any, url: sa.URL) -> None:
     """PostgreSQL frees the lock when the connection ends, however its owner ends."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s)", (_LEASE,))
-        if cursor.fetchone()[0]:
-            connection.commit()
-            return
+        for _ in range(_TRIES):
+            cursor.execute("SELECT pg_try_advisory_lock(%s)", (_LEASE,))
+            if cursor.fetchone()[0]:
+                connection.commit()
+                return
+            time.sleep(_TRY_S)
         cursor.execute(
             "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = "
             "'advisory' AND l.granted AND a.datname = current_database() AND l.classid = %s AND l.objid = %s",

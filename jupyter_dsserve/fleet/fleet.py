@@ -401,7 +401,7 @@ class Fleet:
     async def _every_second(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            if num_written := await self._registry.retry():
+            if num_written := await self._registry.retry(time.monotonic()):
                 self.events.record(time.time(), "registry_written", reason=f"{num_written} changes that had to wait")
             if self.events.has_listeners:
                 at, now = time.time(), time.monotonic()

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from jupyter_dsserve.fleet import schema
 from jupyter_dsserve.fleet.database import open_engine, place_of
@@ -29,6 +29,7 @@ Work = Callable[[sa.Connection], object]
 EVENT = "event "  # with its id: what `on_failure` is told of one
 _PRUNE_EVERY = 1000  # events
 _PRUNED_AT_ONCE = 5000
+_LOOK_S = 5.0  # between looks at the lease
 _DAY_S = 86_400.0
 # Changes that could not be written are kept, to be tried again; more than this many are not.
 _MAX_UNWRITTEN = 10_000
@@ -131,6 +132,8 @@ class Registry:
         self._unwritten: dict[str, Work] = {}
         self._trouble = ""  # why the first of them is not written
         self._num_added = 0
+        self._has_lease = self._engine.dialect.name != "sqlite"  # whose directory is locked by its own gateway
+        self._looked_at = 0.0
 
     def open(self, num_events: int) -> Stored:
         """Bring the tables to what this code knows and read everything. Blocks; called once, before serving.
@@ -159,8 +162,12 @@ class Registry:
             log.error("lost, because they could not be written to the registry: %s", ", ".join(self._unwritten))
         self._engine.dispose()
 
-    async def retry(self) -> int:
-        """Try again to write what could not be written; how many changes were. Cheap where there is nothing."""
+    async def retry(self, now: float) -> int:
+        """Try again to write what could not be written; how many changes were. Cheap where there is nothing. Called
+        every second: a lease on a server is looked after too. ``now`` is monotonic seconds."""
+        if self._has_lease and now - self._looked_at > _LOOK_S:
+            self._looked_at = now
+            self._write("the lease on the database", lambda _db: None)  # lost and not to be had: it waits, as all does
         return await asyncio.wrap_future(self._thread.submit(self._write_what_is_left)) if self._unwritten else 0
 
     def save_route(self, deployment: str, route: Route) -> asyncio.Future[None]:
@@ -253,7 +260,7 @@ class Registry:
         try:
             with self._engine.begin() as db:
                 work(db)
-        except (OperationalError, Conflict) as fault:
+        except (OperationalError, InterfaceError, Conflict) as fault:
             return _words(fault)
         except SQLAlchemyError as fault:
             log.exception("%s cannot be written to the registry", what)

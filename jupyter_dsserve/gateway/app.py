@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+from dataclasses import fields
 from pathlib import Path
 
 from traitlets import Bool, Float, Int, List, Unicode
@@ -39,11 +40,22 @@ class DSServeApp(Command):
     )
     allow_code = Bool(False, help="Let versions load files that can run code: torch.export programs.").tag(config=True)
 
+    database_url = Unicode(
+        "",
+        help="Where versions, routes and history are kept: postgresql://USER@HOST/DATABASE, or @FILE with such a URL, "
+        "so that its password stands in no list of processes; empty is SQLite in the data directory.",
+    ).tag(config=True)
+    history_events = Int(100_000, min=0, help="How many events the history keeps; 0 sets no limit.").tag(config=True)
+    history_days = Float(90.0, min=0, help="Days for which the history keeps an event; 0 sets no limit.").tag(
+        config=True
+    )
+
     aliases = {
         **SHARED_ALIASES,
         "ip": "DSServeApp.ip",
         "port": "DSServeApp.port",
         "data-dir": "DSServeApp.dsserve_data_dir",
+        "database-url": "DSServeApp.database_url",
         "load": "DSServeApp.load",
         "drain": "DSServeApp.drain_s",
     }
@@ -73,15 +85,9 @@ class DSServeApp(Command):
                 f"--ip {self.ip} is reachable from other machines, and traffic and keys would cross the network "
                 "unencrypted: put a TLS proxy in front of 127.0.0.1, or add --insecure if you mean it"
             )
-        return GatewayConfig(
-            data_dir=Path(self.dsserve_data_dir).expanduser(),
-            ip=self.ip,
-            port=self.port,
-            drain_s=self.drain_s,
-            max_body_bytes=self.max_body_bytes,
-            allow_code=self.allow_code,
-            loads=tuple(self._load_pair(text) for text in self.load),
-        )
+        same = {f.name: getattr(self, f.name) for f in fields(GatewayConfig) if self.has_trait(f.name)}
+        loads = tuple(self._load_pair(text) for text in self.load)
+        return GatewayConfig(data_dir=Path(self.dsserve_data_dir).expanduser(), loads=loads, **same)
 
     def _load_pair(self, text: str) -> tuple[str, str]:
         name, sign, model = text.partition("=")

@@ -12,6 +12,7 @@ from tornado.web import Application
 
 from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.fleet.fleet import Fleet
+from jupyter_dsserve.fleet.registry import Retention
 from jupyter_dsserve.fleet.source import canonical
 from jupyter_dsserve.gateway import control, generate, openai, tensors, texts
 from jupyter_dsserve.gateway.bodies import LoadBody
@@ -32,11 +33,17 @@ class Gateway:
         self.data_dir = DataDir(config.data_dir)
         try:
             self.admin_key = self.data_dir.admin_key()
+            self.fleet = Fleet(
+                config.data_dir,
+                config.drain_s,
+                allow_code=config.allow_code,
+                database=config.database_url,
+                retention=Retention(config.history_events, config.history_days),
+            )
             self._sockets = _bind(config.ip, config.port)
         except BaseException:
             self.data_dir.release()
             raise
-        self.fleet = Fleet(config.data_dir, config.drain_s, allow_code=config.allow_code)
         port = self._sockets[0].getsockname()[1]
         self.url = f"http://{f'[{config.ip}]' if ':' in config.ip else config.ip}:{port}"
         self._server = HTTPServer(

@@ -93,6 +93,12 @@ def test_the_migrations_end_at_the_tables_that_the_code_names(tmp_path: Path, st
         assert compare_metadata(MigrationContext.configure(db), TABLES) == []
 
 
+def test_a_new_database_has_the_tables_that_the_code_names(url: sa.URL) -> None:
+    opened(url)
+    with sa.create_engine(url).connect() as db:
+        assert compare_metadata(MigrationContext.configure(db), TABLES) == []
+
+
 def test_a_database_that_newer_code_made_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     url = made_by("", tmp_path / "fleet.db")
     opened(url)

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from jupyter_dsserve.fleet.database import database_url
-from jupyter_dsserve.fleet.registry import TABLES, Registry, Retention, VersionRow
+from jupyter_dsserve.fleet.registry import TABLES, Registry, Retention, Stored, VersionRow
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.protocol.errors import Unavailable
 from jupyter_dsserve.protocol.records import Event
@@ -32,12 +32,17 @@ ROW = VersionRow(
 )
 
 
-def opened(path: Path) -> Registry:
-    return Registry(sa.URL.create("sqlite", database=str(path / "fleet.db")))
+def opened(url: sa.URL) -> Stored:
+    """What the next gateway finds."""
+    registry = Registry(url)
+    try:
+        return registry.open(10)
+    finally:
+        registry.close()
 
 
-async def test_versions_routes_and_events_are_there_again(tmp_path: Path) -> None:
-    registry = opened(tmp_path)
+async def test_versions_routes_and_events_are_there_again(url: sa.URL) -> None:
+    registry = Registry(url)
     assert registry.open(10).versions == []
     events = [Event(i, float(i), "loading", "demo", "v1", "demo@v1#0", "") for i in range(1, 16)]
     for event in events:
@@ -49,7 +54,7 @@ async def test_versions_routes_and_events_are_there_again(tmp_path: Path) -> Non
     registry.save_rollout("demo", {"step": 2})
     await registry.save_version(ROW)
     registry.close()
-    stored = opened(tmp_path).open(10)
+    stored = opened(url)
     assert stored.versions == [ROW]
     assert stored.policies == {"demo": {"max_queue": 5}}
     assert stored.rollouts == {"demo": {"step": 2}}
@@ -57,8 +62,8 @@ async def test_versions_routes_and_events_are_there_again(tmp_path: Path) -> Non
     assert stored.events == events[-10:]
 
 
-async def test_what_is_forgotten_is_gone(tmp_path: Path) -> None:
-    registry = opened(tmp_path)
+async def test_what_is_forgotten_is_gone(url: sa.URL) -> None:
+    registry = Registry(url)
     registry.open(10)
     registry.save_version(ROW)
     registry.save_route("demo", Route({"v1": 100}, 1))
@@ -66,17 +71,17 @@ async def test_what_is_forgotten_is_gone(tmp_path: Path) -> None:
     registry.forget_version("demo", "v1")
     await registry.forget_deployment("demo")
     registry.close()
-    stored = opened(tmp_path).open(10)
+    stored = opened(url)
     assert (stored.versions, stored.routes, stored.rollouts) == ([], {}, {})
 
 
-async def test_writes_nobody_waits_for_are_done_before_close_returns(tmp_path: Path) -> None:
-    registry = opened(tmp_path)
+async def test_writes_nobody_waits_for_are_done_before_close_returns(url: sa.URL) -> None:
+    registry = Registry(url)
     registry.open(10)
     for revision in range(50):
         registry.save_route("demo", Route({"v1": 100}, revision))
     registry.close()
-    assert opened(tmp_path).open(10).routes["demo"].revision == 49
+    assert opened(url).routes["demo"].revision == 49
 
 
 def limit_size(registry: Registry, max_pages: int) -> None:
@@ -85,7 +90,8 @@ def limit_size(registry: Registry, max_pages: int) -> None:
 
 
 async def test_what_a_full_disk_refuses_is_told_kept_in_order_and_written_once_there_is_room(tmp_path: Path) -> None:
-    registry = opened(tmp_path)
+    url = database_url("", tmp_path)
+    registry = Registry(url)
     registry.open(10)
     told: list[tuple[str, str]] = []
     registry.on_failure = lambda what, why: told.append((what, why))
@@ -98,19 +104,19 @@ async def test_what_a_full_disk_refuses_is_told_kept_in_order_and_written_once_t
     registry.add_event(Event(1, 1.0, "loading", reason=long))
     with pytest.raises(Unavailable, match="full"):
         await registry.save_version(replace(ROW, note="short"))  # of one thing only the last counts
-    assert await registry.retry() == 0
+    assert await registry.retry(0.0) == 0
     assert [what for what, _ in told] == ["version demo@v1", "version demo@v1", "event 1", "version demo@v1"]
     limit_size(registry, 1_000_000)
-    assert await registry.retry() == 2
-    assert await registry.retry() == 0
+    assert await registry.retry(0.0) == 2
+    assert await registry.retry(0.0) == 0
     registry.close()
-    stored = opened(tmp_path).open(10)
+    stored = opened(url)
     assert [v.note for v in stored.versions] == ["short"]
     assert [e.id for e in stored.events] == [1]
 
 
-async def test_what_can_never_be_written_holds_nothing_up(tmp_path: Path) -> None:
-    registry = opened(tmp_path)
+async def test_what_can_never_be_written_holds_nothing_up(url: sa.URL) -> None:
+    registry = Registry(url)
     registry.open(10)
     await registry.add_event(Event(1, 1.0, "loading"))
     with pytest.raises(Unavailable, match="cannot be written"):
@@ -118,8 +124,8 @@ async def test_what_can_never_be_written_holds_nothing_up(tmp_path: Path) -> Non
     await registry.add_event(Event(2, 2.0, "ready"))
 
 
-async def test_a_writing_is_done_although_nobody_waits_for_it_any_more(tmp_path: Path) -> None:
-    registry = opened(tmp_path)
+async def test_a_writing_is_done_although_nobody_waits_for_it_any_more(url: sa.URL) -> None:
+    registry = Registry(url)
     registry.open(10)
     for id in range(1, 20):
         registry.add_event(Event(id, 0.0, "loading"))
@@ -127,11 +133,11 @@ async def test_a_writing_is_done_although_nobody_waits_for_it_any_more(tmp_path:
     waiting.cancel()
     await asyncio.sleep(0)
     registry.close()
-    assert opened(tmp_path).open(10).routes == {"demo": Route({"v1": 100}, 1)}
+    assert opened(url).routes == {"demo": Route({"v1": 100}, 1)}
 
 
-async def test_history_is_read_in_pieces_forward_and_from_its_end(tmp_path: Path) -> None:
-    registry = opened(tmp_path)
+async def test_history_is_read_in_pieces_forward_and_from_its_end(url: sa.URL) -> None:
+    registry = Registry(url)
     registry.open(10)
     for id in range(1, 31):
         registry.add_event(Event(id, float(id), "ready", "demo" if id % 3 else "other"))
@@ -151,8 +157,8 @@ async def test_history_is_read_in_pieces_forward_and_from_its_end(tmp_path: Path
         (Retention(0, 0.0001), 1),  # the last stays, whatever its age: ids are never given twice
     ],
 )
-async def test_history_is_kept_by_number_and_by_age(tmp_path: Path, retention: Retention, left: int) -> None:
-    registry = opened(tmp_path)
+async def test_history_is_kept_by_number_and_by_age(url: sa.URL, retention: Retention, left: int) -> None:
+    registry = Registry(url)
     registry.open(10)
     now = time.time()
     with registry._engine.begin() as db:
@@ -164,7 +170,7 @@ async def test_history_is_kept_by_number_and_by_age(tmp_path: Path, retention: R
         ]
         db.execute(TABLES.tables["history"].insert(), rows)
     registry.close()
-    again = Registry(database_url("", tmp_path), retention)
+    again = Registry(url, retention)
     again.open(10)
     for _ in range(4):  # as many pieces as it takes, each after what else is to be done
         await again.history("", None, 1)
