@@ -53,7 +53,8 @@ class DSServeExtension(ExtensionApp):
         self._watching: asyncio.Task[None] | None = None
         self._in_flight = 0
         same = {f.name: getattr(self, f.name) for f in fields(GatewayConfig) if self.has_trait(f.name)}
-        config = GatewayConfig(data_dir=Path(self.dsserve_data_dir).expanduser(), restore=self.autostart, **same)
+        own = {"data_dir": Path(self.dsserve_data_dir).expanduser(), "restore": self.autostart}
+        config = GatewayConfig(**(same | own))
         self.keeper = Keeper(config, self.stop_s, self.log)
 
     def initialize_handlers(self) -> None:

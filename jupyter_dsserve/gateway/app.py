@@ -87,7 +87,7 @@ class DSServeApp(Command):
             )
         same = {f.name: getattr(self, f.name) for f in fields(GatewayConfig) if self.has_trait(f.name)}
         loads = tuple(self._load_pair(text) for text in self.load)
-        return GatewayConfig(data_dir=Path(self.dsserve_data_dir).expanduser(), loads=loads, **same)
+        return GatewayConfig(**(same | {"data_dir": Path(self.dsserve_data_dir).expanduser(), "loads": loads}))
 
     def _load_pair(self, text: str) -> tuple[str, str]:
         name, sign, model = text.partition("=")
