@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jupyter_dsserve.fleet.content import check_content, content_at
 from jupyter_dsserve.fleet.database import database_url
 from jupyter_dsserve.fleet.events import Events
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
@@ -22,11 +23,12 @@ from jupyter_dsserve.fleet.source import canonical, check_can_load, model_path
 from jupyter_dsserve.fleet.supervisor import Supervisor
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from jupyter_dsserve.protocol.records import DeploymentStatus, ReplicaStatus, VersionState, VersionStatus
+from jupyter_dsserve.protocol.records import DeploymentStatus, Origin, ReplicaStatus, VersionState, VersionStatus
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
 log = logging.getLogger(__name__)
 
+_UNKNOWN = Origin()
 # Fits file names and URLs, and leaves @ and # free for demo@v1#0.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -89,7 +91,8 @@ class Fleet:
 
     def _bring_back(self, row: VersionRow, restore: bool) -> None:
         deployment = self._deployments[row.deployment]
-        version = Version(row.deployment, row.name, row.spec, "", row.num_replicas, row.note, row.created_at)
+        origin = Origin(row.note, row.created_by, row.metadata, row.content)
+        version = Version(row.deployment, row.name, row.spec, "", row.num_replicas, origin, row.created_at)
         deployment.versions[row.name] = version
         version.is_wanted = row.is_wanted and restore
         if version.is_wanted != row.is_wanted:  # so that a crash of ours brings back what ran today
@@ -121,8 +124,10 @@ class Fleet:
 
     # ---- verbs: versions
 
-    async def register(self, deployment: str, version: str, spec: WorkerSpec, num_replicas: int, note: str) -> Version:
-        """Make a version known; one that is already registered as just this is left alone.
+    async def register(
+        self, deployment: str, version: str, spec: WorkerSpec, num_replicas: int, origin: Origin = _UNKNOWN
+    ) -> Version:
+        """Make a version known; one that is already registered as just this is left alone, wherever it came from.
 
         Raises `InvalidRequest` for what cannot be, `Conflict` for a name that stands for another version.
         """
@@ -136,12 +141,13 @@ class Fleet:
         check_can_load(path, spec)
         # A version never changes: a relative path would mean another model to a gateway started elsewhere.
         spec = replace(spec, model=canonical(spec.model))
+        origin = replace(origin, content=await content_at(path))
         known = self._deployments.get(deployment)
         if known and version in known.versions:
-            return _same(known.versions[version], spec, num_replicas)
+            return _same(known.versions[version], spec, num_replicas, origin.content)
         if not known:
             known = self._deployments[deployment] = Deployment(deployment)
-        new = known.versions[version] = Version(deployment, version, spec, path, num_replicas, note, time.time())
+        new = known.versions[version] = Version(deployment, version, spec, path, num_replicas, origin, time.time())
         try:
             await self._registry.save_version(_row(new), is_new=True)
         except Unavailable:
@@ -363,9 +369,9 @@ class Fleet:
             weight=self.deployment(deployment).route.weights.get(name, 0.0),
             replicas=[ReplicaStatus(r.id, r.state, r.device, r.runner, r.pid, r.in_flight) for r in version.replicas],
             spec=version.spec,
-            note=version.note,
             created_at=version.created_at,
             info=version.info,
+            **asdict(version.origin),
         )
 
     def logs(self, deployment: str, version: str, num_lines: int) -> dict[str, list[str]]:
@@ -412,11 +418,23 @@ class Fleet:
 
 
 def _row(v: Version) -> VersionRow:
-    return VersionRow(v.deployment, v.name, v.spec, v.num_replicas, v.note, v.created_at, v.is_wanted)
+    return VersionRow(
+        v.deployment,
+        v.name,
+        v.spec,
+        v.num_replicas,
+        v.origin.note,
+        v.created_at,
+        v.is_wanted,
+        created_by=v.origin.created_by,
+        metadata=v.origin.metadata,
+        content=v.origin.content,
+    )
 
 
-def _same(taken: Version, spec: WorkerSpec, num_replicas: int) -> Version:
+def _same(taken: Version, spec: WorkerSpec, num_replicas: int, content: str) -> Version:
     """``taken``, if that is what is asked for. Raises `Conflict` with the differences if not."""
+    check_content(taken.id, taken.origin.content, content, spec.model)
     have = asdict(taken.spec) | {"replicas": taken.num_replicas}
     want = asdict(spec) | {"replicas": num_replicas}
     different = ", ".join(f"{name} is {have[name]!r}, not {want[name]!r}" for name in have if have[name] != want[name])

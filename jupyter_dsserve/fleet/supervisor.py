@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from jupyter_dsserve.fleet.content import check_content, content_at
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
 from jupyter_dsserve.fleet.replica import Replica
@@ -127,6 +128,8 @@ class Supervisor:
 
     async def _run(self, version: Version, replica: Replica) -> str:
         """One life of a worker, from its launch to its end; the reason it ended. The process is gone afterwards."""
+        origin, model = version.origin, version.spec.model
+        check_content(version.id, origin.content, await content_at(version.model_path), model)
         launch = WorkerLaunch(replica.id, self._link.address, replica.token, version.model_path, version.spec)
         process = await self._launcher.start(launch)
         try:

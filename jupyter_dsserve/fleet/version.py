@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.stats import Served, Window, percentile
 from jupyter_dsserve.protocol.errors import Unavailable
-from jupyter_dsserve.protocol.records import VersionState, VersionStats
+from jupyter_dsserve.protocol.records import Origin, VersionState, VersionStats
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from jupyter_dsserve.protocol.tensors import ModelInfo
@@ -36,7 +36,7 @@ class Version:
     spec: WorkerSpec
     model_path: str
     num_replicas: int
-    note: str
+    origin: Origin
     created_at: float
     is_wanted: bool = False
     failure: str = ""

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.records import Origin
 from jupyter_dsserve.protocol.request import (
     Features,
     Message,
@@ -39,8 +40,12 @@ class Body(BaseModel):
 # ---- control
 
 
+FactName = Annotated[str, Field(min_length=1, max_length=100)]
+Fact = Annotated[str, Field(max_length=1000)] | int | float | bool | None
+
+
 class LoadBody(Body):
-    """A version to load: the fields of `WorkerSpec`, and how many workers."""
+    """A version to load: the fields of `WorkerSpec`, how many workers, and where it comes from."""
 
     version: str
     model: str
@@ -61,6 +66,8 @@ class LoadBody(Body):
     quantize: Quantize = ""
     min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     note: str = ""
+    created_by: Annotated[str, Field(max_length=200)] = ""
+    metadata: Annotated[dict[FactName, Fact], Field(max_length=100)] = {}
 
     def spec(self) -> WorkerSpec:
         return WorkerSpec(
@@ -81,6 +88,9 @@ class LoadBody(Body):
             quantize=self.quantize,
             min_agreement=self.min_agreement,
         )
+
+    def origin(self) -> Origin:
+        return Origin(self.note, self.created_by, self.metadata)
 
 
 class DeployBody(LoadBody):
@@ -488,7 +498,7 @@ def _refused(kind: type[Body], fault: ValidationError) -> InvalidRequest:
 
 def _is_alternative(part: int | str) -> bool:
     """Whether a piece of a location names a branch of a union (pydantic's words) instead of a field of ours."""
-    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool"))
+    return isinstance(part, str) and ("[" in part or part in ("str", "constrained-str", "int", "float", "bool"))
 
 
 def _remedy(error: Mapping[str, Any]) -> str:

@@ -100,7 +100,7 @@ async def make_sure_loaded(fleet: Fleet, name: str, model: str) -> None:
     known = next((d for d in fleet.status() if d.name == name), None)
     if known is None:
         body = LoadBody(version="v1", model=model)
-        await fleet.register(name, "v1", body.spec(), body.replicas, "")
+        await fleet.register(name, "v1", body.spec(), body.replicas, body.origin())
         await fleet.load(name, "v1")
         return
     same = next((v for v in known.versions if v.spec.model == canonical(model)), None)

@@ -18,6 +18,7 @@ from jupyter_dsserve.bench.report import Report
 from jupyter_dsserve.bench.run import Bench, Progress, run_blocking
 from jupyter_dsserve.bench.target import Target
 from jupyter_dsserve.notebook.answers import Pieces, Prompt, asked
+from jupyter_dsserve.notebook.options import shown
 from jupyter_dsserve.notebook.verbs import Send, Talk, Verbs
 from jupyter_dsserve.notebook.views import Answer
 from jupyter_dsserve.protocol.errors import Unavailable
@@ -56,7 +57,7 @@ def _awaiting(talk: Callable[Concatenate[Any, P], Talk[T]]) -> Callable[Concaten
 
 def _with_result(method: M, talk: Callable[..., Any]) -> M:
     """For help and completion: the signature says what comes back, not how it is talked over."""
-    signature = inspect.signature(talk)
+    signature = shown(inspect.signature(talk))
     result = str(signature.return_annotation).removeprefix("Talk[").removesuffix("]")
     method.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
     return method

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import getpass
+import json
 import math
 import textwrap
 import time
@@ -93,12 +94,15 @@ class DSServeMagics(Magics):
     @argument("--quantize", choices=["int8", "int4"], help="Bits of a weight in linear layers.")
     @argument("--min-agreement", type=float, help="With plain transformers, 0 to 1: below it is not served.")
     @argument("--note", help="A word about it, in quotes.")
+    @argument("--metadata", action="append", help="KEY=VALUE of the run that trained it; may be given several times.")
+    @argument("--created-by", help="Who loads it; you unless told.")
     @argument("--no-wait", action="store_true", help="Do not wait until it is READY.")
     def load(self, line: str) -> Version:
         """Load a model as a version of a deployment, and wait until it is READY."""
         given = vars(_parsed(self.load, line))
         name, version = _name_and_version(given.pop("name"), given.pop("version"))
         wait = not given.pop("no_wait")
+        given["metadata"] = dict(map(_fact, given["metadata"] or ())) or None
         with LoadBar() as bar:
             return session.client().load(name, given.pop("model"), version, wait=wait, on_progress=bar, **given)
 
@@ -259,6 +263,17 @@ def _weight(text: str) -> tuple[str, float]:
         return name, weight
     except ValueError:
         raise UsageError(f"weight {text!r}: write VERSION=PERCENT, such as v1=90") from None
+
+
+def _fact(text: str) -> tuple[str, Any]:
+    """``loss=2.5`` is a number, ``run=r7`` a text."""
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise UsageError(f"--metadata {text}: write KEY=VALUE, such as loss=2.5")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _parsed(method: Callable[..., Any], line: str) -> Namespace:

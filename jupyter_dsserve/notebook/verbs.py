@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
 from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter
+from typing_extensions import Unpack
 
 from jupyter_dsserve.notebook.answers import (
     Prompt,
@@ -32,6 +32,7 @@ from jupyter_dsserve.notebook.answers import (
     vectors_of,
 )
 from jupyter_dsserve.notebook.find import JupyterServer, find
+from jupyter_dsserve.notebook.options import LoadOptions, given, user_name
 from jupyter_dsserve.notebook.views import Answer, Classified, Deployment, Status, Version
 from jupyter_dsserve.protocol.errors import (
     DSServeError,
@@ -133,64 +134,28 @@ class Verbs:
         model: str = "",
         version: str = "",
         *,
-        task: str | None = None,
-        runner: str | None = None,
-        dtype: str | None = None,
-        device: str | None = None,
-        replicas: int | None = None,
-        python: str | None = None,
-        max_sequences: int | None = None,
-        max_context: int | None = None,
-        kv_bytes: int | None = None,
-        max_step_tokens: int | None = None,
-        num_threads: int | None = None,
-        tp: int | None = None,
-        zero: str | None = None,
-        nvme_dir: str | None = None,
-        quantize: str | None = None,
-        min_agreement: float | None = None,
-        note: str | None = None,
         wait: bool = True,
         on_progress: OnProgress | None = None,
+        **options: Unpack[LoadOptions],
     ) -> Talk[Version]:
         """Load ``model`` as a version of the deployment ``name``, and wait until it is READY.
 
         ``model`` is a directory, a hub name or ``builtin:NAME``; without it a registered version is loaded again.
         Without ``version`` it is the one that has this model already, or else the next free of v1, v2, …; a version
         that is loaded just so is left alone. ``python="kernel"`` runs the worker under this kernel's interpreter. The
-        other options are those of ``POST /api/deployments``. ``on_progress`` is called with the `Version` while it
+        other options are those of `LoadOptions`. ``on_progress`` is called with the `Version` while it
         loads. Raises `Unavailable` with the reason if it fails to load.
         """
-        options = {
-            "task": task,
-            "runner": runner,
-            "dtype": dtype,
-            "device": device,
-            "replicas": replicas,
-            "python": sys.executable if python == "kernel" else python,
-            "max_sequences": max_sequences,
-            "max_context": max_context,
-            "kv_bytes": kv_bytes,
-            "max_step_tokens": max_step_tokens,
-            "num_threads": num_threads,
-            "tp": tp,
-            "zero": zero,
-            "nvme_dir": nvme_dir,
-            "quantize": quantize,
-            "min_agreement": min_agreement,
-            "note": note,
-        }
-        given = {key: value for key, value in options.items() if value is not None}
+        chosen = given(options)
         model = _absolute(model)
         known = [] if model and version else (yield from self._versions_of(name))
         if model and not version:
             version = version_for(known, model)
-            if not given and version in [v.version for v in known]:  # registered, with whatever options
+            if not chosen and version in [v.version for v in known]:  # registered, with whatever options
                 model = ""
         if model:
-            yield from self.send(
-                "POST", "/api/deployments", {"name": name, "version": version, "model": model, **given}
-            )
+            body = {"created_by": user_name(), **chosen, "name": name, "version": version, "model": model}
+            yield from self.send("POST", "/api/deployments", body)
         else:
             version = version or only_version(name, known)
             yield from self.send("POST", f"{_path(name, version)}/load")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from jupyter_dsserve.protocol.tensors import ModelInfo
@@ -91,6 +92,17 @@ class ReplicaStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a version comes from: a word about it, who registered it, what is known of the run that trained it (flat),
+    and ``content``, which names what lay in its directory then; empty where that is not known."""
+
+    note: str = ""
+    created_by: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    content: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class VersionStatus:
     """A version as the control API shows it. ``progress`` is 0 to 1; ``stage`` a word for what loads; ``created_at``
     seconds since the epoch; ``reason`` says why a version is FAILED; ``info`` is empty until it is READY."""
@@ -107,6 +119,9 @@ class VersionStatus:
     note: str
     created_at: float
     info: ModelInfo = field(default_factory=ModelInfo)
+    created_by: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    content: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -378,3 +378,38 @@ async def test_the_status_counts_the_requests_that_were_taken(caller: Caller) ->
     for _ in range(3):
         await caller.complete()
     assert (await caller.get("/api/status")).json()["num_requests"] == 3
+
+
+async def test_a_version_says_who_registered_it_and_of_which_run_it_is(caller: Caller, gateway: Gateway) -> None:
+    facts = {"run": "r7", "loss": 2.5, "is_best": True, "parent": None}
+    loaded = await caller.load("demo", "v1", FAST, note="first", created_by="ann", metadata=facts)
+    assert (loaded["note"], loaded["created_by"], loaded["metadata"]) == ("first", "ann", facts)
+    again = await caller.load("demo", "v1", FAST, created_by="bob")
+    assert (again["created_by"], again["metadata"]) == ("ann", facts)
+    nested = {"name": "demo", "version": "v2", "model": FAST, "metadata": {"a": {"b": 1}}}
+    refused = await caller.post("/api/deployments", json=nested)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "metadata.a")
+
+
+async def test_a_directory_that_changed_since_it_was_registered_is_not_loaded_as_that_version(
+    caller: Caller, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    (model / "model.safetensors").write_bytes(b"")
+    options = {"python": "/no/such/python"}
+    before = await caller.load("demo", "v1", str(model), **options)
+    assert "/no/such/python" in before["reason"]
+    (model / "model.safetensors").write_bytes(b"other")
+    await caller.post("/api/deployments/demo/versions/v1/load")
+    failed = await caller.settled("demo", "v1")
+    assert (failed["state"], failed["content"]) == ("FAILED", before["content"])
+    assert "has changed since demo@v1 was registered" in failed["reason"]
+    same = {"name": "demo", "version": "v1", "model": str(model), **options}
+    assert (await caller.post("/api/deployments", json=same)).status_code == 409
+    other = await caller.load("demo", "v2", str(model), **options)
+    assert "/no/such/python" in other["reason"]
+    (model / "model.safetensors").write_bytes(b"")
+    await caller.post("/api/deployments/demo/versions/v1/load")
+    assert "/no/such/python" in (await caller.settled("demo", "v1"))["reason"]
