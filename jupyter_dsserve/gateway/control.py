@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from dataclasses import asdict
+
+import orjson
 
 from jupyter_dsserve.fleet.events import Item
 from jupyter_dsserve.gateway.bodies import ActivateBody, DeployBody, LoadBody, RouteBody
@@ -157,13 +157,11 @@ async def _load_new(handler: Handler, deployment: str, body: LoadBody) -> None:
     handler.answer(handler.fleet.version_status(deployment, body.version), 202)
 
 
-def _framed(item: Item) -> str:
-    data = json.dumps(asdict(item))
-    return (
-        f"event: event\nid: {item.id}\ndata: {data}\n\n"
-        if isinstance(item, Event)
-        else f"event: stats\ndata: {data}\n\n"
-    )
+def _framed(item: Item) -> bytes:
+    data = orjson.dumps(item)
+    if isinstance(item, Event):
+        return b"event: event\nid: %d\ndata: %b\n\n" % (item.id, data)
+    return b"event: stats\ndata: %b\n\n" % data
 
 
 _NAME = r"([^/]+)"

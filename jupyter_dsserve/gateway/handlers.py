@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import wraps
 from http.client import responses
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import orjson
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
@@ -112,7 +112,7 @@ class Handler(RequestHandler):
     def answer(self, value: object, status: int = 200) -> None:
         """Finish with JSON: a dataclass of ours, a list of them, or plain data."""
         self.set_status(status)
-        self.finish(json.dumps(value, default=asdict))
+        self.finish(orjson.dumps(value))
 
     def error_body(self, error: DSServeError) -> dict[str, Any]:
         return {"error": {"type": type(error).__name__, "message": error.message, "param": error.param}}
@@ -127,7 +127,7 @@ class Handler(RequestHandler):
             self.set_header("Retry-After", str(error.retry_after_s))
         if isinstance(error, Unauthorized):
             self.set_header("WWW-Authenticate", "Bearer")
-        self.finish(json.dumps(self.error_body(error)))
+        self.finish(orjson.dumps(self.error_body(error)))
 
     def log_exception(
         self,

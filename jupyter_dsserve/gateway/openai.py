@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import orjson
 from tornado.web import HTTPError
 
 from jupyter_dsserve.gateway.bodies import ChatBody, CompletionBody, Requests
@@ -168,7 +168,7 @@ def _begin_stream(handler: Handler) -> None:
 
 
 def _send(handler: Handler, data: Json) -> None:
-    handler.write(f"data: {json.dumps(data, separators=(',', ':'))}\n\n")
+    handler.write(b"data: %b\n\n" % orjson.dumps(data))
 
 
 def _model(name: str) -> Json:

@@ -149,6 +149,8 @@ def chunk_to_pb(chunk: Chunk) -> pb.Chunk:
 
 
 def chunk_from_pb(message: pb.Chunk) -> Chunk:
+    if not (message.finish_reason or message.logprobs or message.tensors):  # nearly all of them, and one a token
+        return Chunk(message.request_id, message.text, message.num_tokens)
     return Chunk(
         message.request_id,
         message.text,
