@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from jupyter_dsserve.adapter import Adapter
+from jupyter_dsserve.headers import tensors_in
 from jupyter_dsserve.protocol.errors import InvalidRequest
 
 
@@ -21,13 +21,7 @@ def checkpoint_at(path: str) -> dict[str, str]:
 
 def weight_bytes(path: str) -> dict[str, int]:
     """The bytes of each weight in the safetensors of a directory, as their headers say; empty for anything else."""
-    sizes: dict[str, int] = {}
-    for file in Path(path).glob("*.safetensors"):
-        with file.open("rb") as opened:
-            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-        ends = {name: one["data_offsets"] for name, one in header.items() if name != "__metadata__"}
-        sizes |= {name: end - start for name, (start, end) in ends.items()}
-    return sizes
+    return {tensor.name: tensor.num_bytes for tensor in tensors_in(Path(path))}
 
 
 def base_path(model_path: str) -> str:

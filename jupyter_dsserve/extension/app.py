@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import fields
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import aiohttp
 from jupyter_core.paths import jupyter_data_dir
 from jupyter_server.extension.application import ExtensionApp
-from traitlets import Bool, Float, Int, Unicode
+from traitlets import Bool, Dict, Float, Int, Unicode
 
 from jupyter_dsserve.extension.forward import Forwarder
 from jupyter_dsserve.extension.handlers import HANDLERS
@@ -42,6 +41,8 @@ class DSServeExtension(ExtensionApp):
     database_url = Unicode("", help="postgresql://…, or @FILE with it; empty is SQLite.").tag(config=True)
     history_events = Int(100_000, min=0, help="How many events the history keeps; 0: all.").tag(config=True)
     history_days = Float(90.0, min=0, help="Days for which it keeps them; 0 sets no limit.").tag(config=True)
+    memory_budget = Unicode("", help="The most to hold of a device: 4GiB; empty: 75 % of the free.").tag(config=True)
+    admission = Dict(help="When loads may start, how long they take: the fields of AdmissionSettings.").tag(config=True)
 
     keeper: Keeper
 
@@ -52,9 +53,9 @@ class DSServeExtension(ExtensionApp):
     def initialize_settings(self) -> None:
         self._watching: asyncio.Task[None] | None = None
         self._in_flight = 0
-        same = {f.name: getattr(self, f.name) for f in fields(GatewayConfig) if self.has_trait(f.name)}
-        own = {"data_dir": Path(self.dsserve_data_dir).expanduser(), "restore": self.autostart}
-        config = GatewayConfig(**(same | own))
+        config = GatewayConfig.told(
+            self.trait_values(), data_dir=Path(self.dsserve_data_dir).expanduser(), restore=self.autostart
+        )
         self.keeper = Keeper(config, self.stop_s, self.log)
 
     def initialize_handlers(self) -> None:

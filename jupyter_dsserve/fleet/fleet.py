@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jupyter_dsserve.fleet.admission import Admission
 from jupyter_dsserve.fleet.content import check_content, content_at
 from jupyter_dsserve.fleet.database import database_url
 from jupyter_dsserve.fleet.events import Events
@@ -22,8 +23,16 @@ from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.fleet.source import canonical, check_can_load, model_path
 from jupyter_dsserve.fleet.supervisor import Supervisor
 from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.protocol.config import AdmissionSettings
 from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from jupyter_dsserve.protocol.records import DeploymentStatus, Origin, ReplicaStatus, VersionState, VersionStatus
+from jupyter_dsserve.protocol.records import (
+    DeploymentStatus,
+    LedgerStatus,
+    Origin,
+    ReplicaStatus,
+    VersionState,
+    VersionStatus,
+)
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
 log = logging.getLogger(__name__)
@@ -50,7 +59,7 @@ class Deployment:
 class Fleet:
     """Lives on one event loop. ``drain_s``: how long running requests may take to end when their version stops.
     ``allow_code``: versions may load files that can run code. ``database``: where the registry lies
-    (`database.database_url`)."""
+    (`database.database_url`). ``memory_budget_bytes`` and ``admission``: what loads may take, as in `GatewayConfig`."""
 
     def __init__(
         self,
@@ -60,6 +69,8 @@ class Fleet:
         allow_code: bool = False,
         database: str = "",
         retention: Retention = Retention(),  # noqa: B008  # it is immutable
+        memory_budget_bytes: int = 0,
+        admission: AdmissionSettings = AdmissionSettings(),  # noqa: B008  # likewise
     ) -> None:
         self._drain_s = drain_s
         self._allow_code = allow_code
@@ -67,7 +78,8 @@ class Fleet:
         self._registry.on_failure = self._say_unwritten
         self._launcher = LocalLauncher(data_dir / "logs")
         self._link = Link(data_dir)
-        self._supervisor = Supervisor(self._link, self._launcher, self._record)
+        self._admission = Admission(admission, memory_budget_bytes)
+        self._supervisor = Supervisor(self._link, self._launcher, self._admission, self._record)
         self._deployments: dict[str, Deployment] = {}
         self._watching: set[asyncio.Task[None]] = set()  # cancelled at the stop
         self._ending: set[asyncio.Task[None]] = set()  # awaited at the stop: they end workers
@@ -81,6 +93,7 @@ class Fleet:
         stored = self._registry.open(num_events=1000)
         self.events = Events(self._registry.add_event, stored.events)
         await self._link.start()
+        self._admission.start()
         for row in stored.versions:
             if row.deployment not in self._deployments:
                 self._deployments[row.deployment] = Deployment(
@@ -93,6 +106,7 @@ class Fleet:
         deployment = self._deployments[row.deployment]
         origin = Origin(row.note, row.created_by, row.metadata, row.content)
         version = Version(row.deployment, row.name, row.spec, "", row.num_replicas, origin, row.created_at)
+        version.settings = dict(row.settings)
         deployment.versions[row.name] = version
         version.is_wanted = row.is_wanted and restore
         if version.is_wanted != row.is_wanted:  # so that a crash of ours brings back what ran today
@@ -114,6 +128,7 @@ class Fleet:
             version.is_wanted = False
         await asyncio.gather(*(self._supervisor.stop(v, self._drain_s) for v in versions))
         await asyncio.gather(*self._ending, return_exceptions=True)
+        self._admission.stop()
         self.events.close()
         await self._link.stop()
         self._registry.close()
@@ -125,11 +140,19 @@ class Fleet:
     # ---- verbs: versions
 
     async def register(
-        self, deployment: str, version: str, spec: WorkerSpec, num_replicas: int, origin: Origin = _UNKNOWN
+        self,
+        deployment: str,
+        version: str,
+        spec: WorkerSpec,
+        num_replicas: int | None,
+        origin: Origin = _UNKNOWN,
+        settings: Mapping[str, Any] = {},
     ) -> Version:
-        """Make a version known; one that is already registered as just this is left alone, wherever it came from.
+        """Make a version known; one that is already registered as just this is left alone, wherever it came from, but
+        for its ``settings``.
 
-        Raises `InvalidRequest` for what cannot be, `Conflict` for a name that stands for another version.
+        ``num_replicas`` None is 1, or as many as it has. Raises `InvalidRequest` for what cannot be, `Conflict` for a
+        name that stands for another version, and for one that never fits into the memory that we may hold.
         """
         self._refuse_while_stopping()
         for kind, name in (("deployment", deployment), ("version", version)):
@@ -142,12 +165,18 @@ class Fleet:
         # A version never changes: a relative path would mean another model to a gateway started elsewhere.
         spec = replace(spec, model=canonical(spec.model))
         origin = replace(origin, content=await content_at(path))
+        new = Version(deployment, version, spec, path, num_replicas or 1, origin, time.time(), settings=dict(settings))
+        if version not in (self._deployments[deployment].versions if deployment in self._deployments else ()):
+            await self._admission.check(new)
         known = self._deployments.get(deployment)
         if known and version in known.versions:
-            return _same(known.versions[version], spec, num_replicas, origin.content)
+            same = _same(known.versions[version], spec, num_replicas, origin.content)
+            same.settings |= settings
+            await self._save(same)
+            return same
         if not known:
             known = self._deployments[deployment] = Deployment(deployment)
-        new = known.versions[version] = Version(deployment, version, spec, path, num_replicas, origin, time.time())
+        known.versions[version] = new
         try:
             await self._registry.save_version(_row(new), is_new=True)
         except Unavailable:
@@ -157,14 +186,18 @@ class Fleet:
         return new
 
     async def load(self, deployment: str, version: str) -> Version:
-        """Start a registered version's workers; one that is loaded already is left alone. Returns at once."""
+        """Start a registered version's workers; one that is loaded already is left alone. Returns at once: what does
+        not fit into memory now is QUEUED. Raises `Conflict` for what never fits."""
         self._refuse_while_stopping()
         found = self.version(deployment, version)
+        if not found.is_wanted or found.failure:
+            found.model_path = self._path(found.spec)
+            await self._admission.check(found)
+            self._refuse_while_stopping()
         if found.is_deleted or found.state is VersionState.DRAINING:
             raise Conflict(f"{found.id} is still DRAINING: load it again when it is STOPPED")
         if found.is_wanted and not found.failure:
             return found
-        found.model_path = self._path(found.spec)
         found.is_wanted, found.failure = True, ""
         self._supervisor.start(found)
         await self._save(found)
@@ -232,6 +265,23 @@ class Fleet:
     def _refuse_while_stopping(self) -> None:
         if self._is_stopping:
             raise Unavailable("this gateway is stopping: ask the next one", retry_after_s=5)
+
+    async def scale(self, deployment: str, version: str, num_replicas: int) -> Version:
+        """Keep so many workers of a loaded version up. Returns at once: new ones wait for memory if need be, and those
+        that are too many drain. Raises `Conflict` for a version that is not loaded, and if so many never fit."""
+        self._refuse_while_stopping()
+        found = self.version(deployment, version)
+        if found.is_wanted and num_replicas > found.num_replicas:
+            await self._admission.check(found, num_replicas)
+        if not found.is_wanted or found.failure:
+            raise Conflict(f"{found.id} is {found.state.value}, and only a loaded version is scaled: load it first")
+        if num_replicas != found.num_replicas:
+            self._record("scaled", found, "", f"from {found.num_replicas} workers to {num_replicas}")
+        found.num_replicas = num_replicas
+        self._supervisor.start(found)
+        self._spawn(self._supervisor.shrink(found, self._drain_s), self._ending)
+        await self._save(found)
+        return found
 
     # ---- verbs: traffic
 
@@ -365,19 +415,26 @@ class Fleet:
             state=version.state,
             progress=version.progress,
             stage=next((r.stage for r in version.replicas), ""),
-            reason=version.failure,
+            reason=version.failure or self._admission.why(version.id),
             weight=self.deployment(deployment).route.weights.get(name, 0.0),
             replicas=[ReplicaStatus(r.id, r.state, r.device, r.runner, r.pid, r.in_flight) for r in version.replicas],
             spec=version.spec,
             created_at=version.created_at,
             info=version.info,
             **asdict(version.origin),
+            num_replicas=version.num_replicas,
+            settings=dict(version.settings),
         )
+
+    async def ledger(self) -> LedgerStatus:
+        """Who holds the memory of every device, and who waits for it."""
+        return await self._admission.status()
 
     def logs(self, deployment: str, version: str, num_lines: int) -> dict[str, list[str]]:
         """The last lines of each replica's output, by replica id."""
         found = self.version(deployment, version)
         ids = [f"{found.id}#{i}" for i in range(found.num_replicas)]
+        ids += [r.id for r in found.replicas if r.id not in ids]
         return {id: tail(self._launcher.log_path(id), num_lines) for id in ids}
 
     # ---- inside
@@ -389,6 +446,8 @@ class Fleet:
         self.events.record(
             time.time(), kind, deployment=version.deployment, version=version.name, replica=replica, reason=reason
         )
+        if kind == "measured":  # the next load goes by it
+            self._spawn(self._save(version), self._ending)
         if kind == "ready":
             self._route_first_ready(self._deployments[version.deployment])
 
@@ -426,17 +485,18 @@ def _row(v: Version) -> VersionRow:
         v.origin.note,
         v.created_at,
         v.is_wanted,
+        settings=dict(v.settings),
         created_by=v.origin.created_by,
         metadata=v.origin.metadata,
         content=v.origin.content,
     )
 
 
-def _same(taken: Version, spec: WorkerSpec, num_replicas: int, content: str) -> Version:
+def _same(taken: Version, spec: WorkerSpec, num_replicas: int | None, content: str) -> Version:
     """``taken``, if that is what is asked for. Raises `Conflict` with the differences if not."""
     check_content(taken.id, taken.origin.content, content, spec.model)
     have = asdict(taken.spec) | {"replicas": taken.num_replicas}
-    want = asdict(spec) | {"replicas": num_replicas}
+    want = asdict(spec) | {"replicas": num_replicas or taken.num_replicas}
     different = ", ".join(f"{name} is {have[name]!r}, not {want[name]!r}" for name in have if have[name] != want[name])
     if different:
         raise Conflict(

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from jupyter_dsserve.fleet.admission import Admission
 from jupyter_dsserve.fleet.content import check_content, content_at
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
+from jupyter_dsserve.fleet.ledger import Grant
 from jupyter_dsserve.fleet.link import Link
+from jupyter_dsserve.fleet.loading import LoadWatch, load_limit_s
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure
 from jupyter_dsserve.protocol.records import VersionState
+from jupyter_dsserve.protocol.sizes import shown
 from jupyter_dsserve.protocol.spec import WorkerLaunch
 
 log = logging.getLogger(__name__)
@@ -27,6 +34,7 @@ HEALTHY_S = 60.0
 MAX_SILENT_S = 15.0
 # A worker dials before it imports anything heavy.
 MAX_DIAL_S = 60.0
+_NEWS = 0.05  # a load that took more or less than expected by this share is worth a word
 
 # kind, version, replica id, reason
 Record = Callable[[str, Version, str, str], None]
@@ -37,44 +45,72 @@ def backoff_s(num_failures: int) -> float:
     return min(0.25 * 2.0**num_failures, 30.0)
 
 
-class Supervisor:
-    """One task per replica slot. ``record`` is told every change that people may want to know."""
+@dataclass(slots=True, eq=False)
+class Slot:
+    """The task that keeps one replica up. ``is_leaving``: it is one too many, and ends when its worker has."""
 
-    def __init__(self, link: Link, launcher: LocalLauncher, record: Record) -> None:
+    id: str
+    task: asyncio.Task[None]
+    is_leaving: bool = False
+
+
+class Supervisor:
+    """One slot per replica. ``record`` is told every change that people may want to know."""
+
+    def __init__(self, link: Link, launcher: LocalLauncher, admission: Admission, record: Record) -> None:
         self._link = link
         self._launcher = launcher
+        self._admission = admission
         self._record = record
-        self._tasks: dict[Version, list[asyncio.Task[None]]] = {}
+        self._slots: dict[Version, dict[str, Slot]] = {}
         self._is_hurried = False
 
     def start(self, version: Version) -> None:
-        """Begin to keep the version's replicas up. The version must be wanted and not yet kept."""
-        self._tasks[version] = [
-            asyncio.create_task(self._keep(version, id), name=id)  # a task is named after its replica
-            for id in (f"{version.id}#{index}" for index in range(version.num_replicas))
-        ]
+        """Keep as many replicas up as the version wants: begin with those that are missing. It must be wanted."""
+        slots = self._slots.setdefault(version, {})
+        missing = version.num_replicas - sum(not slot.is_leaving for slot in slots.values())
+        free = (id for id in map(f"{version.id}#{{}}".format, itertools.count()) if id not in slots)
+        for id in itertools.islice(free, max(0, missing)):
+            slot = slots[id] = Slot(id, asyncio.create_task(self._keep(version, id), name=id))
+            slot.task.add_done_callback(partial(self._forget, version, id))
+
+    def _forget(self, version: Version, id: str, _task: asyncio.Task[None]) -> None:
+        slots = self._slots[version]
+        del slots[id]
+        if not slots:
+            del self._slots[version]
+
+    async def shrink(self, version: Version, drain_s: float) -> None:
+        """Drain and end the replicas that the version does not want any more. Never raises."""
+        slots = self._slots.get(version, {})
+        staying = [id for id, slot in slots.items() if not slot.is_leaving]
+        leaving = [slots[id] for id in surplus(version.replicas, staying, version.num_replicas)]
+        for slot in leaving:
+            slot.is_leaving = True
+        await self._end(version, leaving, drain_s)
 
     async def stop(self, version: Version, drain_s: float) -> None:
         """Drain the version's replicas for at most ``drain_s`` seconds, then end what is left. Never raises.
 
         Several may call it for one version: each waits for the same end.
         """
-        tasks = self._tasks.get(version, [])
-        serving = [r for r in version.replicas if r.state is VersionState.READY]
-        for replica in serving:
+        await self._end(version, list(self._slots.get(version, {}).values()), drain_s)
+
+    async def _end(self, version: Version, slots: list[Slot], drain_s: float) -> None:
+        ids = {slot.id for slot in slots}
+        for replica in [r for r in version.replicas if r.id in ids and r.state is VersionState.READY]:
             replica.drain()
         version.announce()
         # Only workers that serve are worth waiting for; one that still loads is ended at once.
         draining = {r.id for r in version.replicas if r.state is VersionState.DRAINING}
-        serving_tasks = {t for t in tasks if t.get_name() in draining}
-        for task in set(tasks) - serving_tasks:
+        serving = {slot.task for slot in slots if slot.id in draining}
+        for slot in slots:
+            if slot.task not in serving:
+                slot.task.cancel()
+        await self._wait_drained(serving, drain_s)
+        for task in serving:
             task.cancel()
-        await self._wait_drained(serving_tasks, drain_s)
-        for task in serving_tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._tasks.get(version) is tasks:
-            del self._tasks[version]
+        await asyncio.gather(*(slot.task for slot in slots), return_exceptions=True)
         version.announce()
 
     def hurry(self) -> None:
@@ -87,14 +123,20 @@ class Supervisor:
             _, tasks = await asyncio.wait(tasks, timeout=min(left, 0.1))
 
     async def _keep(self, version: Version, replica_id: str) -> None:
+        try:
+            await self._keep_up(version, replica_id)
+        finally:
+            self._admission.release(replica_id)
+
+    async def _keep_up(self, version: Version, replica_id: str) -> None:
         num_failures = 0
-        while version.is_wanted:
+        while self._is_wanted(version, replica_id):
             kept = _Kept(version, self._record)
             replica = Replica(replica_id, version.spec.digest, kept.changed)
             version.replicas.append(replica)
-            self._link.expect(replica)
             try:
-                reason = await self._run(version, replica)
+                grant = await self._admission.admit(version, replica_id)  # kept through restarts
+                reason = await self._run(version, replica, grant)
             except DSServeError as fault:
                 replica.failure, reason = fault, fault.message
             except Exception as fault:  # a full disk, say: whatever it is, the version must show it
@@ -105,7 +147,7 @@ class Supervisor:
                 self._link.forget(replica)
                 version.replicas.remove(replica)
                 replica.lost()
-            if not version.is_wanted:
+            if not self._is_wanted(version, replica_id):
                 return
             num_failures = 1 if kept.was_healthy(time.monotonic()) else num_failures + 1
             if replica.failure or num_failures > MAX_RESTARTS or (num_failures == 1 and kept.ready_at is None):
@@ -114,37 +156,68 @@ class Supervisor:
             self._record("replica_lost", version, replica.id, reason)
             await asyncio.sleep(backoff_s(num_failures))
 
+    def _is_wanted(self, version: Version, replica_id: str) -> bool:
+        slot = self._slots.get(version, {}).get(replica_id)
+        return version.is_wanted and slot is not None and not slot.is_leaving
+
     def _give_up(self, version: Version, replica: Replica, reason: str) -> None:
         """This replica will not come back: the version serves on with those that are READY, or is FAILED as a whole."""
         if version.is_ready:
             self._record("replica_failed", version, replica.id, reason)
             return
         version.failure = reason
-        for task in self._tasks.pop(version, []):
-            if task is not asyncio.current_task():
-                task.cancel()
+        for slot in self._slots[version].values():
+            slot.is_leaving = True
+            if slot.task is not asyncio.current_task():
+                slot.task.cancel()
         self._record("failed", version, replica.id, reason)
         version.announce()
 
-    async def _run(self, version: Version, replica: Replica) -> str:
+    async def _run(self, version: Version, replica: Replica, grant: Grant) -> str:
         """One life of a worker, from its launch to its end; the reason it ended. The process is gone afterwards."""
         origin, model = version.origin, version.spec.model
         check_content(version.id, origin.content, await content_at(version.model_path), model)
-        launch = WorkerLaunch(replica.id, self._link.address, replica.token, version.model_path, version.spec)
+        spec = grant.told(version.spec)
+        replica.spec_digest = spec.digest
+        self._link.expect(replica)
+        launch = WorkerLaunch(replica.id, self._link.address, replica.token, version.model_path, spec)
         process = await self._launcher.start(launch)
         try:
             self._record("loading", version, replica.id, f"process {process.pid}")
             replica.launched(process.pid)
-            started = time.monotonic()
+            watch = LoadWatch(grant.need, version.priority, self._admission.settings, time.monotonic())
+            max_dial_s = min(MAX_DIAL_S, load_limit_s(watch.need, watch.priority, watch.settings))
             while replica.silent_s(time.monotonic()) < MAX_SILENT_S:
                 if (code := await process.wait(timeout_s=1.0)) is not None:
                     return _reason(replica, code, process.log_path)
-                if not replica.has_dialled and time.monotonic() - started > MAX_DIAL_S:
-                    return f"the worker did not dial in within {MAX_DIAL_S:.0f} s: {_is_it_python(version)}"
+                if not replica.has_dialled and time.monotonic() - watch.started_s > max_dial_s:
+                    return f"the worker did not dial in within {max_dial_s:.0f} s: {_is_it_python(version)}"
+                if overdue := self._overdue(watch, replica):
+                    return overdue
+                self._look(version, replica, grant)
             return f"the worker was silent for {MAX_SILENT_S:.0f} s and was ended"
         finally:
             # Shielded: whoever cancels us must still not leave a process.
             await asyncio.shield(process.kill())
+
+    def _overdue(self, watch: LoadWatch, replica: Replica) -> str:
+        """Why a load is given up; empty if it goes on, or is over."""
+        if replica.state not in (VersionState.LOADING, VersionState.WARMING) or not replica.has_dialled:
+            return ""
+        now = time.monotonic()
+        if watch.is_quiet(replica.stage, replica.progress, now):
+            watch.worked(self._admission.busy_s(replica), now)
+        return watch.overdue(now)
+
+    def _look(self, version: Version, replica: Replica, grant: Grant) -> None:
+        """Once a load is over, compare what it took with what was expected; the next one expects that."""
+        if not (took := self._admission.look(version, replica)):
+            return
+        expected = grant.need.fixed_bytes
+        if abs(took - expected) > _NEWS * expected:
+            version.settings["measured"] = {"device": replica.device, "bytes": took}
+            text = f"it took {shown(took)}, where {shown(expected)} were expected"
+            self._record("measured", version, replica.id, text)
 
 
 class _Kept:
@@ -163,6 +236,15 @@ class _Kept:
 
     def was_healthy(self, now: float) -> bool:
         return self.ready_at is not None and now - self.ready_at > HEALTHY_S
+
+
+def surplus(replicas: Iterable[Replica], slots: Iterable[str], num_wanted: int) -> list[str]:
+    """Which of the ``slots`` go when only so many are wanted: those without a READY worker, then those with the fewest
+    requests on it; of equals the newest."""
+    in_flight = {r.id: r.in_flight for r in replicas if r.state is VersionState.READY}
+    newest_first = sorted(slots, key=lambda id: -int(id.rpartition("#")[2]))
+    going = sorted(newest_first, key=lambda id: in_flight.get(id, -1))
+    return going[: max(0, len(going) - num_wanted)]
 
 
 def _is_it_python(version: Version) -> str:

@@ -8,9 +8,11 @@ import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.stats import Served, Window, percentile
+from jupyter_dsserve.protocol.config import Priority
 from jupyter_dsserve.protocol.errors import Unavailable
 from jupyter_dsserve.protocol.records import Origin, VersionState, VersionStats
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
@@ -41,6 +43,7 @@ class Version:
     is_wanted: bool = False
     failure: str = ""
     is_deleted: bool = False  # to be forgotten once its workers have ended
+    settings: dict[str, Any] = field(default_factory=dict)  # what may change while it stays the same version
     replicas: list[Replica] = field(default_factory=list)
     window: Window = field(default_factory=Window)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -50,6 +53,11 @@ class Version:
     def id(self) -> str:
         """As callers pin it: ``deployment@version``."""
         return f"{self.deployment}@{self.name}"
+
+    @property
+    def priority(self) -> Priority:
+        """The class of its loads."""
+        return self.settings.get("priority", "high")
 
     @property
     def state(self) -> VersionState:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from dataclasses import fields
 from pathlib import Path
 
-from traitlets import Bool, Float, Int, List, Unicode
+from traitlets import Bool, Dict, Float, Int, List, Unicode
 
 from jupyter_dsserve import __version__
 from jupyter_dsserve.gateway.command import SHARED_ALIASES, SHARED_FLAGS, Command
@@ -49,6 +48,10 @@ class DSServeApp(Command):
     history_days = Float(90.0, min=0, help="Days for which the history keeps an event; 0 sets no limit.").tag(
         config=True
     )
+    memory_budget = Unicode("", help="The most to hold of each device: 4GiB; empty is 75 % of what is free.").tag(
+        config=True
+    )
+    admission = Dict(help="When loads may start, how long they take: the fields of AdmissionSettings.").tag(config=True)
 
     aliases = {
         **SHARED_ALIASES,
@@ -58,6 +61,7 @@ class DSServeApp(Command):
         "database-url": "DSServeApp.database_url",
         "load": "DSServeApp.load",
         "drain": "DSServeApp.drain_s",
+        "memory-budget": "DSServeApp.memory_budget",
     }
     flags = {
         **SHARED_FLAGS,
@@ -85,9 +89,8 @@ class DSServeApp(Command):
                 f"--ip {self.ip} is reachable from other machines, and traffic and keys would cross the network "
                 "unencrypted: put a TLS proxy in front of 127.0.0.1, or add --insecure if you mean it"
             )
-        same = {f.name: getattr(self, f.name) for f in fields(GatewayConfig) if self.has_trait(f.name)}
         loads = tuple(self._load_pair(text) for text in self.load)
-        return GatewayConfig(**(same | {"data_dir": Path(self.dsserve_data_dir).expanduser(), "loads": loads}))
+        return GatewayConfig.told(self.trait_values(), data_dir=Path(self.dsserve_data_dir).expanduser(), loads=loads)
 
     def _load_pair(self, text: str) -> tuple[str, str]:
         name, sign, model = text.partition("=")

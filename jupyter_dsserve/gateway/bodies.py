@@ -39,13 +39,16 @@ class Body(BaseModel):
 
 # ---- control
 
+NumReplicas = Annotated[int, Field(ge=1, le=64)]
+
 
 FactName = Annotated[str, Field(min_length=1, max_length=100)]
 Fact = Annotated[str, Field(max_length=1000)] | int | float | bool | None
 
 
 class LoadBody(Body):
-    """A version to load: the fields of `WorkerSpec`, how many workers, and where it comes from."""
+    """A version to load: the fields of `WorkerSpec`, how many workers (none is 1, or as many as it has), the class that
+    its loads wait in (none is high, or as it was), and where it comes from."""
 
     version: str
     model: str
@@ -53,7 +56,8 @@ class LoadBody(Body):
     runner: RunnerName | None = None
     dtype: DType = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    replicas: NumReplicas | None = None
+    priority: Literal["high", "medium", "low"] | None = None
     python: str = ""
     max_sequences: Annotated[int, Field(ge=1, le=4096)] = 64
     max_context: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -68,6 +72,11 @@ class LoadBody(Body):
     note: str = ""
     created_by: Annotated[str, Field(max_length=200)] = ""
     metadata: Annotated[dict[FactName, Fact], Field(max_length=100)] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What may change of a version."""
+        return {"priority": self.priority} if self.priority else {}
 
     def spec(self) -> WorkerSpec:
         return WorkerSpec(
@@ -95,6 +104,10 @@ class LoadBody(Body):
 
 class DeployBody(LoadBody):
     name: str
+
+
+class ScaleBody(Body):
+    replicas: NumReplicas
 
 
 class RouteBody(Body):

@@ -152,7 +152,8 @@ def _is_number(text: str) -> bool:
 
 
 async def _load_new(handler: Handler, deployment: str, body: LoadBody) -> None:
-    await handler.fleet.register(deployment, body.version, body.spec(), body.replicas, body.origin())
+    spec, settings = body.spec(), body.settings
+    await handler.fleet.register(deployment, body.version, spec, body.replicas, body.origin(), settings)
     await handler.fleet.load(deployment, body.version)
     handler.answer(handler.fleet.version_status(deployment, body.version), 202)
 

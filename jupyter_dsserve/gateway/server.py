@@ -14,7 +14,7 @@ from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.registry import Retention
 from jupyter_dsserve.fleet.source import canonical
-from jupyter_dsserve.gateway import control, generate, openai, tensors, texts
+from jupyter_dsserve.gateway import control, generate, ledger, openai, tensors, texts
 from jupyter_dsserve.gateway.bodies import LoadBody
 from jupyter_dsserve.gateway.handlers import Context, UnknownPath
 from jupyter_dsserve.protocol.config import GatewayConfig
@@ -39,6 +39,8 @@ class Gateway:
                 allow_code=config.allow_code,
                 database=config.database_url,
                 retention=Retention(config.history_events, config.history_days),
+                memory_budget_bytes=config.memory_budget_bytes,
+                admission=config.admission,
             )
             self._sockets = _bind(config.ip, config.port)
         except BaseException:
@@ -83,7 +85,14 @@ class Gateway:
 def make_app(context: Context) -> Application:
     routes = [
         (path, handler, {"context": context})
-        for path, handler in (*texts.ROUTES, *tensors.ROUTES, *openai.ROUTES, *generate.ROUTES, *control.ROUTES)
+        for path, handler in (
+            *texts.ROUTES,
+            *tensors.ROUTES,
+            *openai.ROUTES,
+            *generate.ROUTES,
+            *control.ROUTES,
+            *ledger.ROUTES,
+        )
     ]
     return Application(
         routes,

@@ -23,6 +23,7 @@ from jupyter_dsserve.bench.bar import BenchBar
 from jupyter_dsserve.bench.report import Report
 from jupyter_dsserve.notebook import session
 from jupyter_dsserve.notebook.client import Client
+from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.panel import Panel, panel
 from jupyter_dsserve.notebook.progress import LoadBar
 from jupyter_dsserve.notebook.views import Deployment, Status, Version, footnote
@@ -50,8 +51,8 @@ class DSServeMagics(Magics):
     def dsserve(self, line: str, cell: str | None = None) -> object:
         """Serve models beside the notebook.
 
-        %dsserve VERB …   load, unload, status, route, activate, logs, panel, bench, connect; %dsserve VERB --help says
-                          more
+        %dsserve VERB …   load, unload, status, route, activate, logs, ledger, scale, panel, bench, connect;
+                          %dsserve VERB --help says more
         %%dsserve NAME …  the cell is the prompt, and the answer streams into the output
         """
         if cell is not None:
@@ -93,6 +94,7 @@ class DSServeMagics(Magics):
     @argument("--nvme-dir", help="The folder for --zero nvme; none is the gateway's user's cache.")
     @argument("--quantize", choices=["int8", "int4"], help="Bits of a weight in linear layers.")
     @argument("--min-agreement", type=float, help="With plain transformers, 0 to 1: below it is not served.")
+    @argument("--priority", choices=["high", "medium", "low"], help="Who goes first when loads wait for memory.")
     @argument("--note", help="A word about it, in quotes.")
     @argument("--metadata", action="append", help="KEY=VALUE of the run that trained it; may be given several times.")
     @argument("--created-by", help="Who loads it; you unless told.")
@@ -105,6 +107,14 @@ class DSServeMagics(Magics):
         given["metadata"] = dict(map(_fact, given["metadata"] or ())) or None
         with LoadBar() as bar:
             return session.client().load(name, given.pop("model"), version, wait=wait, on_progress=bar, **given)
+
+    @magic_arguments("dsserve scale")
+    @argument("name", help="demo@v1.")
+    @argument("replicas", type=int, help="How many workers, from 1 to 64.")
+    def scale(self, line: str) -> Version:
+        """Change how many workers a loaded version has. New ones wait for memory if need be."""
+        given = _parsed(self.scale, line)
+        return session.client().scale(*_pinned("scale", given.name), given.replicas)
 
     @magic_arguments("dsserve unload")
     @argument("name", help="demo@v1, or demo for all of its versions.")
@@ -145,11 +155,15 @@ class DSServeMagics(Magics):
     def logs(self, line: str) -> None:
         """What a version's workers wrote."""
         given = _parsed(self.logs, line)
-        name, version = _name_and_version(given.name)
-        if not version:
-            raise UsageError(f"%dsserve logs {name}: name the version too, such as {name}@v1")
+        name, version = _pinned("logs", given.name)
         for worker, lines in session.client().logs(name, version, given.lines).items():
             print(f"---- {worker}", *lines, sep="\n")
+
+    @magic_arguments("dsserve ledger")
+    def ledger(self, line: str) -> Ledger:
+        """Who holds the memory of every device, and what waits for it."""
+        _parsed(self.ledger, line)
+        return session.client().ledger()
 
     @magic_arguments("dsserve panel")
     @argument("name", nargs="?", default="", help="The deployment; none takes the first.")
@@ -223,7 +237,7 @@ class DSServeMagics(Magics):
         display(Said(stream.answer.summary))
 
 
-VERBS = ("load", "unload", "status", "route", "activate", "logs", "panel", "bench", "connect")
+VERBS = ("load", "unload", "status", "route", "activate", "logs", "ledger", "scale", "panel", "bench", "connect")
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
@@ -252,6 +266,14 @@ def _name_and_version(text: str, version: str = "") -> tuple[str, str]:
     if pinned and version and pinned != version:
         raise UsageError(f"{text} and --version {version} name two versions: leave one of them out")
     return name, pinned or version
+
+
+def _pinned(verb: str, text: str) -> tuple[str, str]:
+    """``demo@v1`` as a deployment and its version, for verbs that need both."""
+    name, version = _name_and_version(text)
+    if not version:
+        raise UsageError(f"%dsserve {verb} {name}: name the version too, such as {name}@v1")
+    return name, version
 
 
 def _weight(text: str) -> tuple[str, float]:

@@ -32,6 +32,7 @@ class LoadOptions(TypedDict, total=False):
     nvme_dir: str | None
     quantize: str | None
     min_agreement: float | None
+    priority: str | None
     note: str | None
     created_by: str | None
     metadata: Mapping[str, str | float | bool | None] | None

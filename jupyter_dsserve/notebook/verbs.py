@@ -32,6 +32,7 @@ from jupyter_dsserve.notebook.answers import (
     vectors_of,
 )
 from jupyter_dsserve.notebook.find import JupyterServer, find
+from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.options import LoadOptions, given, user_name
 from jupyter_dsserve.notebook.views import Answer, Classified, Deployment, Status, Version
 from jupyter_dsserve.protocol.errors import (
@@ -77,6 +78,7 @@ _DEPLOYMENTS = TypeAdapter(list[Deployment])
 _EVENTS = TypeAdapter(list[Event])
 _STATUS = TypeAdapter(_Served)
 _LOGS = TypeAdapter(dict[str, list[str]])
+_LEDGER = TypeAdapter(Ledger)
 _GATEWAY = TypeAdapter(GatewayStatus)
 _ADDRESS = TypeAdapter(GatewayAddress)
 
@@ -126,6 +128,10 @@ class Verbs:
         """What happened, oldest first, as far as the gateway remembers."""
         return (yield from self._look(_EVENTS, "/api/history"))
 
+    def ledger(self) -> Talk[Ledger]:
+        """Who holds the memory of every device, and who waits for it."""
+        return (yield from self._look(_LEDGER, "/api/ledger"))
+
     # ---- versions
 
     def load(
@@ -162,6 +168,12 @@ class Verbs:
         if not wait:
             return (yield from self.version(name, version))
         return (yield from self._settled(name, version, on_progress))
+
+    def scale(self, name: str, version: str, replicas: int) -> Talk[Version]:
+        """Keep so many workers of a loaded version up, from 1 to 64. Does not wait: new ones load, and wait for memory
+        if need be; those that are too many end what runs on them and go."""
+        response = yield from self.send("POST", f"{_path(name, version)}/scale", {"replicas": replicas})
+        return _read(_VERSION, response, self.url)
 
     def unload(self, name: str, version: str = "", *, wait: bool = True) -> Talk[Deployment]:
         """Drain a version (or all of the deployment's) and end its workers; it stays registered."""

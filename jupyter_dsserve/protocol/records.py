@@ -14,12 +14,12 @@ from jupyter_dsserve.protocol.tensors import ModelInfo
 class VersionState(str, Enum):
     """What a version is doing. Reported after the effect, but for DRAINING, which is reported before it.
 
-    QUEUED    a worker is about to be started
+    QUEUED    a worker is about to be started, or waits for memory; `reason` says for what
     LOADING   the worker process runs and reads weights; `progress` moves
     WARMING   weights are in; the engine checks itself and generates its first token
     READY     one token was really generated; takes traffic if the route gives it some
     DRAINING  takes nothing new, finishes what runs
-    STOPPED   no process; registered, can be loaded again
+    STOPPED   no process; registered, can be loaded again (one that autoscaling put to rest comes with its next request)
     FAILED    no process; `reason` says why in words
     """
 
@@ -105,7 +105,9 @@ class Origin:
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
     """A version as the control API shows it. ``progress`` is 0 to 1; ``stage`` a word for what loads; ``created_at``
-    seconds since the epoch; ``reason`` says why a version is FAILED; ``info`` is empty until it is READY."""
+    seconds since the epoch; ``reason`` says why a version is FAILED, or what it waits for while it is QUEUED; ``info``
+    is empty until it is READY. ``num_replicas`` are wanted; ``settings`` are what may change of a version:
+    ``priority``, ``autoscale``, and what it took when it was loaded (``measured``)."""
 
     deployment: str
     version: str
@@ -122,6 +124,8 @@ class VersionStatus:
     created_by: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     content: str = ""
+    num_replicas: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,63 @@ class DeploymentStatus:
     revision: int
     activating: str
     versions: list[VersionStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldMemory:
+    """What a replica holds of a device. ``expected_bytes`` was computed before it was loaded, ``taken_bytes`` is what
+    its processes have now; ``bytes`` is what nobody else gets: before it is READY what was expected, then what it took,
+    with the KV cache it may still fill."""
+
+    owner: str
+    replica: str
+    bytes: int
+    expected_bytes: int
+    taken_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OtherMemory:
+    """What a process that is none of our workers holds of a device. ``owner`` says what it is."""
+
+    owner: str
+    pid: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """A device in the ledger: ``cpu`` (RAM) or ``cuda:N``. ``capacity_bytes`` is the most that we hold of its
+    ``device_bytes``; ``free_bytes`` of it can be had now, which is less than what we do not hold where other processes
+    have taken it."""
+
+    id: str
+    capacity_bytes: int
+    free_bytes: int
+    held: list[HeldMemory]
+    device_bytes: int
+    others: list[OtherMemory]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingLoad:
+    """A replica that waits for memory, the next first. ``since`` is seconds since the epoch; ``bytes`` the least it
+    takes."""
+
+    owner: str
+    replica: str
+    priority: str
+    bytes: int
+    reason: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStatus:
+    """Who holds the memory of every device, and who waits for it."""
+
+    devices: list[DeviceMemory]
+    waiting: list[WaitingLoad]
 
 
 class GatewayState(str, Enum):
