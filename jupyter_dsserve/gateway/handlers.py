@@ -24,6 +24,7 @@ from jupyter_dsserve.protocol.errors import (
     NotAllowed,
     NotFound,
     TooLarge,
+    TooManyRequests,
     Unauthorized,
     Unavailable,
 )
@@ -107,6 +108,11 @@ class Handler(RequestHandler):
         self._kept[name] = value
         self.set_header(name, value)
 
+    def drop_header(self, name: str) -> None:
+        """Forget one that `keep_header` has set."""
+        self._kept.pop(name, None)
+        self.clear_header(name)
+
     # ---- answers
 
     def answer(self, value: object, status: int = 200) -> None:
@@ -123,7 +129,7 @@ class Handler(RequestHandler):
         self.set_status(error.status)
         for name, value in self._kept.items():
             self.set_header(name, value)
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable | TooManyRequests):
             self.set_header("Retry-After", str(error.retry_after_s))
         if isinstance(error, Unauthorized):
             self.set_header("WWW-Authenticate", "Bearer")

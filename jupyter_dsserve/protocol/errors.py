@@ -7,6 +7,7 @@
     ├── NotAllowed           405  UNIMPLEMENTED         the path exists, the method does not
     ├── Conflict             409  FAILED_PRECONDITION   the state of the thing forbids it now
     ├── TooLarge             413  INVALID_ARGUMENT      the body is over the limit
+    ├── TooManyRequests      429  RESOURCE_EXHAUSTED    over a limit of the deployment; carries Retry-After
     ├── Unavailable          503  UNAVAILABLE           nothing is ready to answer; carries Retry-After
     │   └── ReplicaLost      503  UNAVAILABLE           the worker died while it was answering
     ├── DeadlineExceeded     504  DEADLINE_EXCEEDED     the request's own time limit has passed
@@ -63,6 +64,17 @@ class Conflict(DSServeError):
 class TooLarge(DSServeError):
     status = 413
     grpc_code = "INVALID_ARGUMENT"
+
+
+class TooManyRequests(DSServeError):
+    """More is asked than a limit lets in. ``retry_after_s`` is when there may be room, in whole seconds."""
+
+    status = 429
+    grpc_code = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
 
 
 class Unavailable(DSServeError):

@@ -1,0 +1,26 @@
+"""How much is let in: a token bucket for calls, a budget for retries. Time is an argument."""
+
+from __future__ import annotations
+
+
+class TokenBucket:
+    """``rate`` tokens flow in each second, up to ``burst``; each call takes one. It begins full."""
+
+    def __init__(self, rate: float, burst: int, now: float) -> None:
+        """``burst`` 0 is as many as flow in within a second, at least one."""
+        self.rate, self.burst = rate, burst or max(1, int(rate))
+        self._tokens, self._at = float(self.burst), now
+
+    def take(self, now: float) -> float:
+        """Take a token: 0; or if there is none, the seconds until there is one."""
+        self._tokens = min(self.burst, self._tokens + self.rate * (now - self._at))
+        self._at = now
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return 0.0
+        return (1 - self._tokens) / self.rate
+
+
+def may_retry(num_retrying: int, num_in_flight: int, share: float, at_least: int) -> bool:
+    """Whether one more request may be repeated: a failing fleet must not be asked twice as much."""
+    return num_retrying < max(at_least, share * num_in_flight)
