@@ -7,7 +7,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,25 @@ from jupyter_dsserve.fleet.events import Events
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
 from jupyter_dsserve.fleet.registry import EVENT, Registry, Retention, VersionRow
+from jupyter_dsserve.fleet.road import Call, Numbered, Road, begun, configured
 from jupyter_dsserve.fleet.route import Route
+from jupyter_dsserve.fleet.router import ruled
 from jupyter_dsserve.fleet.source import canonical, check_can_load, model_path
 from jupyter_dsserve.fleet.supervisor import Supervisor
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.protocol.config import AdmissionSettings
-from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from jupyter_dsserve.protocol.records import (
-    DeploymentStatus,
-    LedgerStatus,
-    Origin,
-    ReplicaStatus,
-    VersionState,
-    VersionStatus,
+from jupyter_dsserve.protocol.errors import (
+    Conflict,
+    DSServeError,
+    EngineFailure,
+    InvalidRequest,
+    NotFound,
+    ReplicaLost,
+    Unavailable,
 )
+from jupyter_dsserve.protocol.policy import Policy
+from jupyter_dsserve.protocol.records import DeploymentStatus, LedgerStatus, Origin, VersionState, VersionStatus
+from jupyter_dsserve.protocol.request import Features, Request, Texts
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
 log = logging.getLogger(__name__)
@@ -44,16 +49,55 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 @dataclass(slots=True, eq=False)
 class Deployment:
-    """A name callers use, its versions, and the route between them. ``activating``: the version a swap waits for."""
+    """A name callers use, its versions, and the route between them. ``activating``: the version a swap waits for.
+    ``road``: its policy, its line, and what else its requests share."""
 
     name: str
     route: Route = field(default_factory=Route)
     versions: dict[str, Version] = field(default_factory=dict)
     activating: str = ""
+    road: Road = field(default_factory=Road)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that run now."""
+        return sum(r.in_flight for v in self.versions.values() for r in v.replicas)
 
     @property
     def ready(self) -> set[str]:
         return {v.name for v in self.versions.values() if v.is_ready}
+
+    def pick(self, call: Call, tried: Collection[str]) -> Version | None:
+        """The version by rule, by key or by turn, among those that take requests and were not ``tried``; or None.
+
+        A version that a rule names needs no weight.
+        """
+        takes = {name for name, version in self.versions.items() if version.takes and name not in tried}
+        if named := ruled(self.road.policy.rules, call.headers, takes):
+            return self.versions[named]
+        if call.key:
+            chosen = self.route.pick(call.key, takes)
+        else:
+            chosen = self.road.shares.next({name: w for name, w in self.route.weights.items() if name in takes})
+        return self.versions[chosen] if chosen else None
+
+    def refusal(self, now: float) -> Unavailable:
+        """Why no version was picked."""
+        weighted = [self.versions[name] for name in self.route.weights if name in self.ready]
+        if weighted:
+            return weighted[0].refusal(now)
+        states = ", ".join(f"{v.name} is {v.state.value}" for v in self.versions.values())
+        return Unavailable(f"no version of {self.name} is READY and has weight ({states})", retry_after_s=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """An answer that has begun. ``version`` gives it; None is the policy's own text. ``degraded`` says who stands in
+    for the version that should answer, or is empty."""
+
+    version: Version | None
+    degraded: str
+    chunks: Numbered
 
 
 class Fleet:
@@ -97,7 +141,9 @@ class Fleet:
         for row in stored.versions:
             if row.deployment not in self._deployments:
                 self._deployments[row.deployment] = Deployment(
-                    row.deployment, stored.routes.get(row.deployment, Route())
+                    row.deployment,
+                    stored.routes.get(row.deployment, Route()),
+                    road=Road(Policy.from_json(stored.policies.get(row.deployment, {}))),
                 )
             self._bring_back(row, restore)
         self._spawn(self._every_second(), self._watching)
@@ -107,6 +153,7 @@ class Fleet:
         origin = Origin(row.note, row.created_by, row.metadata, row.content)
         version = Version(row.deployment, row.name, row.spec, "", row.num_replicas, origin, row.created_at)
         version.settings = dict(row.settings)
+        version.road = deployment.road
         deployment.versions[row.name] = version
         version.is_wanted = row.is_wanted and restore
         if version.is_wanted != row.is_wanted:  # so that a crash of ours brings back what ran today
@@ -177,6 +224,7 @@ class Fleet:
         if not known:
             known = self._deployments[deployment] = Deployment(deployment)
         known.versions[version] = new
+        new.road = known.road
         try:
             await self._registry.save_version(_row(new), is_new=True)
         except Unavailable:
@@ -347,24 +395,78 @@ class Fleet:
             self.events.record(time.time(), "route", deployment=deployment.name, reason=shares)
         return self._registry.save_route(deployment.name, route)
 
-    def pick(self, model: str, key: str) -> Version:
-        """The version that answers a call to ``model``: a deployment by its route, or a pinned ``deployment@version``.
+    async def policy(self, deployment: str, changes: Mapping[str, Any]) -> Policy:
+        """Set the fields in ``changes``; the others stay. Raises `NotFound` for a version that nobody knows."""
+        found = self.deployment(deployment)
+        policy = found.road.policy.changed(changes)
+        for name in {policy.fallback, *(rule.version for rule in policy.rules)} - {""}:
+            self.version(deployment, name)
+        if policy != found.road.policy:
+            found.road.set_policy(policy, time.monotonic())
+            said = ", ".join(f"{name}={value}" for name, value in changes.items())
+            self.events.record(time.time(), "policy", deployment=deployment, reason=said)
+            for version in found.versions.values():
+                for replica in version.replicas:
+                    replica.breaker.settings = found.road.breaker
+                version.announce()
+            self._registry.save_route(deployment, found.route)  # its row may not be there yet
+            await self._written(self._registry.save_policy(deployment, policy.to_json()))
+        return policy
 
-        The same ``key`` gets the same version while weights stand. Raises `NotFound`, and `Unavailable` if no version
-        with weight is READY.
+    async def answer(self, call: Call, requests: Sequence[Request], check: Callable[[Version], None]) -> Answering:
+        """The answers to ``requests``, all of one version, once they have begun; ``check`` may refuse that version.
+
+        A version that goes away before it answers is replaced by the next that the route gives. If none answers, the
+        policy's fallback does, then its own text; not for a pinned version. Raises `NotFound`, `TooManyRequests`,
+        `Unavailable` if nobody takes requests, and what an answer raised before it began.
         """
+        deployment, pinned = self._called(call.model)
+        road = deployment.road
+        road.admit(deployment.name, time.monotonic())
+        requests = road.limited(requests)
+        tried: set[str] = set()
+        fault: DSServeError | None = None
+        while version := self.version(deployment.name, pinned) if pinned else deployment.pick(call, tried):
+            check(version)
+            try:
+                return Answering(version, "", await begun([version.generate(r) for r in requests]))
+            except (Unavailable, EngineFailure) as failed:
+                fault = failed
+            tried.add(version.name)
+            is_gone = isinstance(fault, Unavailable) and not version.takes
+            if pinned or not is_gone or (isinstance(fault, ReplicaLost) and not road.may_retry(deployment.in_flight)):
+                break
+        if not pinned and (stand_in := await self._stand_in(deployment, requests, check, tried)):
+            return stand_in
+        raise fault or deployment.refusal(time.monotonic())
+
+    async def _stand_in(
+        self,
+        deployment: Deployment,
+        requests: Sequence[Request],
+        check: Callable[[Version], None],
+        tried: Collection[str],
+    ) -> Answering | None:
+        """Who answers when those that should cannot, as the policy says."""
+        policy = deployment.road.policy
+        version = deployment.versions.get(policy.fallback)
+        if version and version.takes and version.name not in tried:
+            with contextlib.suppress(Unavailable, EngineFailure, InvalidRequest):  # the first fault is what is told
+                check(version)
+                chunks = await begun([version.generate(r) for r in requests])
+                return Answering(version, f"version {version.name}", chunks)
+        if policy.fallback_answer and not isinstance(requests[0].prompt, Texts | Features):
+            return Answering(None, "answer", configured(policy.fallback_answer, requests))
+        return None
+
+    def _called(self, model: str) -> tuple[Deployment, str]:
+        """The deployment that is asked, and the version if it is pinned. Raises `NotFound`."""
         name, _, pinned = model.partition("@")
         deployment = self._deployments.get(name)
         if deployment is None:
             known = ", ".join(sorted(self._deployments)) or "none yet"
             raise NotFound(f"model {model!r} is not a deployment here: there are {known}", param="model")
-        if pinned:
-            return self.version(name, pinned)
-        chosen = deployment.route.pick(key, deployment.ready)
-        if chosen is None:
-            states = ", ".join(f"{v.name} is {v.state.value}" for v in deployment.versions.values())
-            raise Unavailable(f"no version of {name} is READY and has weight ({states})", retry_after_s=2)
-        return deployment.versions[chosen]
+        return deployment, pinned
 
     # ---- looking
 
@@ -394,7 +496,7 @@ class Fleet:
     @property
     def in_flight(self) -> int:
         """Requests that run now."""
-        return sum(r.in_flight for d in self._deployments.values() for v in d.versions.values() for r in v.replicas)
+        return sum(d.in_flight for d in self._deployments.values())
 
     @property
     def num_requests(self) -> int:
@@ -417,7 +519,7 @@ class Fleet:
             stage=next((r.stage for r in version.replicas), ""),
             reason=version.failure or self._admission.why(version.id),
             weight=self.deployment(deployment).route.weights.get(name, 0.0),
-            replicas=[ReplicaStatus(r.id, r.state, r.device, r.runner, r.pid, r.in_flight) for r in version.replicas],
+            replicas=[r.status for r in version.replicas],
             spec=version.spec,
             created_at=version.created_at,
             info=version.info,

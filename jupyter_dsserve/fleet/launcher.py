@@ -90,6 +90,15 @@ class LocalLauncher:
         return WorkerProcess(process, path)
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process is held by SIGSTOP or a debugger. False where the system does not say (it is Linux's /proc)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in ("T", "t")
+
+
 def tail(path: Path, num_lines: int) -> list[str]:
     """The last lines of a worker's output, from its last `_SHOWN_LOG_BYTES`; empty if it never wrote any."""
     if not path.exists() or num_lines == 0:

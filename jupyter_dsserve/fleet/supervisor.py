@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -14,12 +15,14 @@ from pathlib import Path
 
 from jupyter_dsserve.fleet.admission import Admission
 from jupyter_dsserve.fleet.content import check_content, content_at
+from jupyter_dsserve.fleet.health import TICK_S
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.ledger import Grant
 from jupyter_dsserve.fleet.link import Link
 from jupyter_dsserve.fleet.loading import LoadWatch, load_limit_s
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.fleet.watch import Watch
 from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure
 from jupyter_dsserve.protocol.records import VersionState
 from jupyter_dsserve.protocol.sizes import shown
@@ -30,8 +33,6 @@ log = logging.getLogger(__name__)
 MAX_RESTARTS = 6
 # A worker that served this long was healthy: what ends it now is a new trouble, not the old one again.
 HEALTHY_S = 60.0
-# Heartbeats come every second, from a thread that a model step does not hold for long.
-MAX_SILENT_S = 15.0
 # A worker dials before it imports anything heavy.
 MAX_DIAL_S = 60.0
 _NEWS = 0.05  # a load that took more or less than expected by this share is worth a word
@@ -132,7 +133,13 @@ class Supervisor:
         num_failures = 0
         while self._is_wanted(version, replica_id):
             kept = _Kept(version, self._record)
-            replica = Replica(replica_id, version.spec.digest, kept.changed)
+            replica = Replica(
+                replica_id,
+                version.spec.digest,
+                kept.changed,
+                partial(self._tell, version, replica_id),
+                version.road.breaker,
+            )
             version.replicas.append(replica)
             try:
                 grant = await self._admission.admit(version, replica_id)  # kept through restarts
@@ -151,7 +158,8 @@ class Supervisor:
                 return
             num_failures = 1 if kept.was_healthy(time.monotonic()) else num_failures + 1
             if replica.failure or num_failures > MAX_RESTARTS or (num_failures == 1 and kept.ready_at is None):
-                self._give_up(version, replica, reason)
+                times = f"{num_failures} times in a row; the last time " if num_failures > MAX_RESTARTS > 0 else ""
+                self._give_up(version, replica, times + reason)
                 return
             self._record("replica_lost", version, replica.id, reason)
             await asyncio.sleep(backoff_s(num_failures))
@@ -187,15 +195,16 @@ class Supervisor:
             replica.launched(process.pid)
             watch = LoadWatch(grant.need, version.priority, self._admission.settings, time.monotonic())
             max_dial_s = min(MAX_DIAL_S, load_limit_s(watch.need, watch.priority, watch.settings))
-            while replica.silent_s(time.monotonic()) < MAX_SILENT_S:
-                if (code := await process.wait(timeout_s=1.0)) is not None:
+            life = Watch(replica, version.spec.task, process.pid)
+            while not (reason := life.look(time.monotonic())):
+                if (code := await process.wait(timeout_s=TICK_S)) is not None:
                     return _reason(replica, code, process.log_path)
                 if not replica.has_dialled and time.monotonic() - watch.started_s > max_dial_s:
                     return f"the worker did not dial in within {max_dial_s:.0f} s: {_is_it_python(version)}"
                 if overdue := self._overdue(watch, replica):
                     return overdue
                 self._look(version, replica, grant)
-            return f"the worker was silent for {MAX_SILENT_S:.0f} s and was ended"
+            return reason
         finally:
             # Shielded: whoever cancels us must still not leave a process.
             await asyncio.shield(process.kill())
@@ -218,6 +227,9 @@ class Supervisor:
             version.settings["measured"] = {"device": replica.device, "bytes": took}
             text = f"it took {shown(took)}, where {shown(expected)} were expected"
             self._record("measured", version, replica.id, text)
+
+    def _tell(self, version: Version, replica_id: str, kind: str, reason: str) -> None:
+        self._record(kind, version, replica_id, reason)
 
 
 class _Kept:
@@ -258,4 +270,4 @@ def _reason(replica: Replica, code: int, log_path: Path) -> str:
         return replica.failure.message
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     last = " / ".join(line for line in tail(log_path, 3) if line.strip())
-    return f"the worker ended with {how}" + (f"; its last words: {last}" if code > 0 and last else "")
+    return f"the worker ended with {how}" + (f"; its last words: {last}" if code != -signal.SIGKILL and last else "")

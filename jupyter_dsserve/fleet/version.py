@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jupyter_dsserve.fleet.replica import Replica
+from jupyter_dsserve.fleet.road import Road
+from jupyter_dsserve.fleet.router import least_loaded, prefix_of
 from jupyter_dsserve.fleet.stats import Served, Window, percentile
 from jupyter_dsserve.protocol.config import Priority
-from jupyter_dsserve.protocol.errors import Unavailable
+from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, ReplicaLost, Unavailable
 from jupyter_dsserve.protocol.records import Origin, VersionState, VersionStats
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
 from jupyter_dsserve.protocol.spec import WorkerSpec
@@ -31,7 +34,11 @@ SETTLED = (VersionState.READY, VersionState.FAILED, VersionState.STOPPED)
 
 @dataclass(slots=True, eq=False)
 class Version:
-    """``is_wanted`` is the goal (loaded or not); the state is derived from it, from ``failure``, and from replicas."""
+    """``is_wanted`` is the goal (loaded or not); the state is derived from it, from ``failure``, and from replicas.
+
+    ``road`` is what its deployment's requests share. ``is_awaited``: while no replica is READY requests wait in line
+    for one (set it where one is on its way or can be started on demand); else they get a 503.
+    """
 
     deployment: str
     name: str
@@ -44,6 +51,8 @@ class Version:
     failure: str = ""
     is_deleted: bool = False  # to be forgotten once its workers have ended
     settings: dict[str, Any] = field(default_factory=dict)  # what may change while it stays the same version
+    road: Road = field(default_factory=Road)
+    is_awaited: bool = False
     replicas: list[Replica] = field(default_factory=list)
     window: Window = field(default_factory=Window)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -88,6 +97,7 @@ class Version:
         """Wake those who wait for the state to settle. Called after every change of it."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+        self.road.line.wake(self.name)
 
     async def settled(self) -> VersionState:
         """Wait until the version is READY, FAILED or STOPPED."""
@@ -95,22 +105,108 @@ class Version:
             await self._changed.wait()
         return self.state
 
+    @property
+    def takes(self) -> bool:
+        """Whether a request sent to it now would be answered or wait for a replica."""
+        now = time.monotonic()
+        return self.is_wanted and not self.failure and (any(r.takes(now) for r in self.replicas) or self._is_coming)
+
+    @property
+    def _is_coming(self) -> bool:
+        """Whether to wait for a replica although none is READY: somebody has to say so, or to say how long."""
+        if not self.is_wanted or self.failure or any(r.state is VersionState.READY for r in self.replicas):
+            return False
+        return self.is_awaited or self.road.policy.queue_timeout_s > 0
+
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
-        """The answer of the least loaded READY replica. Raises `Unavailable` if there is none."""
-        replica = pick_replica(self.replicas, next(self._turn))
-        if replica is None:
-            raise Unavailable(f"{self.id} is {self.state.value}: load it, or wait until it is READY", retry_after_s=2)
+        """The answer of the replica with the least work, after a wait in line if all are full.
+
+        If the replica is lost before the first token another one answers, once. Raises `Unavailable` if there is none
+        that takes requests, `TooManyRequests` if the line is full, `DeadlineExceeded` if the wait took too long.
+        """
         started = time.monotonic()
         first_token_s: float | None = None
-        async with aclosing(replica.generate(request)) as chunks:
-            async for chunk in chunks:
-                now = time.monotonic()
-                if chunk.num_tokens and first_token_s is None:
-                    first_token_s = now - started
-                self.window.add_tokens(now, chunk.num_tokens)
-                if chunk.finish_reason:
-                    self._note_end(chunk, now, started, first_token_s)
-                yield chunk
+        lost: Replica | None = None
+        has_told = False  # the caller something: then nobody else can answer any more
+        line = self.road.line
+        try:
+            while True:
+                replica = None if line.num_waiting_for(self.name) else self._find(request, lost)
+                if replica is None:
+                    replica, request = await self._wait(request, started, lost)
+                is_lost = False
+                async with aclosing(replica.generate(request, self.road.policy.first_token_timeout_s)) as chunks:
+                    async for chunk in chunks:
+                        now = time.monotonic()
+                        if chunk.num_tokens and first_token_s is None:
+                            first_token_s = now - started
+                        elif isinstance(chunk.error, ReplicaLost) and not (has_told or chunk.text or lost):
+                            is_lost = self._may_retry(replica)
+                            if is_lost:
+                                break
+                        has_told = True
+                        self.window.add_tokens(now, chunk.num_tokens)
+                        if chunk.finish_reason:
+                            self._note_end(chunk, now, started, first_token_s)
+                        yield chunk
+                if not is_lost:
+                    return
+                lost = replica
+                self.road.num_retrying += 1
+        finally:
+            self.road.num_retrying -= lost is not None
+            line.wake(self.name)
+
+    def _find(self, request: Request, lost: Replica | None) -> Replica | None:
+        """The replica that takes the request; None if all are full, or one is on its way. Raises `Unavailable`."""
+        now, max_in_flight = time.monotonic(), self.road.policy.max_in_flight
+        taking = [r for r in self.replicas if r.takes(now) and r is not lost]
+        free = [r for r in taking if r.in_flight < max_in_flight] if max_in_flight else taking
+        if free:
+            has_prefixes = len(free) > 1 and free[0].runner == "ragged"
+            return least_loaded(free, next(self._turn), prefix_of(request) if has_prefixes else "")
+        if taking or self._is_coming:
+            return None
+        raise self.refusal(now)
+
+    def refusal(self, now: float) -> Unavailable:
+        """Why none of its replicas takes a request."""
+        ready = [r for r in self.replicas if r.state is VersionState.READY]
+        if not ready:
+            return Unavailable(f"{self.id} is {self.state.value}: load it, or wait until it is READY", retry_after_s=2)
+        why = "; ".join(f"{r.id}: {r.trouble or f'its breaker is {r.breaker.door.value}'}" for r in ready)
+        opens_s = min((r.breaker.open_s(now) for r in ready if not r.trouble), default=2.0)
+        return Unavailable(f"no replica of {self.id} takes requests now ({why})", retry_after_s=math.ceil(opens_s) or 1)
+
+    async def _wait(self, request: Request, started: float, lost: Replica | None) -> tuple[Replica, Request]:
+        """Stand in line until there is a replica; what is left of the request's time goes on with it."""
+        policy, limit_s = self.road.policy, request.timeout_s or math.inf
+        queue_s, acquire_s = policy.queue_timeout_s or math.inf, policy.acquire_timeout_s or math.inf
+
+        def late() -> DSServeError:
+            if limit_s <= min(queue_s, acquire_s):
+                return DeadlineExceeded(f"the request's time limit of {limit_s:g} s has passed in line for {self.id}")
+            if queue_s <= acquire_s:
+                return DeadlineExceeded(
+                    f"no replica of {self.id} came free within {queue_s:g} s, which is queue_timeout_s of the policy"
+                )
+            return Unavailable(
+                f"no permit came free within acquire_timeout_s of {acquire_s:g} s: all {len(self.replicas)} replicas "
+                f"of {self.id} have their max_in_flight of {policy.max_in_flight} requests; raise one of the three",
+                retry_after_s=1,
+            )
+
+        until = started + min(limit_s, queue_s, acquire_s)
+        look = lambda: self._find(request, lost)  # noqa: E731
+        replica = await self.road.line.wait(self.name, request.priority, started, policy.max_queue, look, until, late)
+        if request.timeout_s is not None:
+            request = replace(request, timeout_s=max(0.001, started + request.timeout_s - time.monotonic()))
+        return replica, request
+
+    def _may_retry(self, lost: Replica) -> bool:
+        now = time.monotonic()
+        num_in_flight = sum(r.in_flight for r in self.replicas)
+        return any(r.takes(now) for r in self.replicas if r is not lost) and self.road.may_retry(num_in_flight)
 
     def _note_end(self, chunk: Chunk, now: float, started: float, first_token_s: float | None) -> None:
         is_error = chunk.finish_reason is FinishReason.ERROR and not _is_callers_fault(chunk)
@@ -144,16 +240,6 @@ class Version:
             prefix_hits=sum(r.heartbeat.num_cached for r in ready) / max(1, sum(r.heartbeat.num_prompt for r in ready)),
             preemptions=sum(r.heartbeat.num_preempted for r in ready),
         )
-
-
-def pick_replica(replicas: Iterable[Replica], turn: int) -> Replica | None:
-    """The READY replica with the fewest requests on it; equals take turns. None if none is READY."""
-    ready = [r for r in replicas if r.state is VersionState.READY]
-    if not ready:
-        return None
-    fewest = min(r.in_flight for r in ready)
-    equals = [r for r in ready if r.in_flight == fewest]
-    return equals[turn % len(equals)]
 
 
 def _is_callers_fault(chunk: Chunk) -> bool:

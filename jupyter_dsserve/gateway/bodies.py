@@ -119,6 +119,42 @@ class ActivateBody(Body):
     version: str
 
 
+Seconds = Annotated[float, Field(ge=0, le=86_400)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class RuleBody(Body):
+    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,100}$")]
+    value: str
+    version: str
+
+
+class PolicyBody(Body):
+    """The fields of `Policy` that are to change."""
+
+    rate: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    burst: Count | None = None
+    max_in_flight: Count | None = None
+    max_queue: Count | None = None
+    acquire_timeout_s: Seconds | None = None
+    queue_timeout_s: Seconds | None = None
+    first_token_timeout_s: Seconds | None = None
+    timeout_s: Seconds | None = None
+    fallback: str | None = None
+    fallback_answer: Annotated[str, Field(max_length=10_000)] | None = None
+    rules: Annotated[list[RuleBody], Field(max_length=100)] | None = None
+    retry_share: Share | None = None
+    min_retries: Count | None = None
+    breaker_failures: Count | None = None
+    breaker_share: Share | None = None
+    breaker_open_s: Seconds | None = None
+    breaker_successes: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+
+    def changes(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True)
+
+
 # ---- inference
 
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]

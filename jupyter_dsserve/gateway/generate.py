@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import datetime, timezone
 
+from pydantic import TypeAdapter, ValidationError
+
+from jupyter_dsserve.fleet.fleet import Answering
+from jupyter_dsserve.fleet.road import Call, Numbered
 from jupyter_dsserve.fleet.version import Version
-from jupyter_dsserve.gateway.bodies import PredictBody
+from jupyter_dsserve.gateway.bodies import PredictBody, Priority
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
-from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest
-from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
+from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.request import Chunk, Request
 from jupyter_dsserve.protocol.spec import Task
 
 # Where each task is asked.
@@ -23,30 +27,38 @@ ROUTES_OF: Mapping[Task, str] = {
     "tensor": "/v2/models/NAME/infer",
 }
 
-Chunks = AsyncGenerator[Chunk, None]
-# The chunks of several answers, each with the number of its answer.
-Numbered = AsyncGenerator[tuple[int, Chunk], None]
+# Of a request, for routes whose body has no field for it.
+PRIORITY_HEADER = "X-DSServe-Priority"
 
 
-def start(handler: Handler, model: str, requests: Sequence[Request], user: str = "") -> Numbered:
-    """The answers, all from the version that the route picks for ``user`` (or for this call alone).
+async def start(
+    handler: Handler,
+    model: str,
+    requests: Sequence[Request],
+    user: str | None = None,
+    task: Task = "generate",
+    check: Callable[[Version], None] = lambda _version: None,
+) -> Answering:
+    """The answers as they begin, all from one version; the same ``user`` gets the same one while weights stand.
 
-    Names the version in ``X-DSServe-Version``. Raises `NotFound`, `Unavailable`, and `InvalidRequest` if the version
-    generates nothing.
+    Names the version in ``X-DSServe-Version``, and in ``X-DSServe-Degraded`` whoever stands in for it. ``check`` may
+    refuse it. Raises what `Fleet.answer` does, and `InvalidRequest` if the version's task is another than ``task``.
     """
-    version = pick(handler, model, user or requests[0].id, "generate")
-    return interleaved([version.generate(request) for request in requests])
 
+    def checked(version: Version) -> None:
+        handler.keep_header("X-DSServe-Version", version.name)
+        check_task(version, task)
+        check(version)
 
-def pick(handler: Handler, model: str, key: str, task: Task) -> Version:
-    """The version that answers, named in ``X-DSServe-Version``.
-
-    Raises `NotFound`, `Unavailable`, and `InvalidRequest` if the version's task is another than ``task``.
-    """
-    version = handler.fleet.pick(model, key)
-    handler.keep_header("X-DSServe-Version", version.name)
-    check_task(version, task)
-    return version
+    headers = handler.request.headers
+    if (priority := headers.get(PRIORITY_HEADER)) is not None:
+        requests = [replace(request, priority=_priority(priority)) for request in requests]
+    answering = await handler.fleet.answer(Call(model, user or "", headers), requests, checked)
+    if answering.degraded:
+        handler.keep_header("X-DSServe-Degraded", answering.degraded)
+    if answering.version is None:
+        handler.drop_header("X-DSServe-Version")
+    return answering
 
 
 def check_task(version: Version, task: Task) -> None:
@@ -59,35 +71,15 @@ def check_task(version: Version, task: Task) -> None:
         )
 
 
-async def interleaved(answers: Sequence[Chunks]) -> Numbered:
-    """The chunks of all ``answers`` as they come. Leaving early ends those that still run."""
-    if len(answers) == 1:
-        async with aclosing(answers[0]) as chunks:
-            async for chunk in chunks:
-                yield 0, chunk
-        return
-    # It holds one chunk an answer: what a slow reader leaves beyond that merges in the replica's inbox.
-    ready: asyncio.Queue[tuple[int, Chunk]] = asyncio.Queue(len(answers))
-    tasks = [asyncio.create_task(_forward(answer, number, ready)) for number, answer in enumerate(answers)]
+def _priority(text: str) -> int:
+    """Raises `InvalidRequest` for what is none; the same range as in a body."""
     try:
-        num_open = len(answers)
-        while num_open:
-            number, chunk = await ready.get()
-            num_open -= chunk.finish_reason is not None
-            yield number, chunk
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _forward(answer: Chunks, number: int, ready: asyncio.Queue[tuple[int, Chunk]]) -> None:
-    try:
-        async with aclosing(answer):
-            async for chunk in answer:
-                await ready.put((number, chunk))
-    except DSServeError as fault:
-        await ready.put((number, Chunk("", finish_reason=FinishReason.ERROR, error=fault)))
+        return TypeAdapter(Priority).validate_strings(text)
+    except ValidationError:
+        raise InvalidRequest(
+            f"{PRIORITY_HEADER} is {text!r}: give a whole number from -100 to 100, lower goes first",
+            param=PRIORITY_HEADER,
+        ) from None
 
 
 async def collect(numbered: Numbered) -> list[Chunk]:
@@ -106,13 +98,14 @@ class Predict(Handler):
     async def post(self) -> None:
         body = self.body(PredictBody)
         started = time.monotonic()
-        (whole,) = await collect(start(self, body.model, [body.request()]))
+        answering = await start(self, body.model, [body.request()])
+        (whole,) = await collect(answering.chunks)
         self.answer(
             {
                 "result": whole.text,
                 "latency_ms": round(1000 * (time.monotonic() - started), 3),
                 "timestamp": datetime.now(timezone.utc).isoformat(),
-                "version": self._headers["X-DSServe-Version"],
+                "version": answering.version.name if answering.version else "",
             }
         )
 

@@ -11,9 +11,10 @@ from typing import Any
 import orjson
 from tornado.web import HTTPError
 
+from jupyter_dsserve.fleet.road import Numbered
 from jupyter_dsserve.gateway.bodies import ChatBody, CompletionBody, Requests
 from jupyter_dsserve.gateway.choices import Json, delta_choice, message_choice, opening_choice, text_choice
-from jupyter_dsserve.gateway.generate import Numbered, collect, start
+from jupyter_dsserve.gateway.generate import collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.protocol.errors import DSServeError, NotFound, Unauthorized
 from jupyter_dsserve.protocol.request import Chunk, Usage
@@ -34,7 +35,7 @@ class Completions(OpenAIHandler):
     async def post(self) -> None:
         body = self.body(CompletionBody)
         requests = body.requests()
-        numbered = start(self, body.model, requests.all, body.user or "")
+        numbered = (await start(self, body.model, requests.all, body.user)).chunks
         call = _Call(requests, "text_completion", body.model, text_choice)
         if body.stream:
             await _stream(self, numbered, call, body.include_usage)
@@ -47,7 +48,7 @@ class ChatCompletions(OpenAIHandler):
     async def post(self) -> None:
         body = self.body(ChatBody)
         requests = body.requests()
-        numbered = start(self, body.model, requests.all, body.user or "")
+        numbered = (await start(self, body.model, requests.all, body.user)).chunks
         if body.stream:
             call = _Call(requests, "chat.completion.chunk", body.model, delta_choice)
             await _stream(self, numbered, call, body.include_usage, opening=opening_choice)

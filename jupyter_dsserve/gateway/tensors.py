@@ -10,7 +10,7 @@ import numpy as np
 from jupyter_dsserve import __version__
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway.bodies import InferBody
-from jupyter_dsserve.gateway.generate import check_task, collect, interleaved, pick
+from jupyter_dsserve.gateway.generate import check_task, collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, InvalidRequest, Unavailable
 from jupyter_dsserve.protocol.tensors import Tensor
@@ -90,17 +90,23 @@ class Infer(OIPHandler):
     async def post(self, name: str, version: str = "") -> None:
         body = self.body(InferBody)
         request = body.request()
-        chosen = pick(self, f"{name}@{version}" if version else name, request.id, "tensor")
-        known = [info.name for info in chosen.info.outputs]
-        wanted = [each.name for each in body.outputs or ()] or known
-        if known and (strange := set(wanted) - set(known)):
-            raise InvalidRequest(f"output {strange.pop()!r} is not known: there are {known}", param="outputs")
-        (whole,) = await collect(interleaved([chosen.generate(request)]))
+        wanted: list[str] = []
+
+        def choose_outputs(chosen: Version) -> None:
+            known = [info.name for info in chosen.info.outputs]
+            wanted[:] = [each.name for each in body.outputs or ()] or known
+            if known and (strange := set(wanted) - set(known)):
+                raise InvalidRequest(f"output {strange.pop()!r} is not known: there are {known}", param="outputs")
+
+        model = f"{name}@{version}" if version else name
+        answering = await start(self, model, [request], task="tensor", check=choose_outputs)
+        assert answering.version  # only text that is generated can be the policy's own
+        (whole,) = await collect(answering.chunks)
         outputs = {tensor.name: tensor for tensor in whole.tensors}
         self.answer(
             {
                 "model_name": name,
-                "model_version": chosen.name,
+                "model_version": answering.version.name,
                 "id": body.id or request.id,
                 "outputs": [_output(outputs[each]) for each in wanted],
             }

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jupyter_dsserve.gateway.bodies import EmbeddingsBody, TextsBody
-from jupyter_dsserve.gateway.generate import collect, interleaved, pick
+from jupyter_dsserve.gateway.generate import collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.gateway.openai import OpenAIHandler
 from jupyter_dsserve.protocol.errors import InvalidRequest
@@ -25,9 +25,8 @@ class Embeddings(OpenAIHandler):
     @until_caller_leaves
     async def post(self) -> None:
         body = self.body(EmbeddingsBody)
-        requests = body.requests()
-        version = pick(self, body.model, body.user or requests[0].id, "embed")
-        chunks = await collect(interleaved([version.generate(request) for request in requests]))
+        answering = await start(self, body.model, body.requests(), body.user, "embed")
+        chunks = await collect(answering.chunks)
         rows = shortened(_rows(chunks), body.dimensions)
         encoded = map(_base64, rows) if body.encoding_format == "base64" else rows.tolist()
         data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(encoded)]
@@ -38,10 +37,10 @@ class Classify(OpenAIHandler):
     @until_caller_leaves
     async def post(self) -> None:
         body = self.body(TextsBody)
-        requests = body.requests()
-        version = pick(self, body.model, body.user or requests[0].id, "classify")
-        labels = version.info.labels
-        chunks = await collect(interleaved([version.generate(request) for request in requests]))
+        answering = await start(self, body.model, body.requests(), body.user, "classify")
+        assert answering.version  # only text that is generated can be the policy's own
+        labels = answering.version.info.labels
+        chunks = await collect(answering.chunks)
         data = [
             {"index": index, "label": labels[int(row.argmax())], "probs": row.tolist(), "num_classes": len(row)}
             for index, row in enumerate(_rows(chunks))

@@ -26,8 +26,9 @@ from jupyter_dsserve.notebook.client import Client
 from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.panel import Panel, panel
 from jupyter_dsserve.notebook.progress import LoadBar
-from jupyter_dsserve.notebook.views import Deployment, Status, Version, footnote
+from jupyter_dsserve.notebook.views import Deployment, Policy, Status, Version, footnote
 from jupyter_dsserve.protocol.errors import DSServeError
+from jupyter_dsserve.protocol.policy import Rule
 
 # Enough for the eye, and far below what a notebook's connection carries.
 _FLUSH_S = 0.05
@@ -51,7 +52,7 @@ class DSServeMagics(Magics):
     def dsserve(self, line: str, cell: str | None = None) -> object:
         """Serve models beside the notebook.
 
-        %dsserve VERB …   load, unload, status, route, activate, logs, ledger, scale, panel, bench, connect;
+        %dsserve VERB …   load, unload, status, route, policy, activate, logs, ledger, scale, panel, bench, connect;
                           %dsserve VERB --help says more
         %%dsserve NAME …  the cell is the prompt, and the answer streams into the output
         """
@@ -136,6 +137,32 @@ class DSServeMagics(Magics):
         """Split the traffic between versions."""
         given = _parsed(self.route, line)
         return session.client().route(given.name, dict(map(_weight, given.weights)) or None)
+
+    @magic_arguments("dsserve policy")
+    @argument("name", help="The deployment.")
+    @argument("--rate", type=float, help="Calls a second; more get 429. 0 takes any number, as in all limits here.")
+    @argument("--burst", type=int, help="Calls at once before the rate holds; 0 is a second's worth.")
+    @argument("--max-in-flight", type=int, help="Requests on a replica at once; the others wait in line.")
+    @argument("--max-queue", type=int, help="How many may wait; then the last in line gets 429.")
+    @argument("--acquire-timeout", dest="acquire_timeout_s", type=float, help="Seconds to wait in line before a 503.")
+    @argument("--queue-timeout", dest="queue_timeout_s", type=float, help="Seconds to wait in line before a 504.")
+    @argument("--first-token-timeout", dest="first_token_timeout_s", type=float, help="Seconds to the first token.")
+    @argument("--timeout", dest="timeout_s", type=float, help="Seconds to the end of an answer.")
+    @argument("--fallback", help="The version that answers if the one that should cannot.")
+    @argument("--fallback-answer", help="The text if that cannot either, in quotes.")
+    @argument("--rule", dest="rules", action="append", help="HEADER=VALUE:VERSION; several times; '' drops them all.")
+    @argument("--retry-share", type=float, help="Of what is in flight, 0 to 1, may be asked again of another replica.")
+    @argument("--min-retries", type=int, help="So many may be asked again in any case.")
+    @argument("--breaker-failures", type=int, help="In a row close a replica's door.")
+    @argument("--breaker-share", type=float, help="Of the last 100 answers, 0 to 1, close it too.")
+    @argument("--breaker-open", dest="breaker_open_s", type=float, help="Seconds until it is tried again.")
+    @argument("--breaker-successes", type=int, help="In a row open the door again.")
+    def policy(self, line: str) -> Policy:
+        """What a deployment does when things are busy or break: limits, the line, deadlines, who stands in."""
+        given = vars(_parsed(self.policy, line))
+        if given["rules"] is not None:
+            given["rules"] = [_rule(text) for text in given["rules"] if text]
+        return session.client().policy(given.pop("name"), **given)
 
     @magic_arguments("dsserve activate")
     @argument("name", help="The deployment, or demo@v2.")
@@ -237,7 +264,20 @@ class DSServeMagics(Magics):
         display(Said(stream.answer.summary))
 
 
-VERBS = ("load", "unload", "status", "route", "activate", "logs", "ledger", "scale", "panel", "bench", "connect")
+VERBS = (
+    "load",
+    "unload",
+    "status",
+    "route",
+    "policy",
+    "activate",
+    "logs",
+    "ledger",
+    "scale",
+    "panel",
+    "bench",
+    "connect",
+)
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
@@ -296,6 +336,15 @@ def _fact(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def _rule(text: str) -> Rule:
+    """Of ``HEADER=VALUE:VERSION``."""
+    header, _, rest = text.partition("=")
+    value, _, version = rest.rpartition(":")
+    if not (header and value and version):
+        raise UsageError(f"rule {text!r}: write HEADER=VALUE:VERSION, such as X-User-Group=beta:v2")
+    return Rule(header, value, version)
 
 
 def _parsed(method: Callable[..., Any], line: str) -> Namespace:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -33,8 +33,8 @@ from jupyter_dsserve.notebook.answers import (
 )
 from jupyter_dsserve.notebook.find import JupyterServer, find
 from jupyter_dsserve.notebook.ledger import Ledger
-from jupyter_dsserve.notebook.options import LoadOptions, given, user_name
-from jupyter_dsserve.notebook.views import Answer, Classified, Deployment, Status, Version
+from jupyter_dsserve.notebook.options import LoadOptions, PolicyOptions, given, user_name
+from jupyter_dsserve.notebook.views import Answer, Classified, Deployment, Policy, Status, Version
 from jupyter_dsserve.protocol.errors import (
     DSServeError,
     InvalidRequest,
@@ -44,6 +44,7 @@ from jupyter_dsserve.protocol.errors import (
     error_named,
     error_with,
 )
+from jupyter_dsserve.protocol.policy import Rule
 from jupyter_dsserve.protocol.records import Event, GatewayAddress, GatewayState, GatewayStatus, VersionState
 
 POLL_S = 0.2
@@ -74,6 +75,7 @@ class _Served:
 
 _DEPLOYMENT = TypeAdapter(Deployment)
 _VERSION = TypeAdapter(Version)
+_POLICY = TypeAdapter(Policy)
 _DEPLOYMENTS = TypeAdapter(list[Deployment])
 _EVENTS = TypeAdapter(list[Event])
 _STATUS = TypeAdapter(_Served)
@@ -221,6 +223,20 @@ class Verbs:
                 body["revision"] = revision
             yield from self.send("PUT", f"{_path(name)}/route", body)
         return (yield from self.deployment(name))
+
+    def policy(self, name: str, **options: Unpack[PolicyOptions]) -> Talk[Policy]:
+        """What the deployment does when things are busy or break: sets what is given, and keeps the rest; with nothing
+        given, only looks.
+
+        The options are the fields of `jupyter_dsserve.protocol.policy.Policy`; 0 switches a limit off. ``rules`` are
+        such as ``{"header": "X-User-Group", "value": "beta", "version": "v2"}``.
+        """
+        path, chosen = f"{_path(name)}/policy", {key: value for key, value in options.items() if value is not None}
+        if rules := options.get("rules"):
+            chosen["rules"] = [asdict(rule) if isinstance(rule, Rule) else dict(rule) for rule in rules]
+        if chosen:
+            yield from self.send("PUT", path, chosen)
+        return (yield from self._look(_POLICY, path))
 
     # ---- asking
 

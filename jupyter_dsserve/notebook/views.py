@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from html import escape
 from zlib import crc32
 
+from jupyter_dsserve.protocol.policy import Policy as PolicyRecord
 from jupyter_dsserve.protocol.records import DeploymentStatus, GatewayState, GatewayStatus, VersionState, VersionStatus
 
 # Okabe and Ito (2008), without black and yellow: told apart by colour-blind people, readable on light and dark.
@@ -69,6 +70,20 @@ class Status:
             return {"text/plain": text, "text/html": escape(text)}
         parts = [d._repr_mimebundle_() for d in self.deployments]
         return {kind: "\n".join(part[kind] for part in parts) for kind in ("text/plain", "text/html")}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy(PolicyRecord):
+    """A deployment's policy as it was when it was asked for. Shows what differs from the defaults."""
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        defaults = PolicyRecord()
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        set_here = {name: value for name, value in given.items() if value != getattr(defaults, name)}
+        if rules := set_here.pop("rules", ()):
+            set_here |= {f"rule {r.header}={r.value}": r.version for r in rules}
+        lines = [f"{name}: {value}" for name, value in set_here.items()] or ["no limits: the policy is the default one"]
+        return {"text/plain": "\n".join(lines), "text/html": "<br>".join(map(escape, lines))}
 
 
 @dataclass(frozen=True, slots=True)

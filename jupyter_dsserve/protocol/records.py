@@ -81,7 +81,8 @@ class VersionStats:
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """One worker of a version. ``device`` and ``runner`` (``ragged``, or ``padded:`` and what kept the model from
-    ragged) are empty until it is READY; ``pid`` 0 before its process runs."""
+    ragged) are empty until it is READY; ``pid`` 0 before its process runs. ``breaker`` is ``closed`` (requests go
+    through), ``open`` or ``half-open``; ``trouble`` says why it takes none although it is READY."""
 
     id: str
     state: VersionState
@@ -89,6 +90,8 @@ class ReplicaStatus:
     runner: str
     pid: int
     in_flight: int
+    breaker: str = "closed"
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.fleet.stats import Served, Window, percentile
 from jupyter_dsserve.fleet.supervisor import backoff_s
-from jupyter_dsserve.fleet.version import pick_replica
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.records import VersionState
 
 KEYS = [f"user-{i}" for i in range(10_000)]
 BOTH = {"v1", "v2"}
@@ -72,25 +69,6 @@ def test_a_version_that_leaves_gives_its_share_to_the_ready_ones_in_proportion()
     assert route.without("v1", {"v2"}) == Route({"v2": 100}, 2)
     assert route.without("v1", {"v1"}) == Route({}, 2)
     assert route.without("other", {"v2"}) is route
-
-
-def replica(id: str, state: VersionState, in_flight: int) -> Replica:
-    made = Replica(id, "digest", lambda _: None)
-    made.state = state
-    made._in_flight = dict.fromkeys(map(str, range(in_flight)))  # type: ignore[arg-type]
-    return made
-
-
-def test_the_least_loaded_ready_replica_is_picked_and_equals_take_turns() -> None:
-    ready, busy, loading = (
-        replica("ready", VersionState.READY, 1),
-        replica("busy", VersionState.READY, 2),
-        replica("loading", VersionState.LOADING, 0),
-    )
-    assert pick_replica([busy, loading, ready], turn=0) is ready
-    twin = replica("twin", VersionState.READY, 1)
-    assert {pick_replica([busy, ready, twin], turn=t) for t in range(2)} == {ready, twin}
-    assert pick_replica([loading], turn=0) is None
 
 
 def test_backoff_doubles_up_to_half_a_minute() -> None:

@@ -97,6 +97,8 @@ async def test_an_interrupt_between_two_pieces_cancels_it_too(loaded: Kernel) ->
         ("%dsserve load bad --model toy: --python /no/such/python", "bad@v1 is FAILED: "),
         ("%dsserve route demo v1", "'v1': write VERSION=PERCENT"),
         ("%dsserve route demo v1=50", "sum to 50"),
+        ("%dsserve policy demo --rule X=v2", "'X=v2': write HEADER=VALUE:VERSION"),
+        ("%dsserve policy demo --fallback v9", "'v9'"),
         ("%dsserve activate demo", "demo@v2"),
         ("%dsserve activate demo v9", "'v9'"),
         ("%dsserve logs demo", "demo@v1"),
@@ -132,6 +134,14 @@ def test_routes_activation_and_unloading_show_how_things_are_then(loaded: Kernel
     assert "demo@v1: READY" in loaded.run("%dsserve load demo@v1").shown[-1]["text/plain"]
     assert "ready on cpu" in loaded.run("%dsserve logs demo@v1 --lines 3").text
     loaded.run("%dsserve activate demo@v1")
+
+
+def test_a_policy_is_set_piece_by_piece_and_shown(loaded: Kernel) -> None:
+    loaded.run("%dsserve policy demo --rate 1000 --fallback-answer 'Come back later.'")
+    said = loaded.run("%dsserve policy demo --rule X-User-Group=beta:v1").shown[0]["text/plain"]
+    assert said.splitlines() == ["rate: 1000.0", "fallback_answer: Come back later.", "rule X-User-Group=beta: v1"]
+    back = loaded.run("%dsserve policy demo --rate 0 --fallback-answer '' --rule ''").shown[0]["text/plain"]
+    assert back == "no limits: the policy is the default one"
 
 
 def test_a_load_test_shows_a_bar_then_a_table_and_a_plot(loaded: Kernel) -> None:

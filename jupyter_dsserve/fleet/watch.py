@@ -1,0 +1,56 @@
+"""Watches one life of a worker: what `health` says of it is done to its replica here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from jupyter_dsserve.fleet.health import SILENT_S, Health, Signs, Watched, verdict
+from jupyter_dsserve.fleet.launcher import is_stopped
+from jupyter_dsserve.fleet.replica import Replica
+from jupyter_dsserve.protocol.errors import Unavailable
+from jupyter_dsserve.protocol.records import VersionState
+from jupyter_dsserve.protocol.request import Request, SamplingParams
+from jupyter_dsserve.protocol.spec import Task
+
+# An idle worker is asked for a token so often, to see that it still can.
+PROBE_S = 30.0
+
+
+class Watch:
+    """Looks at a worker every `TICK_S` while it is READY: closes its door in time, and probes it when it is idle."""
+
+    def __init__(self, replica: Replica, task: Task, pid: int) -> None:
+        self._replica, self._task, self._pid = replica, task, pid
+        self._watched = Watched()
+        self._probe: asyncio.Task[None] | None = None
+
+    def look(self, now: float) -> str:
+        """Why the worker has to be ended; empty if it is well, or may become so."""
+        replica = self._replica
+        if replica.state is not VersionState.READY:
+            return ""
+        beat = replica.heartbeat
+        is_silent = now - replica.heard_at >= SILENT_S
+        has_work = beat.running + beat.waiting > 0
+        signs = Signs(replica.heard_at, beat.num_steps, has_work, is_silent and is_stopped(self._pid))
+        self._watched = self._watched.after(signs)
+        seen = verdict(self._watched, signs, now)
+        if seen.reason or replica.trouble:
+            replica.suspect(seen.reason)
+        if seen.health is Health.FINE:
+            self._probe_if_idle(now)
+        return seen.reason if seen.health is Health.DEAD else ""
+
+    def _probe_if_idle(self, now: float) -> None:
+        replica = self._replica
+        is_idle = not replica.in_flight and now - replica.used_at > PROBE_S
+        if is_idle and self._task == "generate":
+            self._probe = asyncio.create_task(self._ask_for_a_token())
+
+    async def _ask_for_a_token(self) -> None:
+        """The answer goes to the breaker; if none comes, the work that stays on the worker shows that it hangs."""
+        request = Request(f"probe-{self._replica.id}", (0,), SamplingParams(max_tokens=1))
+        with contextlib.suppress(Unavailable):
+            async for _ in self._replica.generate(request):
+                pass
