@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import re
+import secrets
+import shlex
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +28,7 @@ from jupyter_dsserve.fleet.router import ruled
 from jupyter_dsserve.fleet.source import canonical, check_can_load, model_path
 from jupyter_dsserve.fleet.supervisor import Supervisor
 from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.config import AdmissionSettings
 from jupyter_dsserve.protocol.errors import (
     Conflict,
@@ -33,12 +37,20 @@ from jupyter_dsserve.protocol.errors import (
     InvalidRequest,
     NotFound,
     ReplicaLost,
+    Unauthorized,
     Unavailable,
 )
 from jupyter_dsserve.protocol.policy import Policy
-from jupyter_dsserve.protocol.records import DeploymentStatus, LedgerStatus, Origin, VersionState, VersionStatus
+from jupyter_dsserve.protocol.records import (
+    DeploymentStatus,
+    Joining,
+    LedgerStatus,
+    Origin,
+    VersionState,
+    VersionStatus,
+)
 from jupyter_dsserve.protocol.request import Features, Request, Texts
-from jupyter_dsserve.protocol.spec import WorkerSpec
+from jupyter_dsserve.protocol.spec import WorkerLaunch, WorkerSpec
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +133,8 @@ class Fleet:
         self._registry = Registry(database_url(database, data_dir), retention)
         self._registry.on_failure = self._say_unwritten
         self._launcher = LocalLauncher(data_dir / "logs")
-        self._link = Link(data_dir)
+        self._link = Link(data_dir, self._admit)
+        self._join_secret = secrets.token_bytes(32)
         self._admission = Admission(admission, memory_budget_bytes)
         self._supervisor = Supervisor(self._link, self._launcher, self._admission, self._record)
         self._deployments: dict[str, Deployment] = {}
@@ -330,6 +343,26 @@ class Fleet:
         self._spawn(self._supervisor.shrink(found, self._drain_s), self._ending)
         await self._save(found)
         return found
+
+    def join(self, deployment: str, version: str) -> Joining:
+        """How a worker that people start, from another environment say, joins a version as one more replica."""
+        found = self.version(deployment, version)
+        token, python = self._join_token(found), found.spec.python or "python"
+        line = [python, "-m", "jupyter_dsserve.worker", "--join", self._link.address, "--token", token]
+        command = shlex.join([*line, "--deployment", deployment, "--version", version])
+        return Joining(self._link.address, token, command)
+
+    def _join_token(self, version: Version) -> str:
+        return hmac.new(self._join_secret, version.id.encode(), "sha256").hexdigest()[:32]
+
+    def _admit(self, request: pb.JoinRequest) -> WorkerLaunch:
+        self._refuse_while_stopping()
+        version = self.version(request.deployment, request.version)
+        if not hmac.compare_digest(request.token, self._join_token(version)):
+            raise Unauthorized(f"the token is not one of {version.id}: ask for it again, it changes with the gateway")
+        if not version.is_wanted or version.failure:
+            raise Conflict(f"{version.id} is {version.state.value}: load it first, then workers can join it")
+        return self._supervisor.adopt(version, request.pid)
 
     # ---- verbs: traffic
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
@@ -21,8 +21,9 @@ from jupyter_core.paths import jupyter_runtime_dir
 from jupyter_dsserve import __version__
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.protocol import worker_pb2 as pb
-from jupyter_dsserve.protocol.errors import Conflict
-from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION
+from jupyter_dsserve.protocol.errors import Conflict, DSServeError
+from jupyter_dsserve.protocol.records import VersionState
+from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION, WorkerLaunch
 from jupyter_dsserve.protocol.worker_pb2_grpc import LinkServicer, add_LinkServicer_to_server
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,9 @@ _Context = grpc.aio.ServicerContext[pb.FromWorker, pb.ToWorker]
 class Link(LinkServicer):
     """Matches a dialling worker with the `Replica` that expects it, and carries messages between the two."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, admit: Callable[[pb.JoinRequest], WorkerLaunch]) -> None:
+        """``admit`` says what a worker that people started is to load, or raises why it may not join."""
+        self._admit = admit
         self._expected: dict[str, Replica] = {}
         self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
         add_LinkServicer_to_server(self, self._server)
@@ -83,6 +86,8 @@ class Link(LinkServicer):
         sending = asyncio.create_task(_send(replica, context))
         try:
             async for message in request_iterator:
+                if replica.state is VersionState.STOPPED:  # a joined worker that was given up, and goes on now
+                    break
                 replica.receive(message, time.monotonic())
         finally:
             replica.disconnected()
@@ -90,6 +95,15 @@ class Link(LinkServicer):
             # still has to read.
             replica.commands.put_nowait(None)
             await asyncio.wait({sending})
+
+    async def Join(  # noqa: N802
+        self, request: pb.JoinRequest, context: grpc.aio.ServicerContext[pb.JoinRequest, pb.JoinReply]
+    ) -> pb.JoinReply:
+        refusal = _other_protocol(request.protocol_version, request.package_version)
+        try:
+            return pb.JoinReply(refusal=refusal) if refusal else pb.JoinReply(launch=self._admit(request).to_json())
+        except DSServeError as fault:
+            return pb.JoinReply(refusal=fault.message)
 
 
 async def _send(replica: Replica, context: _Context) -> None:
@@ -102,15 +116,21 @@ def _refusal(hello: pb.Hello, replica: Replica | None) -> str:
     """Why this worker may not join; empty if it may."""
     if replica is None or not hmac.compare_digest(hello.token, replica.token):
         return f"no replica {hello.replica!r} with this token is expected here"
-    if hello.protocol_version != PROTOCOL_VERSION:
-        return (
-            f"the worker's jupyter_dsserve is {hello.package_version} (protocol {hello.protocol_version}), the "
-            f"gateway's is {__version__} (protocol {PROTOCOL_VERSION}): pip install jupyter_dsserve=={__version__} "
-            "in the worker's environment"
-        )
+    if refusal := _other_protocol(hello.protocol_version, hello.package_version):
+        return refusal
     if hello.spec_digest != replica.spec_digest:
         return f"the worker loaded spec {hello.spec_digest}, the replica is of spec {replica.spec_digest}"
     return ""
+
+
+def _other_protocol(protocol_version: int, package_version: str) -> str:
+    if protocol_version == PROTOCOL_VERSION:
+        return ""
+    return (
+        f"the worker's jupyter_dsserve is {package_version} (protocol {protocol_version}), the "
+        f"gateway's is {__version__} (protocol {PROTOCOL_VERSION}): pip install jupyter_dsserve=={__version__} "
+        "in the worker's environment"
+    )
 
 
 def _socket_dir(data_dir: Path) -> Path:

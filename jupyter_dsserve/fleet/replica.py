@@ -88,6 +88,7 @@ class Replica:
         self.info = ModelInfo()  # until it is READY
         self.runner = ""
         self.pid = 0
+        self.has_left = False  # its stream has ended
         self.failure: DSServeError | None = None
         self.heartbeat = pb.Heartbeat()
         self.commands: asyncio.Queue[pb.ToWorker | None] = asyncio.Queue()
@@ -150,6 +151,7 @@ class Replica:
 
     def disconnected(self) -> None:
         """The worker's stream has ended: it takes nothing new. What it left unanswered ends with its process."""
+        self.has_left = True
         self._become(VersionState.DRAINING)
 
     def launched(self, pid: int) -> None:

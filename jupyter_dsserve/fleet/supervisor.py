@@ -48,11 +48,13 @@ def backoff_s(num_failures: int) -> float:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """The task that keeps one replica up. ``is_leaving``: it is one too many, and ends when its worker has."""
+    """The task that keeps one replica up. ``is_leaving``: it is one too many, and ends when its worker has.
+    ``is_joined``: its worker was started by people, and is none of those that the version wants."""
 
     id: str
     task: asyncio.Task[None]
     is_leaving: bool = False
+    is_joined: bool = False
 
 
 class Supervisor:
@@ -65,15 +67,51 @@ class Supervisor:
         self._record = record
         self._slots: dict[Version, dict[str, Slot]] = {}
         self._is_hurried = False
+        self._num_joined = itertools.count()
 
     def start(self, version: Version) -> None:
         """Keep as many replicas up as the version wants: begin with those that are missing. It must be wanted."""
         slots = self._slots.setdefault(version, {})
-        missing = version.num_replicas - sum(not slot.is_leaving for slot in slots.values())
+        missing = version.num_replicas - sum(not slot.is_leaving and not slot.is_joined for slot in slots.values())
         free = (id for id in map(f"{version.id}#{{}}".format, itertools.count()) if id not in slots)
         for id in itertools.islice(free, max(0, missing)):
             slot = slots[id] = Slot(id, asyncio.create_task(self._keep(version, id), name=id))
             slot.task.add_done_callback(partial(self._forget, version, id))
+
+    def adopt(self, version: Version, pid: int) -> WorkerLaunch:
+        """Expect a worker that people started; what it is to be told. It is dropped when its stream ends."""
+        replica = self._replica(version, f"{version.id}#joined-{next(self._num_joined)}", _Kept(version, self._record))
+        replica.launched(pid)
+        self._link.expect(replica)
+        task = asyncio.create_task(self._host(version, replica), name=replica.id)
+        self._slots.setdefault(version, {})[replica.id] = Slot(replica.id, task, is_joined=True)
+        task.add_done_callback(partial(self._forget, version, replica.id))
+        return WorkerLaunch(replica.id, self._link.address, replica.token, version.model_path, version.spec)
+
+    async def _host(self, version: Version, replica: Replica) -> None:
+        """The stay of a joined worker: nobody starts it again, and its process is not ours to end."""
+        life, started, reason = Watch(replica, version.spec.task, replica.pid), time.monotonic(), ""
+        try:
+            while not (reason or replica.has_left):
+                await asyncio.sleep(TICK_S)
+                if not replica.has_dialled and time.monotonic() - started > MAX_DIAL_S:
+                    reason = f"it did not dial in within {MAX_DIAL_S:.0f} s"
+                reason = reason or life.look(time.monotonic())
+        finally:
+            self._drop(version, replica)
+        reason = replica.failure.message if replica.failure else reason
+        self._record("replica_left", version, replica.id, reason or "its stream ended")
+
+    def _replica(self, version: Version, id: str, kept: _Kept) -> Replica:
+        tell = partial(self._tell, version, id)
+        replica = Replica(id, version.spec.digest, kept.changed, tell, version.road.breaker)
+        version.replicas.append(replica)
+        return replica
+
+    def _drop(self, version: Version, replica: Replica) -> None:
+        self._link.forget(replica)
+        version.replicas.remove(replica)
+        replica.lost()
 
     def _forget(self, version: Version, id: str, _task: asyncio.Task[None]) -> None:
         slots = self._slots[version]
@@ -84,7 +122,7 @@ class Supervisor:
     async def shrink(self, version: Version, drain_s: float) -> None:
         """Drain and end the replicas that the version does not want any more. Never raises."""
         slots = self._slots.get(version, {})
-        staying = [id for id, slot in slots.items() if not slot.is_leaving]
+        staying = [id for id, slot in slots.items() if not slot.is_leaving and not slot.is_joined]
         leaving = [slots[id] for id in surplus(version.replicas, staying, version.num_replicas)]
         for slot in leaving:
             slot.is_leaving = True
@@ -133,14 +171,7 @@ class Supervisor:
         num_failures = 0
         while self._is_wanted(version, replica_id):
             kept = _Kept(version, self._record)
-            replica = Replica(
-                replica_id,
-                version.spec.digest,
-                kept.changed,
-                partial(self._tell, version, replica_id),
-                version.road.breaker,
-            )
-            version.replicas.append(replica)
+            replica = self._replica(version, replica_id, kept)
             try:
                 grant = await self._admission.admit(version, replica_id)  # kept through restarts
                 reason = await self._run(version, replica, grant)
@@ -151,9 +182,7 @@ class Supervisor:
                 reason = f"the worker could not be started: {type(fault).__name__}: {fault}"
                 replica.failure = EngineFailure(reason)
             finally:
-                self._link.forget(replica)
-                version.replicas.remove(replica)
-                replica.lost()
+                self._drop(version, replica)
             if not self._is_wanted(version, replica_id):
                 return
             num_failures = 1 if kept.was_healthy(time.monotonic()) else num_failures + 1

@@ -1,4 +1,4 @@
-"""``/api/deployments/{name}/policy``: what a deployment does when things are busy or break."""
+"""``/api``: what a deployment does when things are busy or break, and how a worker that people start joins."""
 
 from __future__ import annotations
 
@@ -15,4 +15,13 @@ class PolicyOf(Handler):
         self.answer(await self.fleet.policy(name, self.body(PolicyBody).changes()))
 
 
-ROUTES: list[tuple[str, type[Handler]]] = [(r"/api/deployments/([^/]+)/policy", PolicyOf)]
+class Join(Handler):
+    def post(self, name: str, version: str) -> None:
+        """Starts nothing: it says how."""
+        self.answer(self.fleet.join(name, version))
+
+
+ROUTES: list[tuple[str, type[Handler]]] = [
+    (r"/api/deployments/([^/]+)/policy", PolicyOf),
+    (r"/api/deployments/([^/]+)/versions/([^/]+)/join", Join),
+]

@@ -52,8 +52,8 @@ class DSServeMagics(Magics):
     def dsserve(self, line: str, cell: str | None = None) -> object:
         """Serve models beside the notebook.
 
-        %dsserve VERB …   load, unload, status, route, policy, activate, logs, ledger, scale, panel, bench, connect;
-                          %dsserve VERB --help says more
+        %dsserve VERB …   load, unload, status, route, policy, join, activate, logs, ledger, scale, panel, bench,
+                          connect; %dsserve VERB --help says more
         %%dsserve NAME …  the cell is the prompt, and the answer streams into the output
         """
         if cell is not None:
@@ -164,6 +164,15 @@ class DSServeMagics(Magics):
             given["rules"] = [_rule(text) for text in given["rules"] if text]
         return session.client().policy(given.pop("name"), **given)
 
+    @magic_arguments("dsserve join")
+    @argument("name", help="demo@v1.")
+    def join(self, line: str) -> None:
+        """The command for a shell on the gateway's machine that starts one more worker, from whatever environment."""
+        name, version = _name_and_version(_parsed(self.join, line).name)
+        if not version:
+            raise UsageError(f"%dsserve join {name}: name the version too, such as {name}@v1")
+        print(session.client().join(name, version).command)
+
     @magic_arguments("dsserve activate")
     @argument("name", help="The deployment, or demo@v2.")
     @argument("version", nargs="?", default="", help="The version that takes all traffic.")
@@ -270,6 +279,7 @@ VERBS = (
     "status",
     "route",
     "policy",
+    "join",
     "activate",
     "logs",
     "ledger",

@@ -45,7 +45,7 @@ from jupyter_dsserve.protocol.errors import (
     error_with,
 )
 from jupyter_dsserve.protocol.policy import Rule
-from jupyter_dsserve.protocol.records import Event, GatewayAddress, GatewayState, GatewayStatus, VersionState
+from jupyter_dsserve.protocol.records import Event, GatewayAddress, GatewayState, GatewayStatus, Joining, VersionState
 
 POLL_S = 0.2
 _SETTLED = (VersionState.READY, VersionState.FAILED, VersionState.STOPPED)
@@ -75,6 +75,7 @@ class _Served:
 
 _DEPLOYMENT = TypeAdapter(Deployment)
 _VERSION = TypeAdapter(Version)
+_JOINING = TypeAdapter(Joining)
 _POLICY = TypeAdapter(Policy)
 _DEPLOYMENTS = TypeAdapter(list[Deployment])
 _EVENTS = TypeAdapter(list[Event])
@@ -237,6 +238,11 @@ class Verbs:
         if chosen:
             yield from self.send("PUT", path, chosen)
         return (yield from self._look(_POLICY, path))
+
+    def join(self, name: str, version: str) -> Talk[Joining]:
+        """How a worker that you start, from another environment say, joins a version as one more replica:
+        ``print(client.join("demo", "v1").command)``."""
+        return _read(_JOINING, (yield from self.send("POST", f"{_path(name, version)}/join")), self.url)
 
     # ---- asking
 

@@ -106,6 +106,16 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Joining:
+    """How a worker that people start joins a version: where it dials, with which token, and all of that as a command
+    for a shell on this machine. The token is good until the gateway ends."""
+
+    address: str
+    token: str = field(repr=False)
+    command: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class VersionStatus:
     """A version as the control API shows it. ``progress`` is 0 to 1; ``stage`` a word for what loads; ``created_at``
     seconds since the epoch; ``reason`` says why a version is FAILED, or what it waits for while it is QUEUED; ``info``

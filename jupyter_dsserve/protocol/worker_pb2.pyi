@@ -38,6 +38,30 @@ class Hello(_message.Message):
     package_version: str
     def __init__(self, replica: _Optional[str] = ..., token: _Optional[str] = ..., spec_digest: _Optional[str] = ..., protocol_version: _Optional[int] = ..., package_version: _Optional[str] = ...) -> None: ...
 
+class JoinRequest(_message.Message):
+    __slots__ = ("deployment", "version", "token", "protocol_version", "package_version", "pid")
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PACKAGE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    deployment: str
+    version: str
+    token: str
+    protocol_version: int
+    package_version: str
+    pid: int
+    def __init__(self, deployment: _Optional[str] = ..., version: _Optional[str] = ..., token: _Optional[str] = ..., protocol_version: _Optional[int] = ..., package_version: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class JoinReply(_message.Message):
+    __slots__ = ("launch", "refusal")
+    LAUNCH_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    launch: str
+    refusal: str
+    def __init__(self, launch: _Optional[str] = ..., refusal: _Optional[str] = ...) -> None: ...
+
 class Progress(_message.Message):
     __slots__ = ("stage", "fraction")
     STAGE_FIELD_NUMBER: _ClassVar[int]

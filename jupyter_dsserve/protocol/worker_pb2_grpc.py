@@ -39,6 +39,11 @@ class LinkStub(object):
                 request_serializer=jupyter__dsserve_dot_protocol_dot_worker__pb2.FromWorker.SerializeToString,
                 response_deserializer=jupyter__dsserve_dot_protocol_dot_worker__pb2.ToWorker.FromString,
                 _registered_method=True)
+        self.Join = channel.unary_unary(
+                '/jupyter_dsserve.worker.Link/Join',
+                request_serializer=jupyter__dsserve_dot_protocol_dot_worker__pb2.JoinRequest.SerializeToString,
+                response_deserializer=jupyter__dsserve_dot_protocol_dot_worker__pb2.JoinReply.FromString,
+                _registered_method=True)
 
 
 class LinkServicer(object):
@@ -50,6 +55,13 @@ class LinkServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Join(self, request, context):
+        """before it, by a worker that people started: what it is to load
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LinkServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -57,6 +69,11 @@ def add_LinkServicer_to_server(servicer, server):
                     servicer.Connect,
                     request_deserializer=jupyter__dsserve_dot_protocol_dot_worker__pb2.FromWorker.FromString,
                     response_serializer=jupyter__dsserve_dot_protocol_dot_worker__pb2.ToWorker.SerializeToString,
+            ),
+            'Join': grpc.unary_unary_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=jupyter__dsserve_dot_protocol_dot_worker__pb2.JoinRequest.FromString,
+                    response_serializer=jupyter__dsserve_dot_protocol_dot_worker__pb2.JoinReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,6 +103,33 @@ class Link(object):
             '/jupyter_dsserve.worker.Link/Connect',
             jupyter__dsserve_dot_protocol_dot_worker__pb2.FromWorker.SerializeToString,
             jupyter__dsserve_dot_protocol_dot_worker__pb2.ToWorker.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jupyter_dsserve.worker.Link/Join',
+            jupyter__dsserve_dot_protocol_dot_worker__pb2.JoinRequest.SerializeToString,
+            jupyter__dsserve_dot_protocol_dot_worker__pb2.JoinReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,4 +1,7 @@
-"""``python -m jupyter_dsserve.worker``: stdin's first line is the `WorkerLaunch`, its end is the parent's death."""
+"""``python -m jupyter_dsserve.worker``: stdin's first line is the `WorkerLaunch`, its end is the parent's death.
+
+With ``--join`` people start it: then the gateway is asked for that line, and nobody is the parent (`join`).
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,18 @@ import sys
 from jupyter_dsserve.parent import end_with_parent, launch_line
 from jupyter_dsserve.protocol.spec import WorkerLaunch
 from jupyter_dsserve.worker.app import WorkerApp
+from jupyter_dsserve.worker.join import launch_asked
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Ctrl-C in the gateway's terminal is the gateway's to handle: it drains us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    launch = WorkerLaunch.from_json(launch_line("a gateway starts workers, not people"))
-    end_with_parent()
+    if sys.argv[1:]:
+        launch = launch_asked(sys.argv[1:])
+    else:
+        # Ctrl-C in the gateway's terminal is the gateway's to handle: it drains us.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        launch = WorkerLaunch.from_json(launch_line("a gateway starts workers; people join with --join"))
+        end_with_parent()
     code = asyncio.run(WorkerApp(launch).run())
     logging.shutdown()
     # Not sys.exit: threads inside native libraries can hold up a normal exit, and only exit returns GPU memory.
