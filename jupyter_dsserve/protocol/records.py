@@ -141,16 +141,92 @@ class VersionStatus:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+class RolloutState(str, Enum):
+    """What a rollout is doing.
+
+    PROGRESSING  the candidate loads, or takes its share and is compared
+    PAUSED       weights stay as they are, nothing is decided; the candidate can still be taken back by hand
+    PROMOTED     the candidate has all traffic; the old version drains and stops, and stays registered
+    ROLLED_BACK  the weights are those before the rollout; `reason` says why
+    """
+
+    PROGRESSING = "PROGRESSING"
+    PAUSED = "PAUSED"
+    PROMOTED = "PROMOTED"
+    ROLLED_BACK = "ROLLED_BACK"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Something a rollout compares: estimates of ``stable`` and of ``candidate`` (for latencies 1, and the ratio).
+
+    ``lower_bound`` of the ratio lies above the true one at any time with a small probability (None: no bound yet);
+    ``limit`` is what the candidate may be worse by; ``against`` the share of the evidence that rolls it back, 0 to 1.
+    """
+
+    name: str
+    stable: float
+    candidate: float
+    lower_bound: float | None
+    limit: float
+    against: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Two answers to one greedy request that are not the same text."""
+
+    prompt: str
+    stable: str
+    candidate: str
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorStatus:
+    """Copies of stable's requests that the candidate got: ``compared`` greedy ones, of which ``agreed`` had the same
+    text; ``dropped`` for want of room; ``failed`` without an answer. ``differences`` are the last few."""
+
+    sent: int
+    compared: int
+    agreed: int
+    dropped: int
+    failed: int
+    differences: list[Difference] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutStatus:
+    """A rollout as it stands. ``step`` is an index into ``steps`` (-1: the mirror phase), ``weight`` the candidate's in
+    percent, ``reason`` the last verdict's; ``requests`` and ``errors`` are the candidate's at this step, ``at_step_s``
+    the seconds at it; ``started_at`` seconds since the epoch."""
+
+    deployment: str
+    stable: str
+    candidate: str
+    state: RolloutState
+    reason: str
+    step: int
+    steps: list[float]
+    weight: float
+    at_step_s: float
+    requests: int
+    errors: int
+    started_at: float
+    measures: list[Measure] = field(default_factory=list)
+    mirror: MirrorStatus | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class DeploymentStatus:
     """A deployment with its route: ``weights`` in percent by version. ``activating`` names the version an activation
-    waits for, or is empty."""
+    waits for, or is empty. ``rollout`` is the one that runs, or the last one."""
 
     name: str
     weights: Mapping[str, float]
     revision: int
     activating: str
     versions: list[VersionStatus]
+    rollout: RolloutStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
