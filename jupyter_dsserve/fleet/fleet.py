@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_dsserve.fleet.admission import Admission
+from jupyter_dsserve.fleet.conductor import Conductor
 from jupyter_dsserve.fleet.content import check_content, content_at
 from jupyter_dsserve.fleet.database import database_url
 from jupyter_dsserve.fleet.events import Events
@@ -23,8 +24,10 @@ from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
 from jupyter_dsserve.fleet.registry import EVENT, Registry, Retention, VersionRow
 from jupyter_dsserve.fleet.road import Call, Numbered, Road, begun, configured
+from jupyter_dsserve.fleet.rollout import RolloutSpec
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.fleet.router import ruled
+from jupyter_dsserve.fleet.scoring import Sample
 from jupyter_dsserve.fleet.source import canonical, check_can_load, model_path
 from jupyter_dsserve.fleet.supervisor import Supervisor
 from jupyter_dsserve.fleet.version import Version
@@ -46,6 +49,7 @@ from jupyter_dsserve.protocol.records import (
     Joining,
     LedgerStatus,
     Origin,
+    RolloutStatus,
     VersionState,
     VersionStatus,
 )
@@ -138,6 +142,9 @@ class Fleet:
         self._admission = Admission(admission, memory_budget_bytes)
         self._supervisor = Supervisor(self._link, self._launcher, self._admission, self._record)
         self._deployments: dict[str, Deployment] = {}
+        self._conductor = Conductor(
+            self, self._registry, lambda work: self._spawn(work, self._watching), self._replace_route
+        )
         self._watching: set[asyncio.Task[None]] = set()  # cancelled at the stop
         self._ending: set[asyncio.Task[None]] = set()  # awaited at the stop: they end workers
         self._is_stopping = False
@@ -159,6 +166,7 @@ class Fleet:
                     road=Road(Policy.from_json(stored.policies.get(row.deployment, {}))),
                 )
             self._bring_back(row, restore)
+        self._conductor.bring_back(stored.rollouts)
         self._spawn(self._every_second(), self._watching)
 
     def _bring_back(self, row: VersionRow, restore: bool) -> None:
@@ -181,6 +189,7 @@ class Fleet:
     async def stop(self) -> None:
         """Drain and end every worker, finish writing. What ran stays wanted, and comes back at the next start."""
         self._is_stopping = True
+        self._conductor.stop()
         for task in self._watching:
             task.cancel()
         versions = [v for d in self._deployments.values() for v in d.versions.values()]
@@ -267,6 +276,7 @@ class Fleet:
     async def unload(self, deployment: str, version: str) -> Version:
         """Move its traffic away, drain it and end its workers, in the background. It stays registered."""
         found = self.version(deployment, version)
+        self._conductor.refuse_during(deployment, f"unload {version}", version)
         self._take_down(found)
         self._spawn(self._supervisor.stop(found, self._drain_s), self._ending)
         await self._save(found)
@@ -275,6 +285,7 @@ class Fleet:
     async def delete(self, deployment: str, version: str) -> VersionStatus:
         """Unload and forget; how it stands now. The name is free again once its workers have ended."""
         found = self.version(deployment, version)
+        self._conductor.refuse_during(deployment, f"delete {version}", version)
         if not found.is_deleted:
             self._take_down(found)
             found.is_deleted = True
@@ -307,6 +318,7 @@ class Fleet:
         del deployment.versions[version.name]
         if not deployment.versions:
             del self._deployments[deployment.name]
+            self._conductor.forget(deployment.name)
             self._registry.forget_deployment(deployment.name)
 
     async def _save(self, version: Version) -> None:
@@ -369,6 +381,7 @@ class Fleet:
     async def route(self, deployment: str, weights: Mapping[str, float], revision: int | None = None) -> Route:
         """Set the weights. Raises `Conflict` if ``revision`` is not the current one or a version is not READY."""
         found = self.deployment(deployment)
+        self._conductor.refuse_during(deployment, "set weights by hand")
         if revision is not None and revision != found.route.revision:
             raise Conflict(
                 f"the route of {deployment} is at revision {found.route.revision}, not {revision}: somebody changed it "
@@ -381,7 +394,9 @@ class Fleet:
                 raise Conflict(
                     f"{version.id} is {version.state.value}: only READY versions take traffic; load it first"
                 )
-        await self._written(self._replace_route(found, found.route.replaced(weights)))
+        changed = found.route.replaced(weights)
+        self._conductor.changes(found)
+        await self._written(self._replace_route(found, changed))
         return found.route
 
     async def activate(self, deployment: str, version: str) -> Version:
@@ -390,6 +405,7 @@ class Fleet:
         Returns at once. Until the version is READY, and if its load fails, the old ones serve on.
         """
         found, candidate = self.deployment(deployment), self.version(deployment, version)
+        self._conductor.refuse_during(deployment, f"activate {version}")
         if found.activating:
             raise Conflict(f"{deployment} is already activating {found.activating}: wait until that has ended")
         await self.load(deployment, version)
@@ -414,11 +430,59 @@ class Fleet:
 
     async def _swap(self, deployment: Deployment, candidate: Version) -> None:
         served = [deployment.versions[name] for name in deployment.route.weights if name != candidate.name]
+        if set(deployment.route.weights) != {candidate.name}:
+            self._conductor.changes(deployment)
         writing = self._replace_route(deployment, deployment.route.replaced({candidate.name: 100.0}))
         self._record("activated", candidate, "", "instead of " + (", ".join(v.name for v in served) or "nothing"))
         for version in served:
             await self.unload(version.deployment, version.name)
         await self._written(writing)
+
+    async def rollout(self, deployment: str, spec: RolloutSpec) -> RolloutStatus:
+        """Begin a gray release of ``spec.candidate``, loading it first if need be. Returns at once."""
+        self._refuse_while_stopping()
+        await self._conductor.start(self.deployment(deployment), spec)
+        return self.rollout_status(deployment)
+
+    async def pause(self, deployment: str) -> RolloutStatus:
+        """Leave the weights as they are until `resume`."""
+        await self._conductor.pause(self.deployment(deployment).name)
+        return self.rollout_status(deployment)
+
+    async def resume(self, deployment: str) -> RolloutStatus:
+        """Go on with a paused rollout."""
+        await self._conductor.resume(self.deployment(deployment).name)
+        return self.rollout_status(deployment)
+
+    async def promote(self, deployment: str) -> RolloutStatus:
+        """Give the candidate all traffic now; the old version drains and stops."""
+        await self._conductor.promote(self.deployment(deployment).name)
+        return self.rollout_status(deployment)
+
+    async def rollback(self, deployment: str) -> None:
+        """End the rollout that runs; without one, go back to the weights before the last `route` or `activate`."""
+        self._refuse_while_stopping()
+        await self._conductor.rollback(self.deployment(deployment))
+
+    async def rollback_rollout(self, deployment: str) -> RolloutStatus:
+        """Take the candidate back. Raises `NotFound` or `Conflict` if no rollout runs."""
+        await self._conductor.rollback_rollout(self.deployment(deployment).name)
+        return self.rollout_status(deployment)
+
+    async def samples(self, deployment: str, wait_s: float) -> list[Sample]:
+        """Answers for a rollout's check to score."""
+        return await self._conductor.samples(self.deployment(deployment).name, wait_s)
+
+    def score(self, deployment: str, scores: Mapping[int, float], failure: str) -> None:
+        """What a rollout's check made of samples, by id."""
+        self._conductor.scored(self.deployment(deployment).name, scores, failure)
+
+    def rollout_status(self, deployment: str) -> RolloutStatus:
+        """The rollout that runs, or the last one. Raises `NotFound` if there never was one."""
+        status = self._conductor.status(self.deployment(deployment).name)
+        if status is None:
+            raise NotFound(f"{deployment} has no rollout: start one first", param="deployment")
+        return status
 
     def _replace_route(self, deployment: Deployment, route: Route) -> Awaitable[None]:
         """At once for requests; awaiting the result waits until it is written down."""
@@ -540,7 +604,14 @@ class Fleet:
     def deployment_status(self, name: str) -> DeploymentStatus:
         found = self.deployment(name)
         versions = [self.version_status(name, v) for v in found.versions]
-        return DeploymentStatus(name, dict(found.route.weights), found.route.revision, found.activating, versions)
+        return DeploymentStatus(
+            name,
+            dict(found.route.weights),
+            found.route.revision,
+            found.activating,
+            versions,
+            self._conductor.status(name),
+        )
 
     def version_status(self, deployment: str, name: str) -> VersionStatus:
         version = self.version(deployment, name)

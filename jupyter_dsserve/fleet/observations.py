@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jupyter_dsserve.fleet.router import estimated_tokens
 from jupyter_dsserve.fleet.sequential import Array
 from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, ReplicaLost
-from jupyter_dsserve.protocol.request import Chunk, Features, FinishReason, Message, Request, Texts
+from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
 
 # Half octaves of the mean batch: 1, 1.4, 2, 2.8, 4, …, 181 and more.
 NUM_BATCHES = 16
@@ -53,8 +54,6 @@ class Observation:
 
 
 MIRRORED = "mirror-"  # begins the id of a copy
-# Of a token of text; only for strata, which are wide.
-_BYTES_PER_TOKEN = 4
 
 
 class Watch:
@@ -89,7 +88,7 @@ class Watch:
         is_error = _is_own_fault(last.error)
         if last.finish_reason is FinishReason.ABORT or (last.error and not is_error):
             return None
-        estimate = estimated_prompt(self.request)
+        estimate = estimated_tokens(self.request)[0]
         num_after = last.usage.completion_tokens - 1 if last.usage else 0
         first = now if self._first_token_at is None else self._first_token_at
         return Observation(
@@ -106,24 +105,6 @@ class Watch:
 
 
 Done = Callable[[Watch, Observation], None]
-
-
-def estimated_prompt(request: Request) -> int:
-    """The tokens of a request's prompt, from its bytes where it has not been tokenized."""
-    prompt = request.prompt
-    if isinstance(prompt, Features):
-        return 0
-    parts = (prompt,) if isinstance(prompt, str) else prompt.texts if isinstance(prompt, Texts) else prompt
-    return sum(_estimated(part) for part in parts)
-
-
-def _estimated(part: str | int | Message | tuple[int, ...]) -> int:
-    if isinstance(part, int):
-        return 1
-    if isinstance(part, tuple):
-        return len(part)
-    text = part.content if isinstance(part, Message) else part
-    return -(-len(text.encode(errors="replace")) // _BYTES_PER_TOKEN)
 
 
 def _is_own_fault(error: DSServeError | None) -> bool:

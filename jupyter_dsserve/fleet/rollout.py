@@ -321,7 +321,7 @@ def _waits_for(rollout: Rollout) -> str:
 def _figures(rollout: Rollout) -> str:
     evidence = rollout.evidence
     told = [_told(measure) for measure in measures(evidence)] or ["nothing to compare yet"]
-    return ", ".join(told) + _how_compared(evidence)
+    return ", ".join(told) + _how_compared(rollout)
 
 
 def _told(measure: Measure) -> str:
@@ -332,7 +332,10 @@ def _told(measure: Measure) -> str:
     return f"{measure.name} {measure.candidate:.2f} × stable's"
 
 
-def _how_compared(evidence: Evidence) -> str:
+def _how_compared(rollout: Rollout) -> str:
+    evidence = rollout.evidence
+    if rollout.weight >= 100:
+        return " (stable has no traffic to compare with any more: what is left are the hard stops)"
     if evidence.counts.tokens[1] and not evidence.is_comparable:
         share = 100 * evidence.counts.shared_tokens / evidence.counts.tokens[1]
         return (
@@ -360,7 +363,7 @@ def _why_not(cause: str, rollout: Rollout) -> str:
         said = f"limit is stable's less {SCORE_MARGIN:g}, over {evidence.scores.num} pairs"
     else:
         said = f"at least {found.lower_bound or found.limit:.2f} ×, limit {found.limit:.2f} ×"
-    return f"{_told(found)} ({said}); {_so_far(rollout)}{_how_compared(evidence)}"
+    return f"{_told(found)} ({said}); {_so_far(rollout)}{_how_compared(rollout)}"
 
 
 # ---- as JSON

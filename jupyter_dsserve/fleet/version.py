@@ -6,11 +6,12 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from jupyter_dsserve.fleet.observations import Watch
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.road import Road
 from jupyter_dsserve.fleet.router import least_loaded, prefix_of
@@ -55,6 +56,7 @@ class Version:
     is_awaited: bool = False
     replicas: list[Replica] = field(default_factory=list)
     window: Window = field(default_factory=Window)
+    watch: Callable[[Request, int, float], Watch] | None = None  # request, in flight, monotonic seconds
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _turn: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -135,6 +137,7 @@ class Version:
                 if replica is None:
                     replica, request = await self._wait(request, started, lost)
                 is_lost = False
+                watch = self.watch and self.watch(request, replica.in_flight, started)
                 async with aclosing(replica.generate(request, self.road.policy.first_token_timeout_s)) as chunks:
                     async for chunk in chunks:
                         now = time.monotonic()
@@ -145,6 +148,8 @@ class Version:
                             if is_lost:
                                 break
                         has_told = True
+                        if watch:
+                            watch.see(chunk, now)
                         self.window.add_tokens(now, chunk.num_tokens)
                         if chunk.finish_reason:
                             self._note_end(chunk, now, started, first_token_s)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from jupyter_dsserve.fleet.rollout import RolloutSpec
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.records import Origin
 from jupyter_dsserve.protocol.request import (
@@ -153,6 +154,40 @@ class PolicyBody(Body):
 
     def changes(self) -> dict[str, Any]:
         return self.model_dump(exclude_none=True)
+
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class RolloutBody(Body):
+    """The fields of `RolloutSpec`; ``check``: a notebook scores answers."""
+
+    candidate: str
+    steps: Annotated[list[Percent], Field(min_length=1, max_length=100)] = [5.0, 25.0, 50.0, 100.0]
+    interval_s: Annotated[float, Field(ge=0.1, le=1_000_000)] = 30.0
+    min_requests: Annotated[int, Field(ge=1, lt=2**31)] = 50
+    max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
+    max_latency_ratio: Annotated[float, Field(ge=1, le=1000)] = 2.0
+    mirror: Percent = 0.0
+    check: bool = False
+    block_s: Annotated[float, Field(ge=0.05, le=3600)] = 1.0
+
+    def spec(self) -> RolloutSpec:
+        """Raises `InvalidRequest` for steps that do not rise."""
+        given = self.model_dump(exclude={"check", "steps"})
+        return RolloutSpec(**given, steps=tuple(self.steps), has_check=self.check).checked()
+
+
+class Score(Body):
+    id: int
+    score: Annotated[float, Field(ge=0, le=1)]
+
+
+class ScoresBody(Body):
+    """``failure`` says why the check itself does not work, or is empty."""
+
+    scores: Annotated[list[Score], Field(max_length=1000)]
+    failure: Annotated[str, Field(max_length=1000)] = ""
 
 
 # ---- inference

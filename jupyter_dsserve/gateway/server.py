@@ -14,7 +14,7 @@ from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.registry import Retention
 from jupyter_dsserve.fleet.source import canonical
-from jupyter_dsserve.gateway import control, generate, ledger, openai, road, tensors, texts
+from jupyter_dsserve.gateway import control, generate, ledger, openai, road, rollout, tensors, texts
 from jupyter_dsserve.gateway.bodies import LoadBody
 from jupyter_dsserve.gateway.handlers import Context, UnknownPath
 from jupyter_dsserve.protocol.config import GatewayConfig
@@ -85,7 +85,7 @@ class Gateway:
 def make_app(context: Context) -> Application:
     routes = [
         (path, handler, {"context": context})
-        for part in (texts, tensors, openai, generate, control, ledger, road)
+        for part in (texts, tensors, openai, generate, control, ledger, road, rollout)
         for path, handler in part.ROUTES
     ]
     return Application(

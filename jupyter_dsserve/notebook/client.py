@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 from pydantic import TypeAdapter
@@ -19,7 +18,7 @@ from jupyter_dsserve.bench.run import Bench, Progress, run_blocking
 from jupyter_dsserve.bench.target import Target
 from jupyter_dsserve.notebook.answers import Pieces, Prompt, asked
 from jupyter_dsserve.notebook.options import shown
-from jupyter_dsserve.notebook.verbs import Send, Talk, Verbs
+from jupyter_dsserve.notebook.verbs import Send, Talk, Verbs, is_remote
 from jupyter_dsserve.notebook.views import Answer
 from jupyter_dsserve.protocol.errors import Unavailable
 from jupyter_dsserve.protocol.records import Event, VersionStats
@@ -63,11 +62,6 @@ def _with_result(method: M, talk: Callable[..., Any]) -> M:
     return method
 
 
-def _is_remote(url: str) -> bool:
-    """Whether a proxy may stand in between: never on the way to this machine itself."""
-    return bool(url) and urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1")
-
-
 class Client:
     """A gateway, from Python. Without ``url`` and ``key`` it is the one of this kernel's Jupyter server, started at
     first use.
@@ -81,7 +75,7 @@ class Client:
         self._http = httpx.Client(
             timeout=httpx.Timeout(timeout_s, connect=_CONNECT_S),
             limits=_LIMITS,
-            trust_env=_is_remote(url),
+            trust_env=is_remote(url),
             mounts={_LOOPBACK: httpx.HTTPTransport(verify=False, limits=_LIMITS)},
         )
 
@@ -106,6 +100,11 @@ class Client:
     route = _blocking(Verbs.route)
     policy = _blocking(Verbs.policy)
     join = _blocking(Verbs.join)
+    rollout = _blocking(Verbs.rollout)
+    pause = _blocking(Verbs.pause)
+    resume = _blocking(Verbs.resume)
+    promote = _blocking(Verbs.promote)
+    rollback = _blocking(Verbs.rollback)
     generate = _blocking(Verbs.generate)
     embed = _blocking(Verbs.embed)
     classify = _blocking(Verbs.classify)
@@ -165,7 +164,7 @@ class AsyncClient:
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout_s, connect=_CONNECT_S),
             limits=_LIMITS,
-            trust_env=_is_remote(url),
+            trust_env=is_remote(url),
             mounts={_LOOPBACK: httpx.AsyncHTTPTransport(verify=False, limits=_LIMITS)},
         )
 
@@ -190,6 +189,11 @@ class AsyncClient:
     route = _awaiting(Verbs.route)
     policy = _awaiting(Verbs.policy)
     join = _awaiting(Verbs.join)
+    rollout = _awaiting(Verbs.rollout)
+    pause = _awaiting(Verbs.pause)
+    resume = _awaiting(Verbs.resume)
+    promote = _awaiting(Verbs.promote)
+    rollback = _awaiting(Verbs.rollback)
     generate = _awaiting(Verbs.generate)
     embed = _awaiting(Verbs.embed)
     classify = _awaiting(Verbs.classify)

@@ -26,7 +26,7 @@ from jupyter_dsserve.notebook.client import Client
 from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.panel import Panel, panel
 from jupyter_dsserve.notebook.progress import LoadBar
-from jupyter_dsserve.notebook.views import Deployment, Policy, Status, Version, footnote
+from jupyter_dsserve.notebook.views import Deployment, Policy, Rollout, Status, Version, footnote
 from jupyter_dsserve.protocol.errors import DSServeError
 from jupyter_dsserve.protocol.policy import Rule
 
@@ -52,8 +52,8 @@ class DSServeMagics(Magics):
     def dsserve(self, line: str, cell: str | None = None) -> object:
         """Serve models beside the notebook.
 
-        %dsserve VERB …   load, unload, status, route, policy, join, activate, logs, ledger, scale, panel, bench,
-                          connect; %dsserve VERB --help says more
+        %dsserve VERB …   load, unload, status, route, policy, join, activate, rollout, pause, resume, promote,
+                          rollback, logs, ledger, scale, panel, bench, connect; %dsserve VERB --help says more
         %%dsserve NAME …  the cell is the prompt, and the answer streams into the output
         """
         if cell is not None:
@@ -185,6 +185,50 @@ class DSServeMagics(Magics):
         with LoadBar() as bar:
             return session.client().activate(name, version, on_progress=bar)
 
+    @magic_arguments("dsserve rollout")
+    @argument("name", help="The deployment, or demo@v2.")
+    @argument("candidate", nargs="?", default="", help="The version to give traffic; none shows the rollout.")
+    @argument("--steps", help="Its shares in percent, rising: 5,25,50,100 unless told.")
+    @argument("--interval", dest="interval_s", type=float, help="The least seconds at each step: 30 unless told.")
+    @argument("--min-requests", type=int, help="The least requests of it at each step: 50 unless told.")
+    @argument("--max-error-rate", type=float, help="0 to 1; over it the rollout ends at once: 0.1 unless told.")
+    @argument("--max-latency-ratio", type=float, help="Times the old version's; the same: 2 unless told.")
+    @argument("--mirror", type=float, help="First give it copies of so many percent of the old version's requests.")
+    @argument("--block", dest="block_s", type=float, help="Seconds whose requests are compared: 1 unless told.")
+    def rollout(self, line: str) -> Rollout:
+        """Give a version more and more traffic, as long as it does as well as the one it is to replace."""
+        given = vars(_parsed(self.rollout, line))
+        name, candidate = _name_and_version(given.pop("name"), given.pop("candidate"))
+        if steps := given.pop("steps"):
+            given["steps"] = _percents(steps)
+        if not candidate and any(value is not None for value in given.values()):
+            raise UsageError(f"%dsserve rollout {name}: name the version too, such as {name}@v2")
+        return session.client().rollout(name, candidate, **given)
+
+    @magic_arguments("dsserve pause")
+    @argument("name", help="The deployment.")
+    def pause(self, line: str) -> Rollout:
+        """Leave a rollout's weights as they are until `resume`."""
+        return session.client().pause(_parsed(self.pause, line).name)
+
+    @magic_arguments("dsserve resume")
+    @argument("name", help="The deployment.")
+    def resume(self, line: str) -> Rollout:
+        """Go on with a paused rollout."""
+        return session.client().resume(_parsed(self.resume, line).name)
+
+    @magic_arguments("dsserve promote")
+    @argument("name", help="The deployment.")
+    def promote(self, line: str) -> Rollout:
+        """Give a rollout's candidate all traffic now; the old version drains and stops."""
+        return session.client().promote(_parsed(self.promote, line).name)
+
+    @magic_arguments("dsserve rollback")
+    @argument("name", help="The deployment.")
+    def rollback(self, line: str) -> Deployment:
+        """Take a rollout's candidate back; without a rollout, undo the last change of the route."""
+        return session.client().rollback(_parsed(self.rollback, line).name)
+
     @magic_arguments("dsserve logs")
     @argument("name", help="demo@v1.")
     @argument("--lines", type=int, default=50, help="How many of the last.")
@@ -281,6 +325,11 @@ VERBS = (
     "policy",
     "join",
     "activate",
+    "rollout",
+    "pause",
+    "resume",
+    "promote",
+    "rollback",
     "logs",
     "ledger",
     "scale",
@@ -355,6 +404,13 @@ def _rule(text: str) -> Rule:
     if not (header and value and version):
         raise UsageError(f"rule {text!r}: write HEADER=VALUE:VERSION, such as X-User-Group=beta:v2")
     return Rule(header, value, version)
+
+
+def _percents(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"steps {text!r}: write percents, such as 5,25,50,100") from None
 
 
 def _parsed(method: Callable[..., Any], line: str) -> Namespace:

@@ -31,10 +31,11 @@ from jupyter_dsserve.notebook.answers import (
     tensor_asked,
     vectors_of,
 )
+from jupyter_dsserve.notebook.checker import Check, start_checking
 from jupyter_dsserve.notebook.find import JupyterServer, find
 from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.options import LoadOptions, PolicyOptions, given, user_name
-from jupyter_dsserve.notebook.views import Answer, Classified, Deployment, Policy, Status, Version
+from jupyter_dsserve.notebook.views import Answer, Classified, Deployment, Policy, Rollout, Status, Version
 from jupyter_dsserve.protocol.errors import (
     DSServeError,
     InvalidRequest,
@@ -77,6 +78,7 @@ _DEPLOYMENT = TypeAdapter(Deployment)
 _VERSION = TypeAdapter(Version)
 _JOINING = TypeAdapter(Joining)
 _POLICY = TypeAdapter(Policy)
+_ROLLOUT = TypeAdapter(Rollout)
 _DEPLOYMENTS = TypeAdapter(list[Deployment])
 _EVENTS = TypeAdapter(list[Event])
 _STATUS = TypeAdapter(_Served)
@@ -243,6 +245,73 @@ class Verbs:
         """How a worker that you start, from another environment say, joins a version as one more replica:
         ``print(client.join("demo", "v1").command)``."""
         return _read(_JOINING, (yield from self.send("POST", f"{_path(name, version)}/join")), self.url)
+
+    # ---- a gray release
+
+    def rollout(
+        self,
+        name: str,
+        candidate: str = "",
+        *,
+        steps: Sequence[float] | None = None,
+        interval_s: float | None = None,
+        min_requests: int | None = None,
+        max_error_rate: float | None = None,
+        max_latency_ratio: float | None = None,
+        mirror: float | None = None,
+        block_s: float | None = None,
+        check: Check | None = None,
+    ) -> Talk[Rollout]:
+        """Give ``candidate`` more and more traffic, as long as it does as well as the version it is to replace.
+
+        Returns at once; without a ``candidate``, only looks at the rollout that runs, or ran last. The options are
+        those of ``POST /api/deployments/{name}/rollout``; docs/gray-release.md says how it decides.
+        ``check(prompt, answer)`` gives an answer's score, 0 to 1: it is called in a thread of this kernel with answers
+        of both versions, and the candidate is rolled back if its scores are worse. While it is silent nothing goes on.
+        """
+        if candidate:
+            given: dict[str, Any] = {
+                "steps": None if steps is None else [float(step) for step in steps],
+                "interval_s": interval_s,
+                "min_requests": min_requests,
+                "max_error_rate": max_error_rate,
+                "max_latency_ratio": max_latency_ratio,
+                "mirror": mirror,
+                "block_s": block_s,
+            }
+            body = {key: value for key, value in given.items() if value is not None}
+            path = f"{_path(name)}/rollout"
+            yield from self.send("POST", path, {"candidate": candidate, "check": check is not None, **body})
+            if check:
+                address = yield from self._address(start=True)
+                start_checking(address, name, check, trust_env=is_remote(address.url))
+        return (yield from self._look(_ROLLOUT, f"{_path(name)}/rollout"))
+
+    def pause(self, name: str) -> Talk[Rollout]:
+        """Leave the weights as they are until `resume`."""
+        return (yield from self._by_hand(name, "pause"))
+
+    def resume(self, name: str) -> Talk[Rollout]:
+        """Go on with a paused rollout."""
+        return (yield from self._by_hand(name, "resume"))
+
+    def promote(self, name: str) -> Talk[Rollout]:
+        """Give the candidate all traffic now; the old version drains and stops, and stays registered."""
+        return (yield from self._by_hand(name, "promote"))
+
+    def rollback(self, name: str, *, wait: bool = True) -> Talk[Deployment]:
+        """Take the candidate of the rollout that runs back. Without a rollout: back to the weights before the last
+        change of the route, loading what must be loaded."""
+        yield from self.send("POST", f"{_path(name)}/rollback")
+        while True:
+            found = yield from self._look(_DEPLOYMENT, _path(name), start=True)
+            if not wait or not found.activating:
+                return found
+            yield POLL_S
+
+    def _by_hand(self, name: str, verb: str) -> Talk[Rollout]:
+        response = yield from self.send("POST", f"{_path(name)}/rollout/{verb}")
+        return _read(_ROLLOUT, response, self.url)
 
     # ---- asking
 
@@ -442,6 +511,11 @@ def _read(adapter: TypeAdapter[T], response: httpx.Response, url: str) -> T:
 def _words(fault: httpx.HTTPError) -> str:
     # A LocalProtocolError quotes the header that is wrong, and a key may stand in it.
     return "" if isinstance(fault, httpx.LocalProtocolError) else str(fault) or type(fault).__name__
+
+
+def is_remote(url: str) -> bool:
+    """Whether a proxy may stand in between: never on the way to this machine itself."""
+    return bool(url) and urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1")
 
 
 def _checked_url(url: str) -> str:

@@ -9,7 +9,17 @@ from html import escape
 from zlib import crc32
 
 from jupyter_dsserve.protocol.policy import Policy as PolicyRecord
-from jupyter_dsserve.protocol.records import DeploymentStatus, GatewayState, GatewayStatus, VersionState, VersionStatus
+from jupyter_dsserve.protocol.records import (
+    DeploymentStatus,
+    GatewayState,
+    GatewayStatus,
+    Measure,
+    MirrorStatus,
+    RolloutState,
+    RolloutStatus,
+    VersionState,
+    VersionStatus,
+)
 
 # Okabe and Ito (2008), without black and yellow: told apart by colour-blind people, readable on light and dark.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -43,14 +53,72 @@ class Version(VersionStatus):
 
 
 @dataclass(frozen=True, slots=True)
+class Rollout(RolloutStatus):
+    """A rollout as it was when it was asked for."""
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in (RolloutState.PROMOTED, RolloutState.ROLLED_BACK)
+
+    @property
+    def summary(self) -> str:
+        """In one line."""
+        name = f"rollout of {self.deployment}@{self.candidate} beside {self.stable}"
+        return f"{name}: {self.state.value} at {self.weight:g} % of {', '.join(f'{s:g}' for s in self.steps)}"
+
+    @property
+    def lines(self) -> list[str]:
+        """The figures, one measure a line, and the last differences of mirrored answers."""
+        told = [f"{100 * m.against:3.0f} % of a rollback: {_measured(m)}" for m in self.measures]
+        if self.mirror:
+            told.append(_mirrored(self.mirror))
+            for each in self.mirror.differences:
+                told += [
+                    f"  {each.prompt!r}",
+                    f"    {self.stable}: {each.stable!r}",
+                    f"    {self.candidate}: {each.candidate!r}",
+                ]
+        return told
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        return _texts(self.summary, self.reason, *self.lines)
+
+
+def _measured(measure: Measure) -> str:
+    if "latency" in measure.name:
+        bound = f"at least {measure.lower_bound:.2f} ×" if measure.lower_bound else "no bound yet"
+        return f"{measure.name} {measure.candidate:.2f} × stable's ({bound}, limit {measure.limit:.2f} ×)"
+    return f"{measure.name} {measure.candidate:.3f}, stable's {measure.stable:.3f} (limit {measure.limit:g} worse)"
+
+
+def _mirrored(mirror: MirrorStatus) -> str:
+    share = f"{100 * mirror.agreed / mirror.compared:.1f} % of {mirror.compared}" if mirror.compared else "none of 0"
+    return f"{mirror.sent} copies: {share} greedy answers agree; {mirror.failed} failed, {mirror.dropped} dropped"
+
+
+def _texts(title: str, *lines: str) -> Bundle:
+    shown = [line for line in lines if line]
+    html = "".join(f"<br>{escape(line)}" for line in shown)
+    return {"text/plain": "\n".join([title, *shown]), "text/html": f"<b>{escape(title)}</b>{html}"}
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment(DeploymentStatus):
     """A deployment as it was when it was asked for."""
 
     versions: list[Version]  # type: ignore[assignment]  # the same records, which can show themselves
+    rollout: Rollout | None = None
 
     def _repr_mimebundle_(self, **_: object) -> Bundle:
         shares = " ".join(f"{name}={weight:g}" for name, weight in self.weights.items()) or "no version has weight"
-        return _bundle(self.versions, f"{self.name}: {shares}", _traffic_bar(self))
+        shown = _bundle(self.versions, f"{self.name}: {shares}", _traffic_bar(self))
+        if self.rollout is None:
+            return shown
+        below = _texts(self.rollout.summary, self.rollout.reason)
+        return {
+            "text/plain": f"{shown['text/plain']}\n{below['text/plain']}",
+            "text/html": f"{shown['text/html']}{below['text/html']}",
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jupyter_dsserve.fleet.observations import MIRRORED, Observation, Watch, error_stratum, estimated_prompt, stratum
+from jupyter_dsserve.fleet.observations import MIRRORED, Observation, Watch, error_stratum, stratum
 from jupyter_dsserve.protocol.errors import (
     DeadlineExceeded,
     DSServeError,
@@ -13,7 +13,7 @@ from jupyter_dsserve.protocol.errors import (
     ReplicaLost,
     Unavailable,
 )
-from jupyter_dsserve.protocol.request import Chunk, FinishReason, Message, Request, Texts, Usage
+from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, Usage
 
 
 def observed(*chunks: tuple[float, Chunk], id: str = "r", keeps_text: bool = False) -> tuple[list[Observation], Watch]:
@@ -69,13 +69,6 @@ def test_text_is_kept_only_if_somebody_wants_it() -> None:
 def test_copies_are_known_by_their_id() -> None:
     (seen,), _ = observed(*answer(4, 0.1), id=f"{MIRRORED}r")
     assert seen.is_mirrored
-
-
-def test_prompts_are_estimated_before_they_are_tokenized() -> None:
-    assert estimated_prompt(Request("r", "x" * 400)) == 100
-    assert estimated_prompt(Request("r", (1, 2, 3))) == 3
-    assert estimated_prompt(Request("r", (Message("user", "x" * 8), Message("user", "y" * 4)))) == 3
-    assert estimated_prompt(Request("r", Texts(("x" * 8, (1, 2, 3))))) == 5
 
 
 def test_strata_tell_batches_and_prompts_apart_and_have_an_end() -> None:

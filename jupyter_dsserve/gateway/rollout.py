@@ -1,0 +1,78 @@
+"""``/api/deployments/{name}/rollout``: a gray release, what is done with it by hand, and a notebook's check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping
+
+from jupyter_dsserve.fleet.fleet import Fleet
+from jupyter_dsserve.gateway.bodies import RolloutBody, ScoresBody
+from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
+from jupyter_dsserve.protocol.errors import InvalidRequest, NotFound
+from jupyter_dsserve.protocol.records import RolloutStatus
+
+_MAX_WAIT_S = 60.0
+
+
+class RolloutOf(Handler):
+    def get(self, name: str) -> None:
+        self.answer(self.fleet.rollout_status(name))
+
+    async def post(self, name: str) -> None:
+        self.answer(await self.fleet.rollout(name, self.body(RolloutBody).spec()), 202)
+
+
+class Rollback(Handler):
+    """Of the rollout that runs; without one, of the last change of the route: 202 if a version must be loaded first."""
+
+    async def post(self, name: str) -> None:
+        await self.fleet.rollback(name)
+        status = self.fleet.deployment_status(name)
+        self.answer(status, 202 if status.activating else 200)
+
+
+class ByHand(Handler):
+    async def post(self, name: str, verb: str) -> None:
+        if verb not in _VERBS:
+            raise NotFound(f"a rollout has no {verb!r}: there are {', '.join(_VERBS)}")
+        self.answer(await _VERBS[verb](self.fleet, name))
+
+
+class Samples(Handler):
+    """Waits up to ``wait_s`` seconds for answers to score."""
+
+    @until_caller_leaves
+    async def get(self, name: str) -> None:
+        text = self.get_query_argument("wait_s", "20")
+        try:
+            wait_s = float(text)
+        except ValueError:
+            wait_s = math.nan
+        if not 0 <= wait_s <= _MAX_WAIT_S:
+            raise InvalidRequest(f"wait_s is {text!r}: give seconds from 0 to {_MAX_WAIT_S:g}", param="wait_s")
+        self.answer({"samples": await self.fleet.samples(name, wait_s)})
+
+
+class Scores(Handler):
+    def post(self, name: str) -> None:
+        body = self.body(ScoresBody)
+        self.fleet.score(name, {each.id: each.score for each in body.scores}, body.failure)
+        self.answer(self.fleet.rollout_status(name))
+
+
+_VERBS: Mapping[str, Callable[[Fleet, str], Awaitable[RolloutStatus]]] = {
+    "pause": Fleet.pause,
+    "resume": Fleet.resume,
+    "promote": Fleet.promote,
+    "rollback": Fleet.rollback_rollout,
+}
+
+_DEPLOYMENT = r"/api/deployments/([^/]+)"
+
+ROUTES: list[tuple[str, type[Handler]]] = [
+    (rf"{_DEPLOYMENT}/rollout", RolloutOf),
+    (rf"{_DEPLOYMENT}/rollout/samples", Samples),
+    (rf"{_DEPLOYMENT}/rollout/scores", Scores),
+    (rf"{_DEPLOYMENT}/rollout/([^/]+)", ByHand),
+    (rf"{_DEPLOYMENT}/rollback", Rollback),
+]

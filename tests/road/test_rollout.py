@@ -1,0 +1,288 @@
+"""A gray release with toy workers: it decides by itself, and by hand; its check, its mirror, its restart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from jupyter_dsserve import AsyncClient
+from jupyter_dsserve.gateway.server import Gateway
+from tests.engine.test_loop import toy_text
+from tests.support import Caller, Command, until
+
+STABLE = "toy:step_s=0.01"
+ROLLOUT = "/api/deployments/demo/rollout"
+QUICK = {"candidate": "v2", "steps": [20, 50, 100], "interval_s": 1.5, "min_requests": 20, "block_s": 0.1}
+
+
+@asynccontextmanager
+async def traffic(caller: Caller, num: int = 12, max_tokens: int = 8) -> AsyncIterator[Counter[str]]:
+    """So many callers that each ask again when answered; how many answers each version gave, and ``failed`` ones."""
+    counts: Counter[str] = Counter()
+
+    async def ask() -> None:
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                answer = await caller.complete(max_tokens=max_tokens, temperature=0)
+                counts[answer.headers["X-DSServe-Version"] if answer.status_code == 200 else "failed"] += 1
+            await asyncio.sleep(0)
+
+    asking = [asyncio.create_task(ask()) for _ in range(num)]
+    try:
+        yield counts
+    finally:
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+
+async def two(caller: Caller, candidate: str = STABLE) -> None:
+    await caller.load("demo", "v1", STABLE)
+    await caller.load("demo", "v2", candidate)
+
+
+async def begin(caller: Caller, **more: Any) -> Any:
+    answer = await caller.post(ROLLOUT, json=QUICK | more)
+    assert answer.status_code == 202, answer.text
+    return answer.json()
+
+
+async def rollout(caller: Caller) -> Any:
+    return (await caller.get(ROLLOUT)).json()
+
+
+async def over(caller: Caller, timeout_s: float = 30) -> Any:
+    found = await until(lambda: rollout(caller), lambda r: r["state"] in ("PROMOTED", "ROLLED_BACK"), timeout_s)
+    sys.stdout.write(f"{found['state']}: {found['reason']}\n")  # pytest -s shows them
+    return found
+
+
+async def kinds(caller: Caller) -> list[str]:
+    return [e["kind"] for e in (await caller.get("/api/history")).json() if e["kind"].startswith("roll")]
+
+
+async def weights(caller: Caller) -> dict[str, float]:
+    return (await caller.get("/api/deployments/demo/route")).json()["weights"]
+
+
+async def test_a_candidate_that_is_slower_by_30_percent_a_token_is_rolled_back(caller: Caller) -> None:
+    await two(caller, "toy:step_s=0.013")
+    async with traffic(caller) as counts:
+        await begin(caller)
+        found = await over(caller)
+        assert found["state"] == "ROLLED_BACK"
+        assert "latency" in found["reason"]
+        assert await weights(caller) == {"v1": 100}
+        assert (await caller.complete()).headers["X-DSServe-Version"] == "v1"
+    assert counts["failed"] == 0
+    assert counts["v2"] > 0
+    assert (await kinds(caller))[-1] == "rollout_rolled_back"
+
+
+async def test_a_candidate_that_is_no_slower_is_loaded_promoted_and_the_old_one_stops(caller: Caller) -> None:
+    await caller.load("demo", "v1", STABLE)
+    await caller.load("demo", "v2", STABLE)
+    await caller.post("/api/deployments/demo/versions/v2/unload")
+    await caller.settled("demo", "v2", "STOPPED")
+    async with traffic(caller) as counts:
+        assert (await begin(caller))["state"] == "PROGRESSING"
+        found = await over(caller)
+        assert (found["state"], found["weight"]) == ("PROMOTED", 100)
+        await caller.settled("demo", "v1", "STOPPED")
+    assert await weights(caller) == {"v2": 100}
+    assert counts["failed"] == 0
+    assert await kinds(caller) == ["rollout_started", *["rollout_step"] * 3, "rollout_promoted"]
+    status = (await caller.get("/api/deployments/demo")).json()["rollout"]
+    assert {m["name"] for m in status["measures"]} == {"error rate", "first-token latency", "per-token latency"}
+
+
+async def test_a_candidate_that_fails_more_often_is_rolled_back(caller: Caller) -> None:
+    await two(caller, "toy:step_s=0.01,fail_rate=0.3")
+    async with traffic(caller):
+        await begin(caller, max_error_rate=1)
+        found = await over(caller)
+    assert found["state"] == "ROLLED_BACK"
+    assert "errors" in found["reason"]
+
+
+async def test_a_candidate_that_does_not_load_is_rolled_back_with_its_reason(caller: Caller) -> None:
+    await caller.load("demo", "v1", STABLE)
+    await caller.load("demo", "v2", STABLE, python="/no/such/python", wait=False)
+    await caller.settled("demo", "v2", "FAILED")
+    await begin(caller)
+    found = await over(caller)
+    assert found["state"] == "ROLLED_BACK"
+    assert "/no/such/python" in found["reason"]
+    assert await weights(caller) == {"v1": 100}
+
+
+async def test_what_does_not_go_with_a_rollout_is_refused_until_it_is_over(caller: Caller) -> None:
+    await two(caller)
+    await caller.load("demo", "v3", STABLE)
+    await begin(caller)
+    refused = [
+        await caller.post(ROLLOUT, json=QUICK | {"candidate": "v3"}),
+        await caller.post("/api/deployments/demo/activate", json={"version": "v3"}),
+        await caller.put("/api/deployments/demo/route", json={"weights": {"v1": 100}}),
+        await caller.post("/api/deployments/demo/versions/v1/unload"),
+        await caller.post("/api/deployments/demo/versions/v2/unload"),
+        await caller.delete("/api/deployments/demo/versions/v2"),
+        await caller.delete("/api/deployments/demo"),
+    ]
+    assert [r.status_code for r in refused] == [409] * len(refused)
+    assert all("a rollout of demo@v2 is PROGRESSING beside v1" in r.json()["error"]["message"] for r in refused)
+    assert (await caller.post("/api/deployments/demo/versions/v3/unload")).status_code == 202
+    assert (await caller.post(f"{ROLLOUT}/rollback")).status_code == 200
+    assert (await caller.post("/api/deployments/demo/versions/v2/unload")).status_code == 202
+    assert (await caller.post(f"{ROLLOUT}/rollback")).status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"candidate": "v2", "steps": [50, 25]}, "rising"),
+        ({"candidate": "v2", "steps": []}, "steps"),
+        ({"candidate": "v2", "interval": 3}, "interval_s"),
+        ({"candidate": "v2", "max_error_rate": 1.5}, "max_error_rate"),
+        ({}, "candidate"),
+    ],
+)
+async def test_a_rollout_that_cannot_be_is_refused(caller: Caller, body: dict[str, Any], words: str) -> None:
+    await two(caller)
+    answer = await caller.post(ROLLOUT, json=body)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+    assert (await caller.get(ROLLOUT)).status_code == 404
+
+
+async def test_a_rollout_needs_a_version_with_traffic_to_compare_with(caller: Caller) -> None:
+    await two(caller)
+    assert (await caller.post(ROLLOUT, json={"candidate": "v9"})).status_code == 404
+    alone = await caller.post(ROLLOUT, json={"candidate": "v1"})
+    assert alone.status_code == 409
+    assert "v1=100" in alone.json()["error"]["message"]
+
+
+async def test_a_paused_rollout_keeps_its_weights_and_goes_on_when_it_is_resumed(caller: Caller) -> None:
+    await two(caller)
+    async with traffic(caller):
+        await begin(caller)
+        await until(lambda: weights(caller), lambda w: w == {"v1": 80, "v2": 20})
+        paused = (await caller.post(f"{ROLLOUT}/pause")).json()
+        assert (paused["state"], paused["weight"]) == ("PAUSED", 20)
+        assert (await caller.post(f"{ROLLOUT}/pause")).status_code == 409
+        await asyncio.sleep(2)
+        assert (await rollout(caller))["at_step_s"] == paused["at_step_s"]
+        assert await weights(caller) == {"v1": 80, "v2": 20}
+        assert (await caller.post(f"{ROLLOUT}/resume")).json()["state"] == "PROGRESSING"
+        await until(lambda: weights(caller), lambda w: w == {"v1": 50, "v2": 50})
+
+
+async def test_promote_and_rollback_by_hand(caller: Caller) -> None:
+    await two(caller)
+    await begin(caller, interval_s=600)
+    await until(lambda: weights(caller), lambda w: w == {"v1": 80, "v2": 20})
+    assert (await caller.post(f"{ROLLOUT}/promote")).json()["state"] == "PROMOTED"
+    assert await weights(caller) == {"v2": 100}
+    await caller.settled("demo", "v1", "STOPPED")
+    back = await caller.post("/api/deployments/demo/rollback")
+    assert (back.status_code, back.json()["activating"]) == (202, "v1")
+    await caller.settled("demo", "v2", "STOPPED")
+    assert await weights(caller) == {"v1": 100}
+    assert (await caller.complete()).headers["X-DSServe-Version"] == "v1"
+
+
+async def test_rollback_without_a_rollout_undoes_the_last_change_of_the_route(caller: Caller) -> None:
+    await two(caller)
+    assert (await caller.post("/api/deployments/demo/rollback")).status_code == 409
+    await caller.put("/api/deployments/demo/route", json={"weights": {"v1": 90, "v2": 10}})
+    assert (await caller.post("/api/deployments/demo/rollback")).status_code == 200
+    assert await weights(caller) == {"v1": 100}
+    await caller.post("/api/deployments/demo/activate", json={"version": "v2"})
+    await caller.settled("demo", "v1", "STOPPED")
+    assert (await caller.post("/api/deployments/demo/rollback")).status_code == 202
+    await caller.settled("demo", "v1", "READY")
+    await until(lambda: weights(caller), lambda w: w == {"v1": 100})
+
+
+async def test_a_check_in_the_notebook_rolls_worse_answers_back(caller: Caller, gateway: Gateway) -> None:
+    await two(caller)
+    client = AsyncClient(gateway.url, gateway.admin_key)
+    turn = iter(range(1000))
+    # Both answer alike: a judge who sees them in turn, stable's first, and likes only that one.
+    async with traffic(caller):
+        await client.rollout("demo", "v2", check=lambda prompt, answer: 1.0 - next(turn) % 2, **_without(QUICK))
+        found = await over(caller)
+    assert found["state"] == "ROLLED_BACK"
+    assert "score 0.00 against 1.00" in found["reason"]
+    assert (await caller.get(f"{ROLLOUT}/samples")).status_code == 409
+    await client.aclose()
+
+
+async def test_a_silent_check_holds_the_rollout_and_a_broken_one_says_so(caller: Caller, gateway: Gateway) -> None:
+    await two(caller)
+    async with traffic(caller):
+        await begin(caller, check=True, interval_s=0.5, min_requests=5)
+        await until(
+            lambda: rollout(caller), lambda r: "the check has scored 0 answers" in r["reason"] and r["requests"] > 5
+        )
+        given = (await caller.get(f"{ROLLOUT}/samples?wait_s=5")).json()["samples"]
+        assert Counter(s["version"] for s in given)["v1"] == len(given) / 2 > 0
+        assert {(s["prompt"], s["answer"]) for s in given} == {("hello", toy_text("hello", 8))}
+        told = {"scores": [{"id": s["id"], "score": 1} for s in given], "failure": "ZeroDivisionError: oh"}
+        await caller.post(f"{ROLLOUT}/scores", json=told)
+        await until(lambda: rollout(caller), lambda r: "the check failed: ZeroDivisionError" in r["reason"])
+        assert await weights(caller) == {"v1": 80, "v2": 20}
+
+
+def _without(body: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if key != "candidate"}
+
+
+async def test_the_mirror_compares_answers_and_gives_them_to_nobody(caller: Caller) -> None:
+    await two(caller)
+    async with traffic(caller) as counts:
+        await begin(caller, mirror=100, steps=[100], interval_s=2)
+        mirrored = await until(
+            lambda: rollout(caller), lambda r: r["step"] == -1 and r["mirror"] and r["mirror"]["compared"] > 20
+        )
+        assert mirrored["weight"] == 0
+        assert mirrored["mirror"]["agreed"] == mirrored["mirror"]["compared"]
+        assert counts["v2"] == 0
+        assert (await over(caller))["state"] == "PROMOTED"
+    assert counts["failed"] == 0
+
+
+async def test_a_mirrored_candidate_that_is_slower_never_answers_anybody(caller: Caller) -> None:
+    await two(caller, "toy:step_s=0.02")
+    async with traffic(caller) as counts:
+        await begin(caller, mirror=50)
+        found = await over(caller)
+    assert (found["state"], counts["v2"], counts["failed"]) == ("ROLLED_BACK", 0, 0)
+
+
+async def test_a_rollout_goes_on_where_it_was_after_the_gateway_was_killed(data_dir: Path) -> None:
+    with Command(data_dir) as command:
+        async with await command.caller() as caller:
+            await two(caller)
+            async with traffic(caller):
+                await begin(caller, interval_s=6, steps=[20, 50, 100])
+                at = await until(lambda: rollout(caller), lambda r: r["at_step_s"] > 5.5)
+                command.process.kill()
+    with Command(data_dir) as command:
+        async with await command.caller() as caller:
+            found = await rollout(caller)
+            assert (found["state"], found["step"]) == ("PROGRESSING", at["step"])
+            assert found["requests"] > 0
+            assert 4 < found["at_step_s"] <= at["at_step_s"] + 1
+            async with traffic(caller):
+                await until(lambda: rollout(caller), lambda r: r["step"] == 1 and r["weight"] == 50, 20)
