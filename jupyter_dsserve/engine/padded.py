@@ -28,6 +28,7 @@ from jupyter_dsserve.protocol.tensors import ModelInfo
 
 # What a model's answer may call the cache that it wants back, and what its next call takes it as.
 _CACHES = {
+    "cache": "cache",  # any of them, from transformers 5.24 on
     "past_key_values": "past_key_values",
     "cache_params": "cache_params",  # Mamba
     "state": "state",  # RWKV
@@ -127,7 +128,9 @@ class PaddedRunner:
             **asked,
         )
         out = self._engine(**inputs, return_dict=True)
-        one.cache = {key: out[name] for name, key in _CACHES.items() if out.get(name) is not None}
+        # The first that is there: a release that renames one may answer with both names.
+        found = next((name for name in _CACHES if out.get(name) is not None), None)
+        one.cache = {_CACHES[found]: out[found]} if found else {}
         one.num_seen, one.logits = end, out.logits[0, -num_rows:]
 
     def check(self) -> None:

@@ -67,7 +67,7 @@ opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 s
 """
 _RAGGED_MLA = "axk1 deepseek_v2 deepseek_v3 glm4_moe_lite minicpm3 youtu"
 _PADDED = """
-bloom codegen deepseek_v4 diffllama doge falcon falcon_mamba gpt_neox_japanese gptj hrm_text inkling_text lfm3
+bloom deepseek_v4 diffllama doge falcon falcon_mamba gpt_neox_japanese hrm_text inkling_text lfm3
 llama4_text mamba minimax mpt olmo_hybrid openai-gpt qwen3_5_moe_text qwen3_5_text qwen3_next rwkv xglm
 """
 _PADDED_MLA = "glm_moe_dsa"
@@ -110,6 +110,10 @@ PADDED: dict[str, dict[str, Any]] = {
 REFUSED: dict[str, dict[str, Any]] = {"bert": {}, "prophetnet": {}, "roberta": {}, "xlnet": {}}
 
 
+# transformers 5.24 brought them to the AttentionInterface.
+EITHER: dict[str, dict[str, Any]] = {"codegen": {}, "gptj": {}}
+
+
 def names(families: dict[str, dict[str, Any]]) -> list[str]:
     """Those of ``families`` that this release of transformers has."""
     return [name for name in families if name.partition("+")[0] in CONFIG_MAPPING]
@@ -120,7 +124,7 @@ def config(name: str) -> PreTrainedConfig:
     model_type = name.partition("+")[0]
     kind = CONFIG_MAPPING[model_type]
     usual = kind()
-    own = (RAGGED | PADDED | REFUSED)[name]
+    own = (RAGGED | PADDED | EITHER | REFUSED)[name]
     given = {field: size for field, size in _SIZES.items() if field in usual.to_dict()}
     for field in ("layer_types", "mlp_layer_types"):
         if field in usual.to_dict() and getattr(usual, field):

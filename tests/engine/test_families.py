@@ -68,6 +68,11 @@ def test_any_other_family_runs_padded_and_answers_as_generate_does(name: str, tm
     agree(runner, tmp_path)
 
 
+@pytest.mark.parametrize("name", families.names(families.EITHER))
+def test_a_family_that_some_releases_batch_answers_as_generate_does(name: str, tmp_path: Path) -> None:
+    agree(load(families.save(name, tmp_path)), tmp_path)
+
+
 @pytest.mark.parametrize("name", families.names(families.REFUSED))
 def test_what_no_runner_computes_as_it_should_is_refused_by_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"\((Bert|ProphetNet|Roberta|XLNet)(LM|For).*another architecture"):

@@ -70,7 +70,7 @@ class TestNotRagged:
         [
             ("BloomConfig", {"n_layer": 2, "n_head": 4}),
             ("FalconConfig", {}),
-            ("GPTJConfig", {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 16}),
+            ("MptConfig", {"d_model": 64, "n_layers": 2, "n_heads": 4}),
         ],
     )
     def test_a_model_outside_the_attention_interface(

@@ -124,10 +124,11 @@ def test_the_check_refuses_a_model_whose_sequences_share_a_state(
     plain = runner._engine.forward
 
     def forward(**given: Any) -> Any:
-        if given.get("cache_params") is not None:
-            given["cache_params"] = shared["cache"]
+        name = next((name for name in ("cache", "cache_params") if given.get(name) is not None), None)
+        if name:
+            given[name] = shared["cache"]
         out = plain(**given)
-        shared["cache"] = out.get("cache_params")
+        shared["cache"] = out.get("cache") or out.get("cache_params")
         return out
 
     monkeypatch.setattr(runner._engine, "forward", forward)
