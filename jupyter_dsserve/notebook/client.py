@@ -18,14 +18,12 @@ from jupyter_dsserve.bench.run import Bench, Progress, run_blocking
 from jupyter_dsserve.bench.target import Target
 from jupyter_dsserve.notebook.answers import Pieces, Prompt, asked
 from jupyter_dsserve.notebook.options import shown
+from jupyter_dsserve.notebook.pool import Pool
 from jupyter_dsserve.notebook.verbs import Send, Talk, Verbs, is_remote
 from jupyter_dsserve.notebook.views import Answer
 from jupyter_dsserve.protocol.errors import Unavailable
 from jupyter_dsserve.protocol.records import Event, VersionStats
 
-_CONNECT_S = 5.0
-# The gateway batches what comes at once: httpx's own limit of 100 connections would let the 101st request wait.
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 _EVENT = TypeAdapter(Event)
 _STATS = TypeAdapter(VersionStats)
 
@@ -66,17 +64,28 @@ class Client:
     """A gateway, from Python. Without ``url`` and ``key`` it is the one of this kernel's Jupyter server, started at
     first use.
 
-    ``timeout_s``: how long an answer may be silent. Raises the errors of `jupyter_dsserve.protocol.errors`. May be
-    used from several threads.
+    ``timeout_s``: how long an answer may be silent. ``max_connections``, ``idle_s`` and ``acquire_timeout_s`` are those
+    of its `Pool`; `Unavailable` names it when no connection came free in time. Raises the errors of
+    `jupyter_dsserve.protocol.errors`. May be used from several threads.
     """
 
-    def __init__(self, url: str = "", key: str = "", *, timeout_s: float = 600.0) -> None:
+    def __init__(
+        self,
+        url: str = "",
+        key: str = "",
+        *,
+        timeout_s: float = 600.0,
+        max_connections: int | None = None,
+        idle_s: float = 5.0,
+        acquire_timeout_s: float | None = None,
+    ) -> None:
         self._verbs = Verbs(url, key)
+        self._pool = Pool(max_connections, idle_s, acquire_timeout_s)
         self._http = httpx.Client(
-            timeout=httpx.Timeout(timeout_s, connect=_CONNECT_S),
-            limits=_LIMITS,
+            timeout=self._pool.timeout(timeout_s),
+            limits=self._pool.limits,
             trust_env=is_remote(url),
-            mounts={_LOOPBACK: httpx.HTTPTransport(verify=False, limits=_LIMITS)},
+            mounts={_LOOPBACK: httpx.HTTPTransport(verify=False, limits=self._pool.limits)},
         )
 
     @property
@@ -138,6 +147,8 @@ class Client:
             while True:
                 try:
                     answer = self._do(step)
+                except httpx.PoolTimeout:
+                    raise self._pool.exhausted() from None
                 except httpx.HTTPError as fault:
                     step = talk.throw(fault)
                 else:
@@ -159,13 +170,23 @@ class Client:
 class AsyncClient:
     """`Client`, awaiting. Belongs to the event loop that uses it first."""
 
-    def __init__(self, url: str = "", key: str = "", *, timeout_s: float = 600.0) -> None:
+    def __init__(
+        self,
+        url: str = "",
+        key: str = "",
+        *,
+        timeout_s: float = 600.0,
+        max_connections: int | None = None,
+        idle_s: float = 5.0,
+        acquire_timeout_s: float | None = None,
+    ) -> None:
         self._verbs = Verbs(url, key)
+        self._pool = Pool(max_connections, idle_s, acquire_timeout_s)
         self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(timeout_s, connect=_CONNECT_S),
-            limits=_LIMITS,
+            timeout=self._pool.timeout(timeout_s),
+            limits=self._pool.limits,
             trust_env=is_remote(url),
-            mounts={_LOOPBACK: httpx.AsyncHTTPTransport(verify=False, limits=_LIMITS)},
+            mounts={_LOOPBACK: httpx.AsyncHTTPTransport(verify=False, limits=self._pool.limits)},
         )
 
     @property
@@ -240,6 +261,8 @@ class AsyncClient:
             while True:
                 try:
                     answer = await self._do(step)
+                except httpx.PoolTimeout:
+                    raise self._pool.exhausted() from None
                 except httpx.HTTPError as fault:
                     step = talk.throw(fault)
                 else:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,36 @@ def in_thread(gateway: Gateway, work: Callable[[Client], Any]) -> Any:
             client.close()
 
     return asyncio.to_thread(with_client)
+
+
+async def test_a_pool_that_is_used_up_is_named_and_works_again_when_one_is_free(gateway: Gateway) -> None:
+    client = AsyncClient(gateway.url, gateway.admin_key, max_connections=2, acquire_timeout_s=0.2)
+    try:
+        await client.load("demo", "toy:step_s=0.02")
+        asking = [asyncio.create_task(client.generate("demo", "hello", max_tokens=60)) for _ in range(2)]
+        await until(lambda: gateway.fleet.in_flight == 2)
+        with pytest.raises(Unavailable, match=r"acquire_timeout_s of 0\.2 s: all 2 of its pool are in use"):
+            await client.generate("demo", "hello")
+        assert {(await each).text for each in asking} == {toy_text("hello", 60)}
+        assert (await client.generate("demo", "hello", max_tokens=5)).text == toy_text("hello", 5)
+    finally:
+        await client.aclose()
+
+
+async def test_a_blocking_pool_of_one_lets_threads_take_turns(gateway: Gateway) -> None:
+    def ask(client: Client) -> list[str]:
+        with ThreadPoolExecutor(4) as threads:
+            return [a.text for a in threads.map(lambda _: client.generate("demo", "hello", max_tokens=5), range(8))]
+
+    def with_client() -> list[str]:
+        client = Client(gateway.url, gateway.admin_key, max_connections=1)
+        try:
+            client.load("demo", TOY)
+            return ask(client)
+        finally:
+            client.close()
+
+    assert await asyncio.to_thread(with_client) == [toy_text("hello", 5)] * 8
 
 
 async def test_a_model_is_loaded_with_its_progress_and_asked(client: AsyncClient) -> None:
