@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_dsserve.fleet.admission import Admission
+from jupyter_dsserve.fleet.applier import Applier
 from jupyter_dsserve.fleet.conductor import Conductor
 from jupyter_dsserve.fleet.content import check_content, content_at
 from jupyter_dsserve.fleet.database import database_url
 from jupyter_dsserve.fleet.events import Events
+from jupyter_dsserve.fleet.goal import Goal, exported
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
 from jupyter_dsserve.fleet.registry import EVENT, Registry, Retention, VersionRow
@@ -45,6 +47,7 @@ from jupyter_dsserve.protocol.errors import (
 )
 from jupyter_dsserve.protocol.policy import Policy
 from jupyter_dsserve.protocol.records import (
+    ApplyStatus,
     DeploymentStatus,
     Joining,
     LedgerStatus,
@@ -148,6 +151,7 @@ class Fleet:
         self._watching: set[asyncio.Task[None]] = set()  # cancelled at the stop
         self._ending: set[asyncio.Task[None]] = set()  # awaited at the stop: they end workers
         self._is_stopping = False
+        self.applier = Applier(self)
         self.events = Events(lambda _event: None)
 
     # ---- life
@@ -224,13 +228,7 @@ class Fleet:
         name that stands for another version, and for one that never fits into the memory that we may hold.
         """
         self._refuse_while_stopping()
-        for kind, name in (("deployment", deployment), ("version", version)):
-            if not _NAME.fullmatch(name):
-                raise InvalidRequest(
-                    f"{kind} name {name!r}: use letters, digits, '.', '_' and '-', at most 63 of them", param=kind
-                )
-        path = self._path(spec)
-        check_can_load(path, spec)
+        path = self.check(deployment, version, spec)
         # A version never changes: a relative path would mean another model to a gateway started elsewhere.
         spec = replace(spec, model=canonical(spec.model))
         origin = replace(origin, content=await content_at(path))
@@ -254,6 +252,17 @@ class Fleet:
             raise
         self._record("registered", new, "", spec.model)
         return new
+
+    def check(self, deployment: str, version: str, spec: WorkerSpec) -> str:
+        """Where the model lies. Raises `InvalidRequest` for what can be no version here."""
+        for kind, name in (("deployment", deployment), ("version", version)):
+            if not _NAME.fullmatch(name):
+                raise InvalidRequest(
+                    f"{kind} name {name!r}: use letters, digits, '.', '_' and '-', at most 63 of them", param=kind
+                )
+        path = self._path(spec)
+        check_can_load(path, spec)
+        return path
 
     async def load(self, deployment: str, version: str) -> Version:
         """Start a registered version's workers; one that is loaded already is left alone. Returns at once: what does
@@ -375,6 +384,35 @@ class Fleet:
         if not version.is_wanted or version.failure:
             raise Conflict(f"{version.id} is {version.state.value}: load it first, then workers can join it")
         return self._supervisor.adopt(version, request.pid)
+
+    # ---- verbs: all of it
+
+    async def apply(self, goal: Goal, *, dry_run: bool = False, prune: bool = False) -> ApplyStatus:
+        """Make the fleet what ``goal`` says, in the background (``applier.status`` tells how far it is); with
+        ``dry_run`` only the plan. ``prune`` deletes what it does not name.
+
+        Raises `InvalidRequest` for what cannot be, `Conflict` where it would change a version, or while another goal
+        is being applied.
+        """
+        self._refuse_while_stopping()
+        for name, deployment in goal.items():
+            for version, wanted in deployment.versions.items():
+                try:
+                    self.check(name, version, wanted.spec)
+                except InvalidRequest as fault:
+                    field = f".{fault.param}" if fault.param not in (None, "deployment", "version") else ""
+                    where = f"deployments.{name}.versions.{version}{field}"
+                    raise InvalidRequest(fault.message, param=where) from None
+        planned = self.applier.planned(goal, prune=prune)
+        if dry_run:
+            return planned
+        self.applier.begin(planned)
+        self._spawn(self.applier.run(goal), self._watching)
+        return self.applier.status
+
+    def export(self) -> dict[str, Any]:
+        """The fleet as a deployments file has it."""
+        return exported(self.applier.snapshot())
 
     # ---- verbs: traffic
 

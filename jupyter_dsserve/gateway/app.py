@@ -10,7 +10,7 @@ from pathlib import Path
 from traitlets import Bool, Dict, Float, Int, List, Unicode
 
 from jupyter_dsserve import __version__
-from jupyter_dsserve.gateway.command import SHARED_ALIASES, SHARED_FLAGS, Command
+from jupyter_dsserve.command import SHARED_ALIASES, SHARED_FLAGS, Command
 from jupyter_dsserve.gateway.serve import serve
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
@@ -53,12 +53,18 @@ class DSServeApp(Command):
     )
     admission = Dict(help="When loads may start, how long they take: the fields of AdmissionSettings.").tag(config=True)
 
+    deployments = Unicode("", help="A deployments file to apply at the start: see jupyter dsserve apply.").tag(
+        config=True
+    )
+    watch = Bool(False, help="Apply the deployments file again whenever it was written.").tag(config=True)
+
     aliases = {
         **SHARED_ALIASES,
         "ip": "DSServeApp.ip",
         "port": "DSServeApp.port",
         "data-dir": "DSServeApp.dsserve_data_dir",
         "database-url": "DSServeApp.database_url",
+        "deployments": "DSServeApp.deployments",
         "load": "DSServeApp.load",
         "drain": "DSServeApp.drain_s",
         "memory-budget": "DSServeApp.memory_budget",
@@ -66,11 +72,16 @@ class DSServeApp(Command):
     flags = {
         **SHARED_FLAGS,
         "allow-code": ({"DSServeApp": {"allow_code": True}}, "Let versions load files that can run code."),
+        "watch": ({"DSServeApp": {"watch": True}}, "Apply the deployments file again whenever it was written."),
         "insecure": ({"DSServeApp": {"insecure": True}}, "Allow addresses other than loopback, unencrypted."),
     }
 
     # By name: who serves need not import the client that presses.
-    subcommands = {"bench": ("jupyter_dsserve.gateway.bench.BenchApp", "Press a server and measure what it gives.")}
+    subcommands = {
+        "bench": ("jupyter_dsserve.gateway.bench.BenchApp", "Press a server and measure what it gives."),
+        "apply": ("jupyter_dsserve.notebook.commands.ApplyApp", "Make the fleet what a deployments file says."),
+        "export": ("jupyter_dsserve.notebook.commands.ExportApp", "Write the deployments file of what is served."),
+    }
 
     def start(self) -> None:
         super().start()

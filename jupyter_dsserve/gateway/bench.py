@@ -16,8 +16,8 @@ from jupyter_dsserve.bench.plan import Plan
 from jupyter_dsserve.bench.report import Report
 from jupyter_dsserve.bench.run import run_blocking
 from jupyter_dsserve.bench.target import Target
+from jupyter_dsserve.command import SHARED_ALIASES, SHARED_FLAGS, Command
 from jupyter_dsserve.data_dir import holder, read_admin_key
-from jupyter_dsserve.gateway.command import SHARED_ALIASES, SHARED_FLAGS, Command
 from jupyter_dsserve.protocol.errors import DSServeError
 
 _LENGTHS = "128, a range 16-256, or lognormal:MEDIAN:SIGMA:LOW-HIGH"

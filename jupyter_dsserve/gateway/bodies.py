@@ -562,17 +562,22 @@ def read_body(kind: type[B], raw: bytes) -> B:
         raise InvalidRequest(f"the body is not JSON ({fault}): send a JSON object") from None
     if not isinstance(found, dict):
         raise InvalidRequest(f"the body is a JSON {type(found).__name__}: send a JSON object")
+    return validated(kind, found)
+
+
+def validated(kind: type[B], found: object, at: str = "") -> B:
+    """As `read_body`, for what is JSON already; ``at`` is where it stands in a larger body."""
     try:
         return kind.model_validate(found)
     except ValidationError as fault:
-        raise _refused(kind, fault) from None
+        raise _refused(kind, fault, at) from None
 
 
-def _refused(kind: type[Body], fault: ValidationError) -> InvalidRequest:
+def _refused(kind: type[Body], fault: ValidationError, at: str) -> InvalidRequest:
     # For a field with alternatives pydantic reports each of them: the first error says enough.
     first = fault.errors(include_url=False)[0]
     name = str(first["loc"][0]) if first["loc"] else ""
-    where = ".".join(str(part) for part in first["loc"] if not _is_alternative(part))
+    where = ".".join([*([at] if at else []), *(str(part) for part in first["loc"] if not _is_alternative(part))])
     if first["type"] == "extra_forbidden":
         return InvalidRequest(f"unknown field {where!r}{_nearest(kind, name)}", param=where)
     if first["type"] == "missing":

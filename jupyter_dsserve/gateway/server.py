@@ -14,7 +14,7 @@ from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.registry import Retention
 from jupyter_dsserve.fleet.source import canonical
-from jupyter_dsserve.gateway import control, generate, ledger, openai, road, rollout, tensors, texts
+from jupyter_dsserve.gateway import apply, control, generate, ledger, openai, road, rollout, tensors, texts
 from jupyter_dsserve.gateway.bodies import LoadBody
 from jupyter_dsserve.gateway.handlers import Context, UnknownPath
 from jupyter_dsserve.protocol.config import GatewayConfig
@@ -48,6 +48,7 @@ class Gateway:
             raise
         port = self._sockets[0].getsockname()[1]
         self.url = f"http://{f'[{config.ip}]' if ':' in config.ip else config.ip}:{port}"
+        self._watching: asyncio.Task[None] | None = None
         self._server = HTTPServer(
             make_app(Context(self.fleet, self.admin_key, config.max_body_bytes)),
             max_body_size=_MAX_DISCARDED * config.max_body_bytes,
@@ -59,16 +60,22 @@ class Gateway:
             await self.fleet.start(self.config.restore)
             for name, model in self.config.loads:
                 await make_sure_loaded(self.fleet, name, model)
+            if self.config.deployments:
+                await apply.apply_file(self.fleet, self.config.deployments)
         except BaseException as fault:
             await self.stop()
             if isinstance(fault, OSError):
                 raise Conflict(f"the data directory {self.data_dir.path} cannot be used: {fault}") from fault
             raise
+        if self.config.deployments and self.config.watch:
+            self._watching = asyncio.create_task(apply.keep_applied(self.fleet, self.config.deployments))
         self._server.add_sockets(self._sockets)
         self.data_dir.announce(self.url)
 
     async def stop(self) -> None:
         """Take no new connections, let what runs end (at most ``drain_s``), end the workers."""
+        if self._watching:
+            self._watching.cancel()
         self._server.stop()
         await self.fleet.stop()
         await self._server.close_all_connections()
@@ -83,11 +90,8 @@ class Gateway:
 
 
 def make_app(context: Context) -> Application:
-    routes = [
-        (path, handler, {"context": context})
-        for part in (texts, tensors, openai, generate, control, ledger, road, rollout)
-        for path, handler in part.ROUTES
-    ]
+    faces = (texts, tensors, openai, generate, control, ledger, road, rollout, apply)
+    routes = [(path, handler, {"context": context}) for face in faces for path, handler in face.ROUTES]
     return Application(
         routes,
         default_handler_class=UnknownPath,

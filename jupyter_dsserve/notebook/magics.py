@@ -17,16 +17,17 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
-from IPython.display import display
+from IPython.display import DisplayHandle, display
 
 from jupyter_dsserve.bench.bar import BenchBar
 from jupyter_dsserve.bench.report import Report
+from jupyter_dsserve.manifest import watch
 from jupyter_dsserve.notebook import session
 from jupyter_dsserve.notebook.client import Client
 from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.panel import Panel, panel
 from jupyter_dsserve.notebook.progress import LoadBar
-from jupyter_dsserve.notebook.views import Deployment, Policy, Rollout, Status, Version, footnote
+from jupyter_dsserve.notebook.views import Applied, Deployment, Policy, Rollout, Status, Version, footnote
 from jupyter_dsserve.protocol.errors import DSServeError
 from jupyter_dsserve.protocol.policy import Rule
 
@@ -44,6 +45,19 @@ class Said:
         return {"text/plain": self._text, "text/html": footnote(self._text)}
 
 
+class Shown:
+    """An `Applied` that moves on in its place."""
+
+    def __init__(self) -> None:
+        self._handle: DisplayHandle | None = None
+
+    def __call__(self, applied: Applied) -> None:
+        if self._handle is None:
+            self._handle = display(applied, display_id=True)
+        else:
+            self._handle.update(applied)
+
+
 @magics_class
 class DSServeMagics(Magics):
     """Each verb is a method named after it."""
@@ -53,7 +67,8 @@ class DSServeMagics(Magics):
         """Serve models beside the notebook.
 
         %dsserve VERB …   load, unload, status, route, policy, join, activate, rollout, pause, resume, promote,
-                          rollback, logs, ledger, scale, panel, bench, connect; %dsserve VERB --help says more
+                          rollback, logs, ledger, scale, apply, export, panel, bench, connect;
+                          %dsserve VERB --help says more
         %%dsserve NAME …  the cell is the prompt, and the answer streams into the output
         """
         if cell is not None:
@@ -245,6 +260,28 @@ class DSServeMagics(Magics):
         _parsed(self.ledger, line)
         return session.client().ledger()
 
+    @magic_arguments("dsserve apply")
+    @argument("file", help="A deployments file, such as deployments.yaml.")
+    @argument("--dry-run", action="store_true", help="Only show what would be done.")
+    @argument("--prune", action="store_true", help="Delete what the file does not name.")
+    @argument("--watch", action="store_true", help="Apply it again whenever it was written, until interrupted.")
+    def apply(self, line: str) -> Applied | None:
+        """Make the fleet what a deployments file says: load, route, then unload; nothing is lost."""
+        given = vars(_parsed(self.apply, line))
+        file = given.pop("file")
+        if not given.pop("watch"):
+            return session.client().apply(file, on_progress=Shown(), **given)
+        watch(lambda: session.client().apply(file, on_progress=Shown(), **given), file)
+        return None
+
+    @magic_arguments("dsserve export")
+    @argument("file", nargs="?", default="", help="Where to write it; none shows it.")
+    def export(self, line: str) -> None:
+        """Write the deployments file of what is served."""
+        file = _parsed(self.export, line).file
+        text = session.client().export(file)
+        print(f"written to {file}" if file else text)
+
     @magic_arguments("dsserve panel")
     @argument("name", nargs="?", default="", help="The deployment; none takes the first.")
     def panel(self, line: str) -> Panel:
@@ -333,6 +370,8 @@ VERBS = (
     "logs",
     "ledger",
     "scale",
+    "apply",
+    "export",
     "panel",
     "bench",
     "connect",

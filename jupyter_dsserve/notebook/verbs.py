@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter
 from typing_extensions import Unpack
 
+from jupyter_dsserve.manifest import Manifest, to_yaml
 from jupyter_dsserve.notebook.answers import (
     Prompt,
     Texts,
@@ -35,7 +36,7 @@ from jupyter_dsserve.notebook.checker import Check, start_checking
 from jupyter_dsserve.notebook.find import JupyterServer, find
 from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.options import LoadOptions, PolicyOptions, given, user_name
-from jupyter_dsserve.notebook.views import Answer, Classified, Deployment, Policy, Rollout, Status, Version
+from jupyter_dsserve.notebook.views import Answer, Applied, Classified, Deployment, Policy, Rollout, Status, Version
 from jupyter_dsserve.protocol.errors import (
     DSServeError,
     InvalidRequest,
@@ -46,7 +47,15 @@ from jupyter_dsserve.protocol.errors import (
     error_with,
 )
 from jupyter_dsserve.protocol.policy import Rule
-from jupyter_dsserve.protocol.records import Event, GatewayAddress, GatewayState, GatewayStatus, Joining, VersionState
+from jupyter_dsserve.protocol.records import (
+    ApplyState,
+    Event,
+    GatewayAddress,
+    GatewayState,
+    GatewayStatus,
+    Joining,
+    VersionState,
+)
 
 POLL_S = 0.2
 _SETTLED = (VersionState.READY, VersionState.FAILED, VersionState.STOPPED)
@@ -82,6 +91,7 @@ _ROLLOUT = TypeAdapter(Rollout)
 _DEPLOYMENTS = TypeAdapter(list[Deployment])
 _EVENTS = TypeAdapter(list[Event])
 _STATUS = TypeAdapter(_Served)
+_APPLIED = TypeAdapter(Applied)
 _LOGS = TypeAdapter(dict[str, list[str]])
 _LEDGER = TypeAdapter(Ledger)
 _GATEWAY = TypeAdapter(GatewayStatus)
@@ -312,6 +322,51 @@ class Verbs:
     def _by_hand(self, name: str, verb: str) -> Talk[Rollout]:
         response = yield from self.send("POST", f"{_path(name)}/rollout/{verb}")
         return _read(_ROLLOUT, response, self.url)
+
+    # ---- all of it
+
+    def apply(
+        self,
+        file: str | Path,
+        *,
+        dry_run: bool = False,
+        prune: bool = False,
+        wait: bool = True,
+        on_progress: Callable[[Applied], object] | None = None,
+    ) -> Talk[Applied]:
+        """Make the fleet what a deployments file says: load, route, then unload. With ``dry_run`` only the plan.
+
+        ``prune`` deletes what the file does not name. ``on_progress`` is called with the plan first. Raises
+        `InvalidRequest` with the line of what is wrong, `Conflict` where it would change a version, and `Unavailable`
+        with the reason if a change fails; those before it stay.
+        """
+        manifest = Manifest.read(file)
+        body = {"deployments": manifest.deployments, "dry_run": dry_run, "prune": prune}
+        try:
+            response = yield from self.send("POST", "/api/apply", body)
+        except DSServeError as fault:
+            raise manifest.placed(fault) from None
+        found = _read(_APPLIED, response, self.url)
+        while True:
+            if on_progress:
+                on_progress(found)
+            if found.state is ApplyState.FAILED:
+                raise Unavailable(f"not applied as a whole: {found.reason}")
+            if not wait or found.state is not ApplyState.APPLYING:
+                return found
+            yield POLL_S
+            found = yield from self._look(_APPLIED, "/api/apply", start=True)
+
+    def export(self, file: str | Path = "") -> Talk[str]:
+        """The deployments file of what is registered, loaded and routed now; written to ``file`` if one is named."""
+        response = yield from self.send("GET", "/api/export")
+        text = to_yaml(response.json()["deployments"])
+        if file:
+            try:
+                Path(file).expanduser().write_text(text)
+            except OSError as fault:
+                raise InvalidRequest(f"{file} cannot be written ({fault.strerror})") from None
+        return text
 
     # ---- asking
 

@@ -10,6 +10,8 @@ from zlib import crc32
 
 from jupyter_dsserve.protocol.policy import Policy as PolicyRecord
 from jupyter_dsserve.protocol.records import (
+    ApplyState,
+    ApplyStatus,
     DeploymentStatus,
     GatewayState,
     GatewayStatus,
@@ -152,6 +154,29 @@ class Policy(PolicyRecord):
             set_here |= {f"rule {r.header}={r.value}": r.version for r in rules}
         lines = [f"{name}: {value}" for name, value in set_here.items()] or ["no limits: the policy is the default one"]
         return {"text/plain": "\n".join(lines), "text/html": "<br>".join(map(escape, lines))}
+
+
+@dataclass(frozen=True, slots=True)
+class Applied(ApplyStatus):
+    """A deployments file: its plan, and how far it is."""
+
+    @property
+    def plan(self) -> str:
+        """A line for each change, and what is left alone."""
+        return self._listed(["-"] * len(self.changes))
+
+    def __str__(self) -> str:
+        """The plan, with what is done already."""
+        waiting = "-" if self.state is ApplyState.PLANNED else "…"
+        return self._listed(["✓" if i < self.num_done else waiting for i in range(len(self.changes))])
+
+    def _listed(self, signs: Sequence[str]) -> str:
+        lines = [f"{sign} {change}" for sign, change in zip(signs, self.changes, strict=True)]
+        left = [f"not in the file, and left alone: {', '.join(self.left_alone)}"] if self.left_alone else []
+        return "\n".join([*(lines or ["nothing to do: the fleet is as the file says"]), *left])
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        return {"text/plain": str(self), "text/html": f"<pre>{escape(str(self))}</pre>"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,8 @@ class GatewayConfig:
     can run code (torch.export programs). ``database_url``: where versions, routes and history are kept, a
     ``postgresql://`` URL or ``@FILE`` with one in it; empty is SQLite in ``data_dir``. Of the history the last
     ``history_events`` of the last ``history_days`` are kept; zero sets no such limit. ``memory_budget_bytes``: the most
-    that we hold of each device; 0 is 75 % of what is free at the start."""
+    that we hold of each device; 0 is 75 % of what is free at the start.
+    ``deployments`` is a file whose deployments are applied at the start, and with ``watch`` whenever it was written."""
 
     data_dir: Path
     ip: str = "127.0.0.1"
@@ -91,6 +92,8 @@ class GatewayConfig:
     history_days: float = 90.0
     memory_budget_bytes: int = 0
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    deployments: str = ""
+    watch: bool = False
 
     @staticmethod
     def told(settings: Mapping[str, Any], **own: Any) -> GatewayConfig:

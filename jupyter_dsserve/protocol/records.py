@@ -286,6 +286,51 @@ class LedgerStatus:
     waiting: list[WaitingLoad]
 
 
+class ApplyState(str, Enum):
+    """How far a deployments file is.
+
+    IDLE      none was applied since the gateway started
+    PLANNED   only the plan was asked for
+    APPLYING  its changes are being made
+    APPLIED   the fleet is as it says
+    FAILED    one change failed and those after it were not made; `reason` says why
+    """
+
+    IDLE = "IDLE"
+    PLANNED = "PLANNED"
+    APPLYING = "APPLYING"
+    APPLIED = "APPLIED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One step of a plan. ``kind`` is ``register``, ``load``, ``scale``, ``set``, ``policy``, ``route``, ``unload`` or
+    ``delete``; ``weights`` are the route's, in percent."""
+
+    kind: str
+    deployment: str
+    version: str = ""
+    detail: str = ""
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        thing = f"{self.deployment}@{self.version}" if self.version else self.deployment
+        return f"{self.kind} {thing}" + (f": {self.detail}" if self.detail else "")
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyStatus:
+    """A deployments file on its way. The first ``num_done`` of ``changes`` are made. ``left_alone`` is what the fleet
+    has and the file does not name."""
+
+    state: ApplyState
+    changes: list[Change] = field(default_factory=list)
+    num_done: int = 0
+    reason: str = ""
+    left_alone: list[str] = field(default_factory=list)
+
+
 class GatewayState(str, Enum):
     """What the gateway of a Jupyter server is doing.
 

@@ -1,0 +1,107 @@
+"""``/api/apply`` and ``/api/export``: the fleet as a file says, and as a file has it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from jupyter_dsserve.fleet.fleet import Fleet
+from jupyter_dsserve.fleet.goal import DeploymentGoal, Goal, VersionGoal
+from jupyter_dsserve.fleet.source import canonical
+from jupyter_dsserve.gateway.bodies import Body, LoadBody, PolicyBody, validated
+from jupyter_dsserve.gateway.handlers import Handler
+from jupyter_dsserve.manifest import LOOK_S, Manifest, stamp
+from jupyter_dsserve.protocol.errors import DSServeError
+from jupyter_dsserve.protocol.records import ApplyStatus
+
+log = logging.getLogger(__name__)
+
+
+class VersionBody(LoadBody):
+    """As for a load, but that the name stands before it. ``loaded`` false only registers it."""
+
+    version: str = ""
+    loaded: bool = True
+
+    def goal(self) -> VersionGoal:
+        spec = self.spec()
+        spec = replace(spec, model=canonical(spec.model))
+        return VersionGoal(spec, self.replicas, self.settings, self.loaded, self.origin())
+
+
+class DeploymentBody(Body):
+    versions: dict[str, Any]
+    route: dict[str, float] | None = None
+    policy: dict[str, Any] = {}
+
+    def goal(self, at: str) -> DeploymentGoal:
+        versions = {
+            name: validated(VersionBody, raw, f"{at}.versions.{name}").goal() for name, raw in self.versions.items()
+        }
+        return DeploymentGoal(versions, self.route, validated(PolicyBody, self.policy, f"{at}.policy").changes())
+
+
+class ApplyBody(Body):
+    """``deployments`` by name, each with ``versions`` by name and maybe its ``route``. ``dry_run`` only tells the plan;
+    ``prune`` deletes what is not named."""
+
+    deployments: dict[str, Any]
+    dry_run: bool = False
+    prune: bool = False
+
+    def goal(self) -> Goal:
+        """Raises `InvalidRequest` naming the field by its whole path, such as ``deployments.demo.versions.v1.tp``."""
+        return {
+            name: validated(DeploymentBody, raw, f"deployments.{name}").goal(f"deployments.{name}")
+            for name, raw in self.deployments.items()
+        }
+
+
+class Apply(Handler):
+    def get(self) -> None:
+        self.answer(self.fleet.applier.status)
+
+    async def post(self) -> None:
+        body = self.body(ApplyBody)
+        status = await self.fleet.apply(body.goal(), dry_run=body.dry_run, prune=body.prune)
+        self.answer(status, 200 if body.dry_run else 202)
+
+
+class Export(Handler):
+    def get(self) -> None:
+        self.answer({"deployments": self.fleet.export()})
+
+
+ROUTES: list[tuple[str, type[Handler]]] = [(r"/api/apply", Apply), (r"/api/export", Export)]
+
+
+async def apply_file(fleet: Fleet, file: str) -> ApplyStatus:
+    """Begin to make the fleet what the file says. Raises `DSServeError` naming the line of what cannot be."""
+    manifest = Manifest.read(file)
+    try:
+        return await fleet.apply(_goal(manifest.deployments))
+    except DSServeError as fault:
+        raise manifest.placed(fault) from None
+
+
+async def keep_applied(fleet: Fleet, file: str) -> None:
+    """Apply the file again whenever it was written; what cannot be is told in history, until the next time."""
+    seen = stamp(file)
+    while True:
+        await asyncio.sleep(LOOK_S)
+        if (now := stamp(file)) in (seen, None):
+            continue
+        try:
+            await apply_file(fleet, file)
+        except DSServeError as fault:
+            log.error("%s", fault.message)
+            fleet.events.record(time.time(), "apply_failed", reason=fault.message)
+        seen = now
+
+
+def _goal(deployments: Mapping[str, Any]) -> Goal:
+    return validated(ApplyBody, {"deployments": deployments}).goal()
