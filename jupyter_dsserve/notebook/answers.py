@@ -20,7 +20,12 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 
 def asked(model: str, prompt: Prompt, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Path and body of the request for ``prompt``. Options that are None are left out."""
+    """Path and body of the request for ``prompt``. Options that are None are left out.
+
+    Raises `InvalidRequest` for several choices: there would be no place for them.
+    """
+    if options.get("n", 1) != 1:
+        raise InvalidRequest(f"n is {options['n']}, and an answer here has one text: ask again, or use OpenAI's client")
     given = {key: value for key, value in options.items() if value is not None}
     if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
         messages = [dict(m) for m in prompt if isinstance(m, Mapping)]

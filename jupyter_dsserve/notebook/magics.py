@@ -11,6 +11,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -333,10 +334,14 @@ class DSServeMagics(Magics):
     @argument("--stop", action="append", help="Ends the answer; may be given several times.")
     @argument("--user", help="Keeps their version while the weights stand.")
     @argument("--chat", action="store_true", help="The cell is a user's message instead of a text to go on with.")
+    @argument("--regex", help="The form of the answer: a regular expression, in quotes.")
+    @argument("--choice", action="append", help="The answer is one of these; give it several times.")
+    @argument("--json", default=None, help="The answer fits this JSON schema: a file's name.")
     def ask(self, line: str, cell: str) -> None:
         """Ask a deployment; the answer streams into the output, and interrupting the cell cancels it."""
         given = vars(_parsed(self.ask, line))
         name, is_chat = given.pop("name"), given.pop("chat")
+        given["structured_outputs"] = _form(given.pop("regex"), given.pop("choice"), given.pop("json"))
         # The line break at the end is the notebook's, not the writer's.
         text = cell.removesuffix("\n")
         prompt = [{"role": "user", "content": text}] if is_chat else text
@@ -450,6 +455,16 @@ def _percents(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"steps {text!r}: write percents, such as 5,25,50,100") from None
+
+
+def _form(regex: str | None, choice: list[str] | None, schema: str | None) -> dict[str, Any] | None:
+    """What ``structured_outputs`` is to be; None for any text."""
+    try:
+        read = json.loads(Path(schema).expanduser().read_text()) if schema else None
+    except (OSError, ValueError) as fault:
+        raise UsageError(f"--json {schema}: not a file with a JSON schema ({fault})") from None
+    given = {"regex": regex, "choice": choice, "json": read}
+    return {kind: value for kind, value in given.items() if value is not None} or None
 
 
 def _parsed(method: Callable[..., Any], line: str) -> Namespace:

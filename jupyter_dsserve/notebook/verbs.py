@@ -376,6 +376,7 @@ class Verbs:
 
     def generate(
         self,
+        /,
         model: str,
         prompt: Prompt,
         *,
@@ -386,14 +387,17 @@ class Verbs:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         user: str | None = None,
+        **fields: Any,
     ) -> Talk[Answer]:
         """The whole answer of ``model``: a deployment (``demo``) or one version of it (``demo@v2``).
 
         ``prompt`` is a text, token ids, or a chat (``[{"role": "user", "content": "…"}]``). ``user`` keeps their
-        version while the weights stand.
+        version while the weights stand. ``fields`` are whatever else the route takes, such as
+        ``structured_outputs={"regex": "[0-9]+"}``, ``min_p``, ``priority`` or ``timeout_s``. For several choices or
+        logprobs use ``OpenAI(base_url=f"{client.url}/v1", …)``: an `Answer` holds one text.
         """
         options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-        path, body = asked(model, prompt, options | {"seed": seed, "stop": stop, "user": user})
+        path, body = asked(model, prompt, options | {"seed": seed, "stop": stop, "user": user} | fields)
         response = yield from self.send("POST", path, body)
         return answer_of(response, model)
 

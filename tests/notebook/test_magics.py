@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,18 @@ def test_the_cell_is_the_prompt_and_the_answer_streams_into_the_output(loaded: K
     assert re.search(r"demo@v1 · 20 tokens · \d\.\d\d s · first token \d+ ms", said.shown[0]["text/plain"])
     chat = loaded.run("%%dsserve demo@v1 --max-tokens 6 --chat\nhi")
     assert chat.text == toy_text("user: hi\n", 6) + "\n"
+
+
+def test_a_form_that_is_asked_for_reaches_the_version_and_a_bad_schema_does_not(loaded: Kernel, tmp_path: Path) -> None:
+    """A toy refuses any form by name, which shows that it was asked."""
+    for form in ('--regex "[0-9]+"', "--choice yes --choice no"):
+        assert "in no other form: leave structured_outputs out" in loaded.run(f"%%dsserve demo {form}\nhi").errors
+    (tmp_path / "half.json").write_text("{")
+    assert "not a file with a JSON schema" in loaded.run(f"%%dsserve demo --json {tmp_path}/half.json\nhi").errors
+    code = "from jupyter_dsserve import Client\nClient().generate('demo', 'hi', n=2)"
+    assert "n is 2, and an answer here has one text" in loaded.run(code).errors
+    code = "Client().generate('demo', 'hi', max_tokens=3, min_p=0.5, timeout_s=5.0).text"
+    assert loaded.run(code).shown[0]["text/plain"] == repr(toy_text("hi", 3))
 
 
 def test_an_encoder_is_loaded_by_its_task_and_asked_for_vectors(loaded: Kernel) -> None:
