@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jupyter_dsserve.extension.app import DSServeExtension
-from jupyter_dsserve.gateway import control, generate, ledger, openai, road, rollout, tensors, texts
+from jupyter_dsserve.gateway import apply, control, generate, ledger, openai, road, rollout, tensors, texts
 from tests.notebook.conftest import Kernel
 from tests.support import Command, JupyterServer
 
@@ -105,7 +105,7 @@ def _documented() -> set[tuple[str, str]]:
 
 
 def test_the_table_of_routes_is_complete_and_true() -> None:
-    parts = (texts, tensors, openai, generate, control, ledger, road, rollout)
+    parts = (apply, texts, tensors, openai, generate, control, ledger, road, rollout)
     ours = [route for part in parts for route in part.ROUTES]
     real = {
         (method.upper(), path)

@@ -17,6 +17,7 @@ from typing import Any
 
 from jupyter_dsserve.fleet.admission import Admission
 from jupyter_dsserve.fleet.applier import Applier
+from jupyter_dsserve.fleet.autoscale import Autoscaler, AutoscaleSettings
 from jupyter_dsserve.fleet.conductor import Conductor
 from jupyter_dsserve.fleet.content import check_content, content_at
 from jupyter_dsserve.fleet.database import database_url
@@ -61,6 +62,7 @@ from jupyter_dsserve.protocol.spec import WorkerLaunch, WorkerSpec
 
 log = logging.getLogger(__name__)
 
+_AT_REST = "at rest, as nobody asked it: the next request loads it"
 _UNKNOWN = Origin()
 # Fits file names and URLs, and leaves @ and # free for demo@v1#0.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -84,7 +86,8 @@ class Deployment:
 
     @property
     def ready(self) -> set[str]:
-        return {v.name for v in self.versions.values() if v.is_ready}
+        """Those that can answer: one that rests comes when it is asked."""
+        return {v.name for v in self.versions.values() if v.can_answer}
 
     def pick(self, call: Call, tried: Collection[str]) -> Version | None:
         """The version by rule, by key or by turn, among those that take requests and were not ``tried``; or None.
@@ -144,6 +147,7 @@ class Fleet:
         self._join_secret = secrets.token_bytes(32)
         self._admission = Admission(admission, memory_budget_bytes)
         self._supervisor = Supervisor(self._link, self._launcher, self._admission, self._record)
+        self._autoscaler = Autoscaler(self._resize)
         self._deployments: dict[str, Deployment] = {}
         self._conductor = Conductor(
             self, self._registry, lambda work: self._spawn(work, self._watching), self._replace_route
@@ -172,6 +176,7 @@ class Fleet:
             self._bring_back(row, restore)
         self._conductor.bring_back(stored.rollouts)
         self._spawn(self._every_second(), self._watching)
+        self._spawn(self._autoscaler.run(self._versions), self._watching)
 
     def _bring_back(self, row: VersionRow, restore: bool) -> None:
         deployment = self._deployments[row.deployment]
@@ -196,7 +201,7 @@ class Fleet:
         self._conductor.stop()
         for task in self._watching:
             task.cancel()
-        versions = [v for d in self._deployments.values() for v in d.versions.values()]
+        versions = self._versions()
         for version in versions:
             version.is_wanted = False
         await asyncio.gather(*(self._supervisor.stop(v, self._drain_s) for v in versions))
@@ -275,6 +280,8 @@ class Fleet:
             self._refuse_while_stopping()
         if found.is_deleted or found.state is VersionState.DRAINING:
             raise Conflict(f"{found.id} is still DRAINING: load it again when it is STOPPED")
+        if found.is_resting:
+            self._wake(found, "it is loaded")
         if found.is_wanted and not found.failure:
             return found
         found.is_wanted, found.failure = True, ""
@@ -312,6 +319,7 @@ class Fleet:
         deployment = self._deployments[version.deployment]
         if version.is_wanted:
             version.is_wanted, version.failure = False, ""
+            version.is_resting = version.is_awaited = False
             self._record("unloading", version, "", "")
         self._replace_route(deployment, deployment.route.without(version.name, deployment.ready))
         version.announce()
@@ -357,11 +365,21 @@ class Fleet:
             await self._admission.check(found, num_replicas)
         if not found.is_wanted or found.failure:
             raise Conflict(f"{found.id} is {found.state.value}, and only a loaded version is scaled: load it first")
-        if num_replicas != found.num_replicas:
-            self._record("scaled", found, "", f"from {found.num_replicas} workers to {num_replicas}")
-        found.num_replicas = num_replicas
-        self._supervisor.start(found)
-        self._spawn(self._supervisor.shrink(found, self._drain_s), self._ending)
+        if AutoscaleSettings.of(found):
+            raise Conflict(f"{found.id} is scaled automatically: change that instead, or end it first (autoscale, off)")
+        await self._resize(found, num_replicas, "")
+        return found
+
+    async def autoscale(self, deployment: str, version: str, settings: AutoscaleSettings | None) -> Version:
+        """Scale a version by what is asked of it from now on; None ends that, and it keeps the workers it has."""
+        self._refuse_while_stopping()
+        found = self.version(deployment, version)
+        if settings:
+            await self._admission.check(found, max(1, settings.min))
+        found.settings["autoscale"] = settings.to_json() if settings else None
+        self._autoscaler.forget(found)
+        if found.is_resting and not (settings and settings.min == 0):
+            self._wake(found, "it is not put to rest any more")
         await self._save(found)
         return found
 
@@ -384,6 +402,29 @@ class Fleet:
         if not version.is_wanted or version.failure:
             raise Conflict(f"{version.id} is {version.state.value}: load it first, then workers can join it")
         return self._supervisor.adopt(version, request.pid)
+
+    async def _resize(self, version: Version, num_replicas: int, why: str) -> None:
+        """Keep so many workers up from now on; 0 puts the version to rest. Raises `Conflict` if so many never fit."""
+        if num_replicas > version.num_replicas:
+            await self._admission.check(version, num_replicas)
+        if num_replicas == version.num_wanted or not version.is_wanted:
+            return
+        text = f"from {version.num_wanted} workers to {num_replicas}" + (f": {why}" if why else "")
+        self._record("scaled" if num_replicas else "resting", version, "", text)
+        version.is_resting = version.is_awaited = num_replicas == 0
+        version.num_replicas = num_replicas or version.num_replicas
+        self._supervisor.start(version)
+        self._spawn(self._supervisor.shrink(version, self._drain_s), self._ending)
+        await self._save(version)
+
+    def _wake(self, version: Version, why: str) -> None:
+        """Load a version that rests again, with as few workers as it may have."""
+        settings = AutoscaleSettings.of(version)
+        version.num_replicas = max(1, settings.min) if settings else version.num_replicas
+        version.is_resting = False  # it stays awaited until it is READY
+        self._record("woken", version, "", why)
+        self._supervisor.start(version)
+        version.announce()
 
     # ---- verbs: all of it
 
@@ -428,7 +469,7 @@ class Fleet:
             )
         for name, weight in weights.items():
             version = self.version(deployment, name)
-            if weight > 0 and not version.is_ready:
+            if weight > 0 and not version.can_answer:
                 raise Conflict(
                     f"{version.id} is {version.state.value}: only READY versions take traffic; load it first"
                 )
@@ -563,6 +604,8 @@ class Fleet:
         fault: DSServeError | None = None
         while version := self.version(deployment.name, pinned) if pinned else deployment.pick(call, tried):
             check(version)
+            if version.is_resting and version.is_wanted:
+                self._wake(version, "a request came")
             try:
                 return Answering(version, "", await begun([version.generate(r) for r in requests]))
             except (Unavailable, EngineFailure) as failed:
@@ -659,7 +702,7 @@ class Fleet:
             state=version.state,
             progress=version.progress,
             stage=next((r.stage for r in version.replicas), ""),
-            reason=version.failure or self._admission.why(version.id),
+            reason=version.failure or self._admission.why(version.id) or (_AT_REST if version.is_resting else ""),
             weight=self.deployment(deployment).route.weights.get(name, 0.0),
             replicas=[r.status for r in version.replicas],
             spec=version.spec,
@@ -682,6 +725,9 @@ class Fleet:
         return {id: tail(self._launcher.log_path(id), num_lines) for id in ids}
 
     # ---- inside
+
+    def _versions(self) -> list[Version]:
+        return [v for d in self._deployments.values() for v in d.versions.values()]
 
     def _path(self, spec: WorkerSpec) -> str:
         return model_path(spec.model, spec.runner, spec.task, allow_code=self._allow_code)

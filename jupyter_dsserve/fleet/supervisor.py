@@ -72,7 +72,7 @@ class Supervisor:
     def start(self, version: Version) -> None:
         """Keep as many replicas up as the version wants: begin with those that are missing. It must be wanted."""
         slots = self._slots.setdefault(version, {})
-        missing = version.num_replicas - sum(not slot.is_leaving and not slot.is_joined for slot in slots.values())
+        missing = version.num_wanted - sum(not slot.is_leaving and not slot.is_joined for slot in slots.values())
         free = (id for id in map(f"{version.id}#{{}}".format, itertools.count()) if id not in slots)
         for id in itertools.islice(free, max(0, missing)):
             slot = slots[id] = Slot(id, asyncio.create_task(self._keep(version, id), name=id))
@@ -123,7 +123,7 @@ class Supervisor:
         """Drain and end the replicas that the version does not want any more. Never raises."""
         slots = self._slots.get(version, {})
         staying = [id for id, slot in slots.items() if not slot.is_leaving and not slot.is_joined]
-        leaving = [slots[id] for id in surplus(version.replicas, staying, version.num_replicas)]
+        leaving = [slots[id] for id in surplus(version.replicas, staying, version.num_wanted)]
         for slot in leaving:
             slot.is_leaving = True
         await self._end(version, leaving, drain_s)

@@ -50,6 +50,7 @@ class Version:
     created_at: float
     is_wanted: bool = False
     failure: str = ""
+    is_resting: bool = False  # its workers have gone as nobody asked it; the next request loads it again
     is_deleted: bool = False  # to be forgotten once its workers have ended
     settings: dict[str, Any] = field(default_factory=dict)  # what may change while it stays the same version
     road: Road = field(default_factory=Road)
@@ -57,6 +58,7 @@ class Version:
     replicas: list[Replica] = field(default_factory=list)
     window: Window = field(default_factory=Window)
     watch: Callable[[Request, int, float], Watch] | None = None  # request, in flight, monotonic seconds
+    _last_info: ModelInfo = field(default_factory=ModelInfo)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _turn: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -76,12 +78,33 @@ class Version:
         if self.is_wanted:
             if self.failure:
                 return VersionState.FAILED
-            return next((s for s in _FURTHEST_FIRST if s in states), VersionState.QUEUED)
+            none = VersionState.STOPPED if self.is_resting else VersionState.QUEUED
+            return next((s for s in _FURTHEST_FIRST if s in states), none)
         return VersionState.DRAINING if states else VersionState.STOPPED
 
     @property
     def is_ready(self) -> bool:
         return self.state is VersionState.READY
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether requests may be sent to it: it is READY, or rests and comes for them."""
+        return self.is_ready or (self.is_wanted and not self.failure and self.is_awaited)
+
+    @property
+    def num_wanted(self) -> int:
+        """Workers that it should have now."""
+        return 0 if self.is_resting else self.num_replicas
+
+    @property
+    def in_flight(self) -> int:
+        """Requests on its workers."""
+        return sum(r.in_flight for r in self.replicas)
+
+    @property
+    def num_queued(self) -> int:
+        """Those of them that wait for their first step."""
+        return sum(r.heartbeat.waiting for r in self.replicas if r.state is VersionState.READY)
 
     @property
     def progress(self) -> float:
@@ -92,11 +115,14 @@ class Version:
 
     @property
     def info(self) -> ModelInfo:
-        """What its model says of itself; empty before it is READY."""
-        return next((r.info for r in self.replicas if r.state is VersionState.READY), ModelInfo())
+        """What its model says of itself; empty before it is READY. While it rests, what it said before."""
+        rested = self._last_info if self.is_awaited else ModelInfo()
+        return next((r.info for r in self.replicas if r.state is VersionState.READY), rested)
 
     def announce(self) -> None:
         """Wake those who wait for the state to settle. Called after every change of it."""
+        if self.is_ready:
+            self.is_awaited, self._last_info = self.is_resting, self.info
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         self.road.line.wake(self.name)
@@ -232,8 +258,8 @@ class Version:
             replicas=len(ready),
             requests=self.window.requests,
             errors=self.window.errors,
-            in_flight=sum(r.in_flight for r in self.replicas),
-            queued=sum(r.heartbeat.waiting for r in ready),
+            in_flight=self.in_flight,
+            queued=self.num_queued,
             p50_s=percentile(latencies, 0.50),
             p95_s=percentile(latencies, 0.95),
             p99_s=percentile(latencies, 0.99),

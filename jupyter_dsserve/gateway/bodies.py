@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from jupyter_dsserve.fleet.autoscale import AutoscaleSettings
 from jupyter_dsserve.fleet.rollout import RolloutSpec
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.records import Origin
@@ -109,6 +110,21 @@ class DeployBody(LoadBody):
 
 class ScaleBody(Body):
     replicas: NumReplicas
+
+
+class AutoscaleBody(Body):
+    """The fields of `AutoscaleSettings`; those left out are its defaults."""
+
+    min: Annotated[int, Field(ge=0, le=64)] = 1
+    max: NumReplicas
+    target_in_flight: Annotated[float, Field(gt=0)] = 16.0
+    target_queue: Annotated[float, Field(ge=0)] = 0.0
+    idle_s: Annotated[float, Field(gt=0)] = 600.0
+    stable_s: Annotated[float, Field(gt=0)] = 60.0
+
+    def settings(self) -> AutoscaleSettings:
+        """Raises `InvalidRequest` if max is below min."""
+        return AutoscaleSettings(**self.model_dump())
 
 
 class RouteBody(Body):

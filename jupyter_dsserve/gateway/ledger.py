@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jupyter_dsserve.gateway.bodies import ScaleBody
+from jupyter_dsserve.gateway.bodies import AutoscaleBody, ScaleBody
 from jupyter_dsserve.gateway.handlers import Handler
 
 
@@ -17,6 +17,20 @@ class Scale(Handler):
         self.answer(self.fleet.version_status(name, version), 202)
 
 
+class Autoscale(Handler):
+    async def put(self, name: str, version: str) -> None:
+        await self.fleet.autoscale(name, version, self.body(AutoscaleBody).settings())
+        self.answer(self.fleet.version_status(name, version))
+
+    async def delete(self, name: str, version: str) -> None:
+        await self.fleet.autoscale(name, version, None)
+        self.answer(self.fleet.version_status(name, version))
+
+
 _VERSION = r"/api/deployments/([^/]+)/versions/([^/]+)"
 
-ROUTES: list[tuple[str, type[Handler]]] = [(r"/api/ledger", Ledger), (rf"{_VERSION}/scale", Scale)]
+ROUTES: list[tuple[str, type[Handler]]] = [
+    (r"/api/ledger", Ledger),
+    (rf"{_VERSION}/scale", Scale),
+    (rf"{_VERSION}/autoscale", Autoscale),
+]

@@ -68,7 +68,7 @@ class DSServeMagics(Magics):
         """Serve models beside the notebook.
 
         %dsserve VERB …   load, unload, status, route, policy, join, activate, rollout, pause, resume, promote,
-                          rollback, logs, ledger, scale, apply, export, panel, bench, connect;
+                          rollback, logs, ledger, scale, autoscale, apply, export, panel, bench, connect;
                           %dsserve VERB --help says more
         %%dsserve NAME …  the cell is the prompt, and the answer streams into the output
         """
@@ -132,6 +132,20 @@ class DSServeMagics(Magics):
         """Change how many workers a loaded version has. New ones wait for memory if need be."""
         given = _parsed(self.scale, line)
         return session.client().scale(*_pinned("scale", given.name), given.replicas)
+
+    @magic_arguments("dsserve autoscale")
+    @argument("name", help="demo@v1.")
+    @argument("--min", type=int, help="The fewest workers, 1 unless told; 0 lets it rest while nobody asks it.")
+    @argument("--max", type=int, help="The most workers.")
+    @argument("--target-in-flight", type=float, help="Requests on a worker at most: 16 unless told.")
+    @argument("--target-queue", type=float, help="Those of them that wait at most; 0 does not count.")
+    @argument("--idle", dest="idle_s", type=float, help="Seconds without a request until it rests: 600 unless told.")
+    @argument("--stable", dest="stable_s", type=float, help="Seconds that must need fewer workers: 60 unless told.")
+    @argument("--off", action="store_true", help="End it; the version keeps the workers it has.")
+    def autoscale(self, line: str) -> Version:
+        """Have as many workers as what is asked of a version needs."""
+        given = vars(_parsed(self.autoscale, line))
+        return session.client().autoscale(*_pinned("autoscale", given.pop("name")), **given)
 
     @magic_arguments("dsserve unload")
     @argument("name", help="demo@v1, or demo for all of its versions.")
@@ -375,6 +389,7 @@ VERBS = (
     "logs",
     "ledger",
     "scale",
+    "autoscale",
     "apply",
     "export",
     "panel",

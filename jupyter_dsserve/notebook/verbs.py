@@ -190,6 +190,34 @@ class Verbs:
         response = yield from self.send("POST", f"{_path(name, version)}/scale", {"replicas": replicas})
         return _read(_VERSION, response, self.url)
 
+    def autoscale(
+        self,
+        name: str,
+        version: str,
+        *,
+        off: bool = False,
+        min: int | None = None,
+        max: int | None = None,
+        target_in_flight: float | None = None,
+        target_queue: float | None = None,
+        idle_s: float | None = None,
+        stable_s: float | None = None,
+    ) -> Talk[Version]:
+        """Have a version from ``min`` (1 unless told) to ``max`` workers by what is asked of it; ``off`` ends that.
+
+        Each is to have at most ``target_in_flight`` requests on it, of which at most ``target_queue`` wait (0 does not
+        count). With ``min`` 0 its workers end after ``idle_s`` seconds without a request, and the next one loads it
+        again. It shrinks by one worker when ``stable_s`` seconds have needed less.
+        """
+        path = f"{_path(name, version)}/autoscale"
+        told = {"min": min, "max": max, "target_in_flight": target_in_flight, "target_queue": target_queue}
+        told |= {"idle_s": idle_s, "stable_s": stable_s}
+        body = {key: value for key, value in told.items() if value is not None}
+        if off and body:
+            raise InvalidRequest(f"off ends the autoscaling of {name}@{version}: leave {', '.join(body)} out")
+        response = yield from (self.send("DELETE", path) if off else self.send("PUT", path, body))
+        return _read(_VERSION, response, self.url)
+
     def unload(self, name: str, version: str = "", *, wait: bool = True) -> Talk[Deployment]:
         """Drain a version (or all of the deployment's) and end its workers; it stays registered."""
         versions = [version] if version else [v.version for v in (yield from self.deployment(name)).versions]

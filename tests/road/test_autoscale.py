@@ -1,0 +1,100 @@
+"""Workers by what is asked, with toy workers: up under load, down after it, to rest, and back with the next request."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import psutil
+
+from tests.support import Caller, until, worker_pids
+
+SLOW = "toy:step_s=0.02,load_s=0.3,bytes=1000"
+
+
+async def autoscale(caller: Caller, **fields: Any) -> Any:
+    return await caller.put("/api/deployments/demo/versions/v1/autoscale", json=fields)
+
+
+async def kinds(caller: Caller) -> list[str]:
+    return [e["kind"] for e in (await caller.get("/api/history")).json()]
+
+
+async def num_ready(caller: Caller) -> int:
+    return sum(r["state"] == "READY" for r in (await caller.version("demo", "v1"))["replicas"])
+
+
+async def test_it_grows_under_load_and_shrinks_after_it(caller: Caller) -> None:
+    await caller.load("demo", "v1", SLOW)
+    set_to = await autoscale(caller, min=1, max=3, target_in_flight=2, stable_s=1.5)
+    assert set_to.status_code == 200
+    assert set_to.json()["settings"]["autoscale"]["max"] == 3
+    asking = [asyncio.create_task(caller.complete(max_tokens=150)) for _ in range(12)]
+    await until(lambda: num_ready(caller), lambda n: n == 3)
+    assert {a.status_code for a in await asyncio.gather(*asking)} == {200}
+    await until(lambda: num_ready(caller), lambda n: n == 1, timeout_s=15)
+    assert (await kinds(caller)).count("scaled") == 3, "once up, twice down"
+
+
+async def test_it_rests_and_the_next_request_waits_for_it(caller: Caller) -> None:
+    await caller.load("demo", "v1", SLOW)
+    await autoscale(caller, min=0, max=2, idle_s=0.5)
+    resting = await caller.settled("demo", "v1", "STOPPED")
+    assert resting["reason"] == "at rest, as nobody asked it: the next request loads it"
+    assert resting["weight"] == 100
+    assert resting["replicas"] == []
+    assert [m["id"] for m in (await caller.get("/v1/models")).json()["data"]] == ["demo"], "it can answer"
+    assert (await caller.get("/health/ready")).status_code == 200
+    answers = await asyncio.gather(*(caller.complete() for _ in range(3)), caller.complete("demo@v1"))
+    assert {a.status_code for a in answers} == {200}
+    assert (await kinds(caller)).count("woken") == 1
+    await caller.settled("demo", "v1", "STOPPED")
+
+
+async def test_a_request_waits_for_it_no_longer_than_its_own_time(caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:load_s=1.5,bytes=1000")
+    await autoscale(caller, min=0, max=1, idle_s=0.2)
+    await caller.settled("demo", "v1", "STOPPED")
+    late = await caller.complete(timeout_s=0.4)
+    assert late.status_code == 504
+    assert "0.4 s has passed in line for demo@v1" in late.json()["error"]["message"]
+    await caller.settled("demo", "v1", "READY")
+
+
+async def test_what_rests_is_loaded_unloaded_and_kept_awake_like_any_other(caller: Caller) -> None:
+    await caller.load("demo", "v1", SLOW)
+    await autoscale(caller, min=0, max=1, idle_s=0.2)
+    await caller.settled("demo", "v1", "STOPPED")
+    await caller.delete("/api/deployments/demo/versions/v1/autoscale")
+    assert (await caller.settled("demo", "v1", "READY"))["settings"]["autoscale"] is None
+    await autoscale(caller, min=0, max=1, idle_s=0.2)
+    await caller.settled("demo", "v1", "STOPPED")
+    await caller.post("/api/deployments/demo/versions/v1/unload")
+    unloaded = await caller.version("demo", "v1")
+    assert (unloaded["state"], unloaded["reason"], unloaded["weight"]) == ("STOPPED", "", 0)
+    assert (await caller.complete()).status_code == 503
+
+
+async def test_a_load_that_fails_after_a_wake_is_an_error_and_not_a_wait(caller: Caller, gateway: Any) -> None:
+    await caller.load("demo", "v1", SLOW)
+    await autoscale(caller, min=0, max=1, idle_s=0.2)
+    await caller.settled("demo", "v1", "STOPPED")
+    asking = asyncio.create_task(caller.complete())
+    woken = await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"] and v["replicas"][0]["pid"])
+    psutil.Process(woken["replicas"][0]["pid"]).kill()
+    answer = await asking
+    assert answer.status_code == 503
+    assert "FAILED" in answer.json()["error"]["message"]
+    assert worker_pids(woken["replicas"][0]["pid"]) == []
+
+
+async def test_limits_that_cannot_be_are_refused(caller: Caller) -> None:
+    await caller.load("demo", "v1", SLOW)
+    for fields, said in (({"min": 3, "max": 2}, "max is 2"), ({"max": 0}, "max"), ({"min": 0}, "max"), ({}, "max")):
+        refused = await autoscale(caller, **fields)
+        assert refused.status_code == 400
+        assert said in refused.json()["error"]["message"]
+    await autoscale(caller, max=2)
+    by_hand = await caller.post("/api/deployments/demo/versions/v1/scale", json={"replicas": 2})
+    assert by_hand.status_code == 409
+    assert "scaled automatically" in by_hand.json()["error"]["message"]
