@@ -612,7 +612,11 @@ class Fleet:
                 fault = failed
             tried.add(version.name)
             is_gone = isinstance(fault, Unavailable) and not version.takes
-            if pinned or not is_gone or (isinstance(fault, ReplicaLost) and not road.may_retry(deployment.in_flight)):
+            if (
+                pinned
+                or not is_gone
+                or (isinstance(fault, ReplicaLost) and not road.num_retries_left(deployment.in_flight))
+            ):
                 break
         if not pinned and (stand_in := await self._stand_in(deployment, requests, check, tried)):
             return stand_in

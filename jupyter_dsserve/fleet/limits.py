@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 class TokenBucket:
     """``rate`` tokens flow in each second, up to ``burst``; each call takes one. It begins full."""
@@ -21,6 +23,6 @@ class TokenBucket:
         return (1 - self._tokens) / self.rate
 
 
-def may_retry(num_retrying: int, num_in_flight: int, share: float, at_least: int) -> bool:
-    """Whether one more request may be repeated: a failing fleet must not be asked twice as much."""
-    return num_retrying < max(at_least, share * num_in_flight)
+def num_retries_left(num_retrying: int, num_in_flight: int, share: float, at_least: int) -> int:
+    """How many more requests may be repeated now: a failing fleet must not be asked twice as much."""
+    return max(0, math.ceil(max(at_least, share * num_in_flight) - num_retrying))

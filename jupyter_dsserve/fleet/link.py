@@ -107,7 +107,7 @@ class Link(LinkServicer):
 
 
 async def _send(replica: Replica, context: _Context) -> None:
-    with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError):  # the worker is gone
+    with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError, grpc.aio.BaseError):  # the worker is gone
         while (command := await replica.commands.get()) is not None:
             await context.write(command)
 

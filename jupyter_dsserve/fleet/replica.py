@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
+from itertools import islice
 
 from jupyter_dsserve.fleet.breaker import Breaker, BreakerSettings, Door, Outcome
 from jupyter_dsserve.fleet.router import estimated_tokens
@@ -179,9 +180,10 @@ class Replica:
         self._become(VersionState.DRAINING)
         self.commands.put_nowait(pb.ToWorker(drain=pb.Drain()))
 
-    def suspect(self, reason: str) -> None:
-        """Take nothing more for now: something is wrong with the worker. Requests on which it has not begun are given
-        back with `ReplicaLost`. An empty ``reason``: it is fine again."""
+    def suspect(self, reason: str, num_spare: int = 0) -> None:
+        """Take nothing more for now: something is wrong with the worker. Of the requests on which it has not begun
+        ``num_spare`` are given back with `ReplicaLost`; the others wait for what becomes of it. An empty ``reason``: it
+        is fine again."""
         if bool(reason) != bool(self.trouble):
             self._tell("replica_suspect" if reason else "replica_fine", reason or "it is heard again")
         is_changed, self.trouble = bool(reason) != bool(self.trouble), reason
@@ -189,9 +191,9 @@ class Replica:
             self._on_change(self)
         if reason:
             error = ReplicaLost(f"the worker {self.id} does not answer ({reason}); ask again")
-            for request_id, inbox in self._in_flight.items():
-                if not inbox.has_begun:
-                    inbox.cut(request_id, error)
+            waiting = ((id, inbox) for id, inbox in self._in_flight.items() if not inbox.has_begun)
+            for request_id, inbox in islice(waiting, num_spare):
+                inbox.cut(request_id, error)
 
     async def generate(self, request: Request, first_token_s: float = 0.0) -> AsyncGenerator[Chunk, None]:
         """The answer in chunks; the last one has a finish reason. Leaving early aborts the request on the worker.

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from jupyter_dsserve.fleet.breaker import BreakerSettings
-from jupyter_dsserve.fleet.limits import TokenBucket, may_retry
+from jupyter_dsserve.fleet.limits import TokenBucket, num_retries_left
 from jupyter_dsserve.fleet.line import Line
 from jupyter_dsserve.fleet.router import SmoothShares
 from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, TooManyRequests, Unavailable
@@ -66,8 +66,8 @@ class Road:
             return requests
         return [replace(r, timeout_s=min(limit_s, r.timeout_s or math.inf)) for r in requests]
 
-    def may_retry(self, num_in_flight: int) -> bool:
-        return may_retry(self.num_retrying, num_in_flight, self.policy.retry_share, self.policy.min_retries)
+    def num_retries_left(self, num_in_flight: int) -> int:
+        return num_retries_left(self.num_retrying, num_in_flight, self.policy.retry_share, self.policy.min_retries)
 
 
 async def begun(answers: Sequence[Chunks]) -> Numbered:

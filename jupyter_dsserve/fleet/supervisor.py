@@ -90,7 +90,7 @@ class Supervisor:
 
     async def _host(self, version: Version, replica: Replica) -> None:
         """The stay of a joined worker: nobody starts it again, and its process is not ours to end."""
-        life, started, reason = Watch(replica, version.spec.task, replica.pid), time.monotonic(), ""
+        life, started, reason = Watch(version, replica, replica.pid), time.monotonic(), ""
         try:
             while not (reason or replica.has_left):
                 await asyncio.sleep(TICK_S)
@@ -224,7 +224,7 @@ class Supervisor:
             replica.launched(process.pid)
             watch = LoadWatch(grant.need, version.priority, self._admission.settings, time.monotonic())
             max_dial_s = min(MAX_DIAL_S, load_limit_s(watch.need, watch.priority, watch.settings))
-            life = Watch(replica, version.spec.task, process.pid)
+            life = Watch(version, replica, process.pid)
             while not (reason := life.look(time.monotonic())):
                 if (code := await process.wait(timeout_s=TICK_S)) is not None:
                     return _reason(replica, code, process.log_path)

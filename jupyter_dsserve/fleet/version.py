@@ -141,8 +141,9 @@ class Version:
 
     @property
     def _is_coming(self) -> bool:
-        """Whether to wait for a replica although none is READY: somebody has to say so, or to say how long."""
-        if not self.is_wanted or self.failure or any(r.state is VersionState.READY for r in self.replicas):
+        """Whether to wait for a replica although none is READY and well: somebody has to say so, or how long."""
+        is_there = any(r.state is VersionState.READY and not r.trouble for r in self.replicas)
+        if is_there or not self.is_wanted or self.failure:
             return False
         return self.is_awaited or self.road.policy.queue_timeout_s > 0
 
@@ -170,7 +171,7 @@ class Version:
                         if chunk.num_tokens and first_token_s is None:
                             first_token_s = now - started
                         elif isinstance(chunk.error, ReplicaLost) and not (has_told or chunk.text or lost):
-                            is_lost = self._may_retry(replica)
+                            is_lost = self.num_spare(replica) > 0
                             if is_lost:
                                 break
                         has_told = True
@@ -234,10 +235,12 @@ class Version:
             request = replace(request, timeout_s=max(0.001, started + request.timeout_s - time.monotonic()))
         return replica, request
 
-    def _may_retry(self, lost: Replica) -> bool:
+    def num_spare(self, lost: Replica) -> int:
+        """How many requests on ``lost`` the other replicas may be asked to answer now."""
         now = time.monotonic()
-        num_in_flight = sum(r.in_flight for r in self.replicas)
-        return any(r.takes(now) for r in self.replicas if r is not lost) and self.road.may_retry(num_in_flight)
+        if not any(r.takes(now) for r in self.replicas if r is not lost):
+            return 0
+        return self.road.num_retries_left(sum(r.in_flight for r in self.replicas))
 
     def _note_end(self, chunk: Chunk, now: float, started: float, first_token_s: float | None) -> None:
         is_error = chunk.finish_reason is FinishReason.ERROR and not _is_callers_fault(chunk)

@@ -8,10 +8,10 @@ import contextlib
 from jupyter_dsserve.fleet.health import SILENT_S, Health, Signs, Watched, verdict
 from jupyter_dsserve.fleet.launcher import is_stopped
 from jupyter_dsserve.fleet.replica import Replica
+from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.protocol.errors import Unavailable
 from jupyter_dsserve.protocol.records import VersionState
 from jupyter_dsserve.protocol.request import Request, SamplingParams
-from jupyter_dsserve.protocol.spec import Task
 
 # An idle worker is asked for a token so often, to see that it still can.
 PROBE_S = 30.0
@@ -20,8 +20,8 @@ PROBE_S = 30.0
 class Watch:
     """Looks at a worker every `TICK_S` while it is READY: closes its door in time, and probes it when it is idle."""
 
-    def __init__(self, replica: Replica, task: Task, pid: int) -> None:
-        self._replica, self._task, self._pid = replica, task, pid
+    def __init__(self, version: Version, replica: Replica, pid: int) -> None:
+        self._version, self._replica, self._pid = version, replica, pid
         self._watched = Watched()
         self._probe: asyncio.Task[None] | None = None
 
@@ -37,7 +37,7 @@ class Watch:
         self._watched = self._watched.after(signs)
         seen = verdict(self._watched, signs, now)
         if seen.reason or replica.trouble:
-            replica.suspect(seen.reason)
+            replica.suspect(seen.reason, self._version.num_spare(replica))
         if seen.health is Health.FINE:
             self._probe_if_idle(now)
         return seen.reason if seen.health is Health.DEAD else ""
@@ -45,7 +45,7 @@ class Watch:
     def _probe_if_idle(self, now: float) -> None:
         replica = self._replica
         is_idle = not replica.in_flight and now - replica.used_at > PROBE_S
-        if is_idle and self._task == "generate":
+        if is_idle and self._version.spec.task == "generate":
             self._probe = asyncio.create_task(self._ask_for_a_token())
 
     async def _ask_for_a_token(self) -> None:

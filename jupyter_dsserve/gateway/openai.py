@@ -16,7 +16,7 @@ from jupyter_dsserve.gateway.bodies import ChatBody, CompletionBody, Requests
 from jupyter_dsserve.gateway.choices import Json, delta_choice, message_choice, opening_choice, text_choice
 from jupyter_dsserve.gateway.generate import collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
-from jupyter_dsserve.protocol.errors import DSServeError, NotFound, Unauthorized
+from jupyter_dsserve.protocol.errors import DSServeError, NotFound, TooManyRequests, Unauthorized
 from jupyter_dsserve.protocol.request import Chunk, Usage
 
 
@@ -177,6 +177,8 @@ def _model(name: str) -> Json:
 
 
 def _code(error: DSServeError) -> str | None:
+    if isinstance(error, TooManyRequests):
+        return "rate_limit_exceeded"
     if isinstance(error, Unauthorized):
         return "invalid_api_key"
     if isinstance(error, NotFound):

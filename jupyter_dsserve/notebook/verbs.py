@@ -41,6 +41,7 @@ from jupyter_dsserve.protocol.errors import (
     DSServeError,
     InvalidRequest,
     NotFound,
+    TooManyRequests,
     Unauthorized,
     Unavailable,
     error_named,
@@ -512,7 +513,10 @@ class Verbs:
                 raise Unavailable(f"no gateway answers at {address.url} ({fault}): is it running?") from None
             raise Unavailable(f"the gateway at {address.url} did not answer ({_words(fault)}): ask again") from None
         if not response.is_success:
-            raise error_in(response.status_code, response.content)
+            error = error_in(response.status_code, response.content)
+            if isinstance(error, TooManyRequests | Unavailable):
+                error.retry_after_s = int(response.headers.get("Retry-After", error.retry_after_s))
+            raise error
         return response
 
     def _versions_of(self, name: str) -> Talk[list[Version]]:

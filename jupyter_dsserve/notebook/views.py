@@ -250,10 +250,12 @@ def _bundle(versions: Sequence[Version], title: str, picture: str = "") -> Bundl
 
 def _cells(version: Version) -> tuple[str, ...]:
     sign = _SIGNS.get(version.state, "◐")
-    ready = sum(r.state is VersionState.READY for r in version.replicas)
+    ready = [r for r in version.replicas if r.state is VersionState.READY]
+    shut = [r.trouble or f"breaker {r.breaker}" for r in ready if r.trouble or r.breaker != "closed"]
+    workers = f"{len(ready)} ({len(shut)} shut: {shut[0]})" if shut else str(len(ready))
     share = f"{version.weight:g} %" if version.weight else "–"
     note = "; ".join(filter(None, (version.note, version.info.note)))
-    return (version.version, f"{sign} {state_text(version)}", share, str(ready), version.spec.model, note)
+    return (version.version, f"{sign} {state_text(version)}", share, workers, version.spec.model, note)
 
 
 def _html_row(cells: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jupyter_dsserve.fleet.breaker import Breaker, BreakerSettings, Door, Outcome
-from jupyter_dsserve.fleet.limits import TokenBucket, may_retry
+from jupyter_dsserve.fleet.limits import TokenBucket, num_retries_left
 
 OK, FAULT, OTHER = Outcome.OK, Outcome.FAULT, Outcome.OTHER
 
@@ -97,7 +97,7 @@ class TestBucket:
 
 def test_the_retry_budget_is_a_share_of_what_is_in_flight_and_a_few_in_any_case() -> None:
     budget: dict[str, Any] = {"share": 0.2, "at_least": 3}
-    assert may_retry(num_retrying=2, num_in_flight=1, **budget)
-    assert not may_retry(num_retrying=3, num_in_flight=1, **budget)
-    assert may_retry(num_retrying=19, num_in_flight=100, **budget)
-    assert not may_retry(num_retrying=20, num_in_flight=100, **budget)
+    assert num_retries_left(num_retrying=2, num_in_flight=1, **budget) == 1
+    assert num_retries_left(num_retrying=3, num_in_flight=1, **budget) == 0
+    assert num_retries_left(num_retrying=19, num_in_flight=100, **budget) == 1
+    assert num_retries_left(num_retrying=25, num_in_flight=100, **budget) == 0

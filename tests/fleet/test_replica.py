@@ -7,7 +7,8 @@ import asyncio
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.protocol import codec
 from jupyter_dsserve.protocol import worker_pb2 as pb
-from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
+from jupyter_dsserve.protocol.errors import ReplicaLost
+from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, SamplingParams
 from jupyter_dsserve.protocol.tensors import ModelInfo
 
 
@@ -44,3 +45,70 @@ async def test_an_answer_of_unknown_steps_has_no_batch() -> None:
     replica.receive(step(0, Chunk("r", finish_reason=FinishReason.STOP)), 0.0)
     assert (await asking).batch == 0.0
     await chunks.aclose()
+
+
+def ask(replica: Replica, request: Request) -> asyncio.Task[list[Chunk]]:
+    async def whole() -> list[Chunk]:
+        return [chunk async for chunk in replica.generate(request)]
+
+    return asyncio.create_task(whole())
+
+
+async def test_outstanding_work_is_estimated_and_settled_by_what_comes() -> None:
+    replica = ready()
+    asking = ask(replica, Request("r", "x" * 40, SamplingParams(max_tokens=50)))
+    await asyncio.sleep(0)
+    assert replica.outstanding_tokens == 11 + 50
+    replica.receive(step(1, Chunk("r", "a", 1)), 0.0)
+    await asyncio.sleep(0)
+    assert replica.outstanding_tokens == 49  # the prompt is done with the first token
+    replica.receive(step(1, Chunk("r", "b", 1, FinishReason.STOP)), 0.0)  # long before its 50 tokens
+    await asking
+    assert replica.outstanding_tokens == 0
+
+
+async def test_a_caller_who_leaves_takes_the_work_along_and_it_is_aborted() -> None:
+    replica = ready()
+    asking = ask(replica, Request("r", "hello"))
+    await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait({asking})
+    assert (replica.outstanding_tokens, replica.in_flight) == (0, 0)
+    assert [command.WhichOneof("kind") for command in sent(replica)] == ["submit", "abort"]
+
+
+async def test_a_suspect_gives_back_what_it_has_not_begun_and_what_still_comes_is_not_told_twice() -> None:
+    replica = ready()
+    begun, waiting, later = (ask(replica, Request(id, "hello")) for id in ("begun", "waiting", "later"))
+    await asyncio.sleep(0)
+    replica.receive(step(1, Chunk("begun", "a", 1)), 0.0)
+    replica.suspect("silent for 3.0 s", num_spare=1)
+    assert not replica.takes(0.0)
+    replica.receive(step(1, Chunk("waiting", "late", 1)), 0.0)
+    (lost,) = await waiting
+    assert isinstance(lost.error, ReplicaLost)
+    assert "silent for 3.0 s" in lost.error.message
+    assert sent(replica)[-1].abort.request_id == "waiting"
+    assert not later.done(), "there was one to spare"
+    replica.suspect("")
+    assert replica.takes(0.0)
+    for id in ("begun", "later"):
+        replica.receive(step(1, Chunk(id, "b", 1, FinishReason.STOP)), 0.0)
+    assert ["".join(c.text for c in await each) for each in (begun, later)] == ["ab", "b"]
+
+
+async def test_an_answer_that_was_complete_when_its_replica_was_lost_stays_so() -> None:
+    replica = ready()
+    asking = ask(replica, Request("r", "hello"))
+    await asyncio.sleep(0)
+    replica.receive(step(1, Chunk("r", "all of it", 1, FinishReason.STOP)), 0.0)
+    replica.lost()
+    assert [(c.text, c.error) for c in await asking] == [("all of it", None)]
+
+
+def sent(replica: Replica) -> list[pb.ToWorker]:
+    commands = []
+    while not replica.commands.empty():
+        if command := replica.commands.get_nowait():
+            commands.append(command)
+    return commands

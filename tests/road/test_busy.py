@@ -226,8 +226,10 @@ class TestLimits:
         client = AsyncClient(gateway.url, gateway.admin_key)
         try:
             await client.generate("demo", "hello", max_tokens=1)
-            with pytest.raises(TooManyRequests, match=r"0\.01 calls a second"):
+            with pytest.raises(TooManyRequests, match=r"0\.01 calls a second") as refused:
                 await client.generate("demo", "hello", max_tokens=1)
+            assert 50 < refused.value.retry_after_s <= 100
+            assert (await caller.complete()).json()["error"]["code"] == "rate_limit_exceeded"
         finally:
             await client.aclose()
 

@@ -72,7 +72,7 @@ class TestStopped:
             seen_s = time.monotonic() - stopped
             num_then = len(answers)
             await until(lambda: not is_running(first["pid"]), timeout_s=2)
-            assert stopped_one.in_flight == 0
+            await until(lambda: stopped_one.in_flight == 0, timeout_s=1)
             await until(lambda: len(answers) > num_then + 200)
         assert seen_s < 5
         # Each got an answer or, where some of it was computed already, an error that says what happened.
@@ -117,6 +117,23 @@ class TestStopped:
         await asyncio.gather(*(caller.complete() for _ in range(4)))
         assert is_running(first["pid"])
         assert [k for k in await kinds(caller) if k.startswith("replica")] == ["replica_suspect", "replica_fine"]
+
+    async def test_what_nobody_else_can_answer_waits_for_it_and_new_ones_are_told_to_come_again(
+        self, caller: Caller, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(watch, "is_stopped", lambda _pid: False)  # as one that something holds up for seconds
+        await caller.load("demo", "v1", "toy:step_s=0.001")
+        replica = gateway.fleet.version("demo", "v1").replicas[0]
+        os.kill(replica.pid, signal.SIGSTOP)
+        asking = asyncio.gather(*(caller.complete() for _ in range(4)))
+        await until(lambda: replica.trouble, timeout_s=5)
+        shut = await caller.complete()
+        assert (shut.status_code, "silent for 3" in shut.text) == (503, True)
+        await set_policy(caller, queue_timeout_s=20)
+        patient = asyncio.create_task(caller.complete())
+        await until(lambda: gateway.fleet.deployment("demo").road.line.num_waiting == 1)
+        os.kill(replica.pid, signal.SIGCONT)
+        assert {a.status_code for a in (*(await asking), await patient)} == {200}
 
 
 class TestDeath:

@@ -1,0 +1,93 @@
+"""Which replica of a version takes a request, and what is said if none does."""
+
+from __future__ import annotations
+
+import pytest
+
+from jupyter_dsserve.fleet.replica import Replica
+from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.protocol.errors import Unavailable
+from jupyter_dsserve.protocol.policy import Policy
+from jupyter_dsserve.protocol.records import Origin, VersionState
+from jupyter_dsserve.protocol.request import Request
+from jupyter_dsserve.protocol.spec import WorkerSpec
+
+SHORT = Request("r", "hello")
+LONG = [Request("r", f"{number} is what this long prompt begins with, and so do others. " * 3) for number in range(20)]
+
+
+def version(num_replicas: int = 3, runner: str = "toy", **policy: float) -> Version:
+    made = Version("demo", "v1", WorkerSpec("toy:"), "toy:", num_replicas, Origin(), 0.0, is_wanted=True)
+    made.road.set_policy(Policy().changed(policy), 0.0)
+    for index in range(num_replicas):
+        replica = Replica(f"demo@v1#{index}", "digest", lambda _: None)
+        replica.state, replica.runner = VersionState.READY, runner
+        made.replicas.append(replica)
+    return made
+
+
+def found(version: Version, request: Request = SHORT, lost: Replica | None = None) -> Replica:
+    replica = version._find(request, lost)
+    assert replica
+    return replica
+
+
+def test_only_replicas_that_are_ready_and_well_and_not_the_one_that_lost_it_are_asked() -> None:
+    made = version(4)
+    loading, troubled, lost, well = made.replicas
+    loading.state, troubled.trouble = VersionState.LOADING, "silent for 3.0 s"
+    assert {found(made, lost=lost) for _ in range(5)} == {well}
+    assert {found(made) for _ in range(5)} == {well, lost}
+
+
+def test_a_full_one_is_passed_over_and_when_all_are_full_one_waits() -> None:
+    made = version(2, max_in_flight=1)
+    first, second = made.replicas
+    first._in_flight = {"r": None}  # type: ignore[dict-item]
+    assert {found(made) for _ in range(5)} == {second}
+    second._in_flight = {"r": None}  # type: ignore[dict-item]
+    assert made._find(SHORT, None) is None
+    assert made.takes
+
+
+def test_if_none_takes_requests_the_refusal_says_why_of_each() -> None:
+    made = version(2)
+    for replica in made.replicas:
+        replica.trouble = "silent for 3.0 s"
+    assert not made.takes
+    with pytest.raises(Unavailable, match=r"demo@v1#0: silent for 3\.0 s; demo@v1#1: silent for 3\.0 s"):
+        made._find(SHORT, None)
+    made.replicas.clear()
+    with pytest.raises(Unavailable, match="demo@v1 is QUEUED"):
+        made._find(SHORT, None)
+
+
+@pytest.mark.parametrize("set_by", ["is_awaited", "queue_timeout_s"])
+def test_one_that_is_awaited_is_waited_for_until_it_fails_or_is_unloaded(set_by: str) -> None:
+    made = version(0, **({"queue_timeout_s": 5} if set_by == "queue_timeout_s" else {}))
+    made.is_awaited = set_by == "is_awaited"
+    assert made.takes
+    assert made._find(SHORT, None) is None
+    made.failure = "it does not load"
+    assert not made.takes
+    with pytest.raises(Unavailable):
+        made._find(SHORT, None)
+
+
+def test_prompts_with_one_beginning_go_to_one_replica_where_prefixes_are_kept_and_only_there() -> None:
+    keeps, does_not = version(runner="ragged"), version(runner="toy")
+    for request in LONG:
+        assert len({found(keeps, request).id for _ in range(6)}) == 1
+    assert len({found(keeps, request).id for request in LONG}) == 3
+    assert len({found(does_not, LONG[0]).id for _ in range(6)}) == 3
+
+
+def test_how_many_the_others_may_take_over_is_the_budget_and_none_if_there_are_no_others() -> None:
+    made = version(2, retry_share=0.5, min_retries=1)
+    first, second = made.replicas
+    first._in_flight = dict.fromkeys(map(str, range(10)))  # type: ignore[arg-type]
+    assert made.num_spare(first) == 5
+    made.road.num_retrying = 4
+    assert made.num_spare(first) == 1
+    second.trouble = "silent for 3.0 s"
+    assert made.num_spare(first) == 0
