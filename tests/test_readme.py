@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jupyter_dsserve.extension.app import DSServeExtension
-from jupyter_dsserve.gateway import apply, control, generate, ledger, openai, road, rollout, tensors, texts
+from jupyter_dsserve.gateway.server import ROUTES
 from tests.notebook.conftest import Kernel
 from tests.support import Command, JupyterServer
 
@@ -37,7 +37,7 @@ async def test_every_snippet_of_the_readme_runs_as_it_stands(tmp_path: Path) -> 
             shell = "set -e\n" + "\n".join(snippets("bash")).replace("http://127.0.0.1:8899", url)
             said = await _run(["bash", "-c", shell], home, tmp_path)
             assert '"finish_reason"' in said
-            assert '"weights": {"v1": 90' in said
+            assert '"weights":{"v1":90' in said.replace(" ", "")
             assert re.search(r"^concurrency +1 +4 +16$", said, re.MULTILINE)
             assert re.search(r"^errors +0 +0 +0$", said, re.MULTILINE)
             assert (tmp_path / "sweep.html").exists()
@@ -105,11 +105,9 @@ def _documented() -> set[tuple[str, str]]:
 
 
 def test_the_table_of_routes_is_complete_and_true() -> None:
-    parts = (apply, texts, tensors, openai, generate, control, ledger, road, rollout)
-    ours = [route for part in parts for route in part.ROUTES]
     real = {
         (method.upper(), path)
-        for path, handler in ours
+        for path, handler in ROUTES
         for method in ("get", "post", "put", "delete")
         if method in vars(handler)
     }

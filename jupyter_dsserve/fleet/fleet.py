@@ -50,6 +50,7 @@ from jupyter_dsserve.protocol.policy import Policy
 from jupyter_dsserve.protocol.records import (
     ApplyStatus,
     DeploymentStatus,
+    Event,
     Joining,
     LedgerStatus,
     Origin,
@@ -454,6 +455,15 @@ class Fleet:
     def export(self) -> dict[str, Any]:
         """The fleet as a deployments file has it."""
         return exported(self.applier.snapshot())
+
+    async def history(self, deployment: str = "", since: int | None = None, limit: int = 1000) -> list[Event]:
+        """At most ``limit`` events, oldest first: the first after the id ``since``, or else the last there are; of one
+        deployment, unless it is empty. From the registry, and what is not written yet from memory."""
+        events = {e.id: e for e in self.events.since(since or 0) if deployment in ("", e.deployment)}
+        with contextlib.suppress(Unavailable):  # what is remembered is better than nothing
+            events |= {e.id: e for e in await self._registry.history(deployment, since, limit)}
+        ordered = [events[id] for id in sorted(events)]
+        return ordered[-limit:] if since is None else ordered[:limit]
 
     # ---- verbs: traffic
 

@@ -8,7 +8,7 @@ import orjson
 
 from jupyter_dsserve.fleet.events import Item
 from jupyter_dsserve.gateway.bodies import ActivateBody, DeployBody, LoadBody, RouteBody
-from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
+from jupyter_dsserve.gateway.handlers import Handler, is_number, until_caller_leaves
 from jupyter_dsserve.protocol.errors import InvalidRequest, Unavailable
 from jupyter_dsserve.protocol.records import Event
 
@@ -63,10 +63,7 @@ class Unload(Handler):
 
 class Logs(Handler):
     def get(self, name: str, version: str) -> None:
-        text = self.get_query_argument("lines", "200")
-        if not _is_number(text):
-            raise InvalidRequest(f"lines is {text!r}: give a whole number of up to 9 digits", param="lines")
-        self.answer(self.fleet.logs(name, version, int(text)))
+        self.answer(self.fleet.logs(name, version, self.number("lines", "200") or 0))
 
 
 class RouteOf(Handler):
@@ -92,8 +89,10 @@ class Status(Handler):
 
 
 class History(Handler):
-    def get(self) -> None:
-        self.answer(self.fleet.events.since(0))
+    async def get(self) -> None:
+        """``?deployment=&since=&limit=``: see `Fleet.history`."""
+        since, limit = self.number("since", ""), self.number("limit", "1000")
+        self.answer(await self.fleet.history(self.get_query_argument("deployment", ""), since, limit or 1))
 
 
 class EventStream(Handler):
@@ -105,7 +104,7 @@ class EventStream(Handler):
     @until_caller_leaves
     async def get(self) -> None:
         last_id = self.request.headers.get("Last-Event-ID", "")
-        if last_id and not _is_number(last_id):
+        if last_id and not is_number(last_id):
             raise InvalidRequest(f"Last-Event-ID is {last_id!r}: give the id of an event", param="Last-Event-ID")
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("Cache-Control", "no-cache")
@@ -145,10 +144,6 @@ class Ready(Handler):
         self.answer({"status": "ready"})
 
     head = get
-
-
-def _is_number(text: str) -> bool:
-    return text.isdecimal() and len(text) < 10
 
 
 async def _load_new(handler: Handler, deployment: str, body: LoadBody) -> None:

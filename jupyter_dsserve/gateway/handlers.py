@@ -41,6 +41,10 @@ class Context:
     max_body_bytes: int
 
 
+def is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10
+
+
 H = TypeVar("H", bound="Handler")
 P = ParamSpec("P")
 
@@ -97,6 +101,13 @@ class Handler(RequestHandler):
         """Raises `InvalidRequest` for what does not fit ``kind``, `TooLarge` for a chunked body over the limit."""
         self._check_size(len(self._body))
         return read_body(kind, bytes(self._body))
+
+    def number(self, name: str, default: str) -> int | None:
+        """A number of the query; None if it is empty. Raises `InvalidRequest` for what is none."""
+        text = self.get_query_argument(name, default)
+        if text and not is_number(text):
+            raise InvalidRequest(f"{name} is {text!r}: give a whole number of up to 9 digits", param=name)
+        return int(text) if text else None
 
     def on_connection_close(self) -> None:
         self.caller_left = True

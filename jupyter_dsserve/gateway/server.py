@@ -24,6 +24,11 @@ from jupyter_dsserve.protocol.errors import Conflict
 _MAX_DISCARDED = 8
 
 
+ROUTES = [
+    route for face in (texts, tensors, openai, generate, control, ledger, road, rollout, apply) for route in face.ROUTES
+]
+
+
 class Gateway:
     """One on a data directory. `start`, then `stop`; `url` is known after `start`."""
 
@@ -90,8 +95,7 @@ class Gateway:
 
 
 def make_app(context: Context) -> Application:
-    faces = (texts, tensors, openai, generate, control, ledger, road, rollout, apply)
-    routes = [(path, handler, {"context": context}) for face in faces for path, handler in face.ROUTES]
+    routes = [(path, handler, {"context": context}) for path, handler in ROUTES]
     return Application(
         routes,
         default_handler_class=UnknownPath,

@@ -28,7 +28,7 @@ from jupyter_dsserve.notebook.client import Client
 from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.panel import Panel, panel
 from jupyter_dsserve.notebook.progress import LoadBar
-from jupyter_dsserve.notebook.views import Applied, Deployment, Policy, Rollout, Status, Version, footnote
+from jupyter_dsserve.notebook.views import Applied, Deployment, History, Policy, Rollout, Status, Version, footnote
 from jupyter_dsserve.protocol.errors import DSServeError
 from jupyter_dsserve.protocol.policy import Rule
 
@@ -68,8 +68,8 @@ class DSServeMagics(Magics):
         """Serve models beside the notebook.
 
         %dsserve VERB …   load, unload, status, route, policy, join, activate, rollout, pause, resume, promote,
-                          rollback, logs, ledger, scale, autoscale, apply, export, panel, bench, connect;
-                          %dsserve VERB --help says more
+                          rollback, logs, ledger, scale, autoscale, history, apply, export, panel, bench,
+                          connect; %dsserve VERB --help says more
         %%dsserve NAME …  the cell is the prompt, and the answer streams into the output
         """
         if cell is not None:
@@ -275,6 +275,15 @@ class DSServeMagics(Magics):
         _parsed(self.ledger, line)
         return session.client().ledger()
 
+    @magic_arguments("dsserve history")
+    @argument("name", nargs="?", default="", help="One deployment; none is all.")
+    @argument("--limit", type=int, default=30, help="How many events.")
+    @argument("--since", type=int, help="The first ones after the event with this id, instead of the last.")
+    def history(self, line: str) -> History:
+        """What happened: loads, swaps, routes, crashes, and why."""
+        given = _parsed(self.history, line)
+        return session.client().history(given.name, since=given.since, limit=given.limit)
+
     @magic_arguments("dsserve apply")
     @argument("file", help="A deployments file, such as deployments.yaml.")
     @argument("--dry-run", action="store_true", help="Only show what would be done.")
@@ -390,6 +399,7 @@ VERBS = (
     "ledger",
     "scale",
     "autoscale",
+    "history",
     "apply",
     "export",
     "panel",

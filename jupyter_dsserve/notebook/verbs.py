@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 import numpy as np
@@ -36,7 +36,17 @@ from jupyter_dsserve.notebook.checker import Check, start_checking
 from jupyter_dsserve.notebook.find import JupyterServer, find
 from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.options import LoadOptions, PolicyOptions, given, user_name
-from jupyter_dsserve.notebook.views import Answer, Applied, Classified, Deployment, Policy, Rollout, Status, Version
+from jupyter_dsserve.notebook.views import (
+    Answer,
+    Applied,
+    Classified,
+    Deployment,
+    History,
+    Policy,
+    Rollout,
+    Status,
+    Version,
+)
 from jupyter_dsserve.protocol.errors import (
     DSServeError,
     InvalidRequest,
@@ -140,9 +150,11 @@ class Verbs:
         """The last lines that each of the version's workers wrote."""
         return (yield from self._look(_LOGS, f"{_path(name, version)}/logs?lines={num_lines}"))
 
-    def history(self) -> Talk[list[Event]]:
-        """What happened, oldest first, as far as the gateway remembers."""
-        return (yield from self._look(_EVENTS, "/api/history"))
+    def history(self, deployment: str = "", *, since: int | None = None, limit: int = 1000) -> Talk[History]:
+        """What happened, oldest first, to one deployment or to all: the last ``limit`` events, or with ``since`` the
+        first ones after the event with that id. It goes as far back as the gateway keeps it (90 days unless told)."""
+        asked_for = {"deployment": deployment, "since": "" if since is None else since, "limit": limit}
+        return History((yield from self._look(_EVENTS, f"/api/history?{urlencode(asked_for)}")))
 
     def ledger(self) -> Talk[Ledger]:
         """Who holds the memory of every device, and who waits for it."""

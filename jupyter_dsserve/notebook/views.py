@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from html import escape
+from typing import overload
 from zlib import crc32
 
 from jupyter_dsserve.protocol.policy import Policy as PolicyRecord
@@ -13,6 +15,7 @@ from jupyter_dsserve.protocol.records import (
     ApplyState,
     ApplyStatus,
     DeploymentStatus,
+    Event,
     GatewayState,
     GatewayStatus,
     Measure,
@@ -180,6 +183,28 @@ class Applied(ApplyStatus):
 
 
 @dataclass(frozen=True, slots=True)
+class History(Sequence[Event]):
+    """What happened, oldest first. Shown as a table, in this machine's time."""
+
+    events: list[Event] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    @overload
+    def __getitem__(self, index: int) -> Event: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Event]: ...
+    def __getitem__(self, index: int | slice) -> Event | list[Event]:
+        return self.events[index]
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        if not self:
+            return {"text/plain": "nothing has happened yet", "text/html": "nothing has happened yet"}
+        return table(("when", "what", "of", "why"), [_event_cells(event) for event in self])
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a version said. ``latency_s`` and ``first_token_s`` are seconds as the caller saw them (the second is None
     if the answer came in one piece)."""
@@ -256,6 +281,24 @@ def _cells(version: Version) -> tuple[str, ...]:
     share = f"{version.weight:g} %" if version.weight else "–"
     note = "; ".join(filter(None, (version.note, version.info.note)))
     return (version.version, f"{sign} {state_text(version)}", share, workers, version.spec.model, note)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Bundle:
+    """Cells as text in columns, and as HTML."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+    html_head = "".join(f"<th {_LEFT}>{escape(name)}</th>" for name in head)
+    html_rows = "".join(f"<tr>{''.join(f'<td {_LEFT}>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return {
+        "text/plain": "\n".join(line.rstrip() for line in lines),
+        "text/html": f"<table><tr>{html_head}</tr>{html_rows}</table>",
+    }
+
+
+def _event_cells(event: Event) -> tuple[str, ...]:
+    when = datetime.fromtimestamp(event.at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    version = f"{event.deployment}@{event.version}" if event.version else event.deployment
+    return (when, event.kind, event.replica or version, event.reason)
 
 
 def _html_row(cells: Sequence[str]) -> str:

@@ -123,6 +123,8 @@ async def test_an_interrupt_between_two_pieces_cancels_it_too(loaded: Kernel) ->
         ("%dsserve bench nobody", "'nobody'"),
         ("%dsserve bench demo --rate 1 --concurrency 1", "give one of them"),
         ("%dsserve bench demo --url http://127.0.0.1:1", "nothing answers at http://127.0.0.1:1/v1"),
+        ("%dsserve apply no-such.yaml", "no-such.yaml cannot be read"),
+        ("%dsserve load demo --model toy: --metadata loss", "--metadata loss: write KEY=VALUE"),
         ("%dsserve connect http://[x --key k", "'http://[x': give one such as"),
         ("%dsserve connect 127.0.0.1:8899 --key k", "give one such as"),
         ("%dsserve connect http://127.0.0.1:1 --key schlüssel", "no key has"),
@@ -155,6 +157,23 @@ def test_a_policy_is_set_piece_by_piece_and_shown(loaded: Kernel) -> None:
     assert said.splitlines() == ["rate: 1000.0", "fallback_answer: Come back later.", "rule X-User-Group=beta: v1"]
     back = loaded.run("%dsserve policy demo --rate 0 --fallback-answer '' --rule ''").shown[0]["text/plain"]
     assert back == "no limits: the policy is the default one"
+
+
+def test_a_deployments_file_is_written_applied_and_told_in_history(loaded: Kernel) -> None:
+    loaded.run("%dsserve load filed@v1 --model toy: --metadata loss=2.5 --metadata run=r7")
+    loaded.run("%dsserve load filed@v2 --model toy: --no-wait")
+    assert "written to fleet.yaml" in loaded.run("%dsserve export fleet.yaml").text
+    text = loaded.run("%dsserve export").text.strip() + "\n"
+    assert "loss: 2.5\n          run: r7" in text
+    assert "nothing to do" in loaded.run("%dsserve apply fleet.yaml --prune").shown[-1]["text/plain"]
+    filed = "deployments:\n  filed:" + text.partition("  filed:")[2].replace("      v1: 100.0", "      v2: 100.0")
+    loaded.run(f"open('fleet.yaml', 'w').write({filed!r})")
+    assert "- route filed: v2=100" in loaded.run("%dsserve apply fleet.yaml --dry-run").shown[-1]["text/plain"]
+    assert "✓ route filed: v2=100" in loaded.run("%dsserve apply fleet.yaml").shown[-1]["text/plain"]
+    assert "filed: v2=100" in loaded.run("%dsserve status filed").html
+    lines = loaded.run("%dsserve history filed --limit 3").shown[-1]["text/plain"].splitlines()
+    assert len(lines) == 4
+    assert lines[-1].split()[2:] == ["route", "filed", "v2=100"]
 
 
 def test_a_load_test_shows_a_bar_then_a_table_and_a_plot(loaded: Kernel) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jupyter_dsserve.notebook.views import COLOURS, Answer, Deployment, Status, Version, colour_of
-from jupyter_dsserve.protocol.records import GatewayState, GatewayStatus, ReplicaStatus, VersionState
+from jupyter_dsserve.notebook.views import COLOURS, Answer, Deployment, History, Status, Version, colour_of
+from jupyter_dsserve.protocol.records import Event, GatewayState, GatewayStatus, ReplicaStatus, VersionState
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
 
@@ -71,3 +71,22 @@ def test_an_answer_is_its_text_with_who_gave_it() -> None:
 def test_a_version_has_its_colour_by_its_name() -> None:
     assert [colour_of(f"v{i}") for i in range(1, 8)] == [*COLOURS, COLOURS[0]]
     assert colour_of("main") == colour_of("main")
+
+
+def test_history_is_a_table_with_times_and_reasons() -> None:
+    events = [
+        Event(1, 0.0, "registered", "demo", "v1", "", "builtin:demo-v1"),
+        Event(2, 1.0, "ready", "demo", "v1", "demo@v1#0", "<b>"),
+        Event(3, 2.0, "route", "demo", reason="v1=100"),
+    ]
+    shown = History(events)._repr_mimebundle_()
+    lines = shown["text/plain"].splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["1970-01-01"] * 3 or "1969-12-31" in lines[1]
+    assert [line[21:].split() for line in lines] == [
+        ["what", "of", "why"],
+        ["registered", "demo@v1", "builtin:demo-v1"],
+        ["ready", "demo@v1#0", "<b>"],
+        ["route", "demo", "v1=100"],
+    ]
+    assert "&lt;b&gt;" in shown["text/html"]
+    assert History()._repr_mimebundle_()["text/plain"] == "nothing has happened yet"

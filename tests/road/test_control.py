@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -413,3 +414,35 @@ async def test_a_directory_that_changed_since_it_was_registered_is_not_loaded_as
     (model / "model.safetensors").write_bytes(b"")
     await caller.post("/api/deployments/demo/versions/v1/load")
     assert "/no/such/python" in (await caller.settled("demo", "v1"))["reason"]
+
+
+async def test_history_goes_back_beyond_what_is_in_memory(caller: Caller, gateway: Gateway) -> None:
+    await caller.load("demo", "v1", FAST)
+    for index in range(1500):
+        gateway.fleet.events.record(time.time(), "noted", deployment="other" if index % 2 else "demo")
+
+    async def ids(query: str) -> list[int]:
+        return [e["id"] for e in (await caller.get(f"/api/history?{query}")).json()]
+
+    everything = await ids("limit=5000")
+    assert everything == list(range(1, everything[-1] + 1))
+    assert everything[-1] > 1500
+    assert await ids("since=0&limit=3") == [1, 2, 3]
+    assert await ids("since=1000&limit=2") == [1001, 1002]
+    assert await ids("limit=2") == everything[-2:]
+    assert len(await ids("deployment=other&limit=5000")) == 750
+    assert len(await ids("")) == 1000
+    refused = await caller.get("/api/history?since=yesterday")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "since")
+
+
+async def test_history_is_what_is_remembered_while_the_registry_cannot_be_read(
+    caller: Caller, gateway: Gateway
+) -> None:
+    await caller.load("demo", "v1", FAST)
+
+    def broken(_db: object) -> None:
+        raise sa.exc.OperationalError("BEGIN", {}, Exception("the disk is gone"))
+
+    sa.event.listen(gateway.fleet._registry._engine, "begin", broken)
+    assert (await caller.get("/api/history?deployment=demo")).json()[0]["kind"] == "registered"
