@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from jupyter_dsserve.fleet.autoscale import AutoscaleSettings
 from jupyter_dsserve.fleet.goal import CHOSEN, DeploymentGoal, Goal, VersionGoal, left_alone, plan
 from jupyter_dsserve.protocol.errors import Conflict, DSServeError, Unavailable
 from jupyter_dsserve.protocol.records import ApplyState, ApplyStatus, Change, VersionState
@@ -75,6 +76,7 @@ class Applier:
             "register": self._register,
             "load": lambda c, _: fleet.load(c.deployment, c.version),
             "scale": lambda c, goal: fleet.scale(c.deployment, c.version, _wanted(c, goal).num_replicas or 1),
+            "autoscale": self._autoscale,
             "set": self._register,
             "policy": lambda c, goal: fleet.policy(c.deployment, goal[c.deployment].policy),
             "route": self._route,
@@ -85,10 +87,17 @@ class Applier:
     async def _register(self, change: Change, goal: Goal) -> None:
         """Of a version that is registered only its settings change."""
         wanted = _wanted(change, goal)
-        num_replicas = wanted.num_replicas if change.kind == "register" else None
+        is_new = change.kind == "register"
+        num_replicas = wanted.num_replicas if is_new else None
+        settings = {k: v for k, v in wanted.settings.items() if is_new or k != "autoscale"}
         await self._fleet.register(
-            change.deployment, change.version, wanted.spec, num_replicas, wanted.origin, wanted.settings
+            change.deployment, change.version, wanted.spec, num_replicas, wanted.origin, settings
         )
+
+    async def _autoscale(self, change: Change, goal: Goal) -> None:
+        limits = _wanted(change, goal).settings["autoscale"]
+        settings = AutoscaleSettings(**limits) if limits else None
+        await self._fleet.autoscale(change.deployment, change.version, settings)
 
     async def _route(self, change: Change, goal: Goal) -> None:
         await self._wait_ready(goal, {change.deployment})
@@ -110,7 +119,7 @@ class Applier:
                 if wanted.is_loaded:
                     found = self._fleet.version(name, version)
                     state = await found.settled()
-                    if state is not VersionState.READY:
+                    if state is not VersionState.READY and not found.can_answer:  # one that rests comes when asked
                         why = found.failure or "it was unloaded meanwhile"
                         raise Unavailable(f"{found.id} is {state.value}: {why}")
 

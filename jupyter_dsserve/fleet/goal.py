@@ -59,7 +59,7 @@ def left_alone(now: Goal, goal: Goal) -> list[str]:
     ]
 
 
-_ORDER = ("register", "load", "scale", "set", "policy", "route", "unload", "delete")
+_ORDER = ("register", "load", "autoscale", "scale", "set", "policy", "route", "unload", "delete")
 _NONE = DeploymentGoal({}, {})
 _DEFAULTS = Policy().to_json() | {"rules": []}
 
@@ -89,10 +89,15 @@ def _changes(name: str, now: DeploymentGoal, goal: DeploymentGoal, prune: bool) 
 
 def _settings(name: str, version: str, known: VersionGoal, wanted: VersionGoal) -> Iterator[Change]:
     before, after = known.num_replicas, wanted.num_replicas
-    is_free = wanted.settings.get("autoscale") or after is None  # then others say how many
+    settings = {**known.settings, **wanted.settings}
+    is_free = settings.get("autoscale") or after is None  # then others say how many
     if wanted.is_loaded and not is_free and after != before:
         yield Change("scale", name, version, f"from {before} workers to {after}")
-    if different := {k: v for k, v in wanted.settings.items() if known.settings.get(k) != v}:
+    different = {k: v for k, v in settings.items() if known.settings.get(k) != v}
+    if "autoscale" in different:
+        limits = different.pop("autoscale")
+        yield Change("autoscale", name, version, _listed(limits) if limits else "off")
+    if different:
         yield Change("set", name, version, _listed(different))
 
 
@@ -155,7 +160,7 @@ def _exported_version(version: VersionGoal) -> dict[str, Any]:
     origin = version.origin
     rest = {
         "replicas": None if version.num_replicas == 1 or version.settings.get("autoscale") else version.num_replicas,
-        **version.settings,
+        **{k: v for k, v in version.settings.items() if v is not None},
         "note": origin.note,
         "created_by": origin.created_by,
         "metadata": dict(origin.metadata),

@@ -7,30 +7,35 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.goal import DeploymentGoal, Goal, VersionGoal
 from jupyter_dsserve.fleet.source import canonical
-from jupyter_dsserve.gateway.bodies import Body, LoadBody, PolicyBody, validated
+from jupyter_dsserve.gateway.bodies import AutoscaleBody, Body, LoadBody, PolicyBody, validated
 from jupyter_dsserve.gateway.handlers import Handler
 from jupyter_dsserve.manifest import LOOK_S, Manifest, stamp
-from jupyter_dsserve.protocol.errors import DSServeError
+from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest
 from jupyter_dsserve.protocol.records import ApplyStatus
 
 log = logging.getLogger(__name__)
 
 
 class VersionBody(LoadBody):
-    """As for a load, but that the name stands before it. ``loaded`` false only registers it."""
+    """As for a load, but that the name stands before it. ``loaded`` false only registers it;
+    ``autoscale`` false ends it."""
 
     version: str = ""
     loaded: bool = True
+    autoscale: AutoscaleBody | Literal[False] | None = None
 
-    def goal(self) -> VersionGoal:
+    def goal(self, at: str) -> VersionGoal:
         spec = self.spec()
         spec = replace(spec, model=canonical(spec.model))
-        return VersionGoal(spec, self.replicas, self.settings, self.loaded, self.origin())
+        settings = self.settings
+        if self.autoscale is not None:
+            settings["autoscale"] = _limits(self.autoscale, f"{at}.autoscale") if self.autoscale else None
+        return VersionGoal(spec, self.replicas, settings, self.loaded, self.origin())
 
 
 class DeploymentBody(Body):
@@ -40,7 +45,8 @@ class DeploymentBody(Body):
 
     def goal(self, at: str) -> DeploymentGoal:
         versions = {
-            name: validated(VersionBody, raw, f"{at}.versions.{name}").goal() for name, raw in self.versions.items()
+            name: validated(VersionBody, raw, f"{at}.versions.{name}").goal(f"{at}.versions.{name}")
+            for name, raw in self.versions.items()
         }
         return DeploymentGoal(versions, self.route, validated(PolicyBody, self.policy, f"{at}.policy").changes())
 
@@ -101,6 +107,13 @@ async def keep_applied(fleet: Fleet, file: str) -> None:
             log.error("%s", fault.message)
             fleet.events.record(time.time(), "apply_failed", reason=fault.message)
         seen = now
+
+
+def _limits(body: AutoscaleBody, at: str) -> dict[str, Any]:
+    try:
+        return body.settings().to_json()
+    except InvalidRequest as fault:
+        raise InvalidRequest(fault.message, param=f"{at}.{fault.param}") from None
 
 
 def _goal(deployments: Mapping[str, Any]) -> Goal:

@@ -65,7 +65,13 @@ SERVING = demo({"v1": 100}, v1=V1)
             ["load demo@v1", "scale demo@v1: from 1 workers to 3"],
         ),
         (SERVING, demo(v1=version("toy:a=1", replicas=None)), []),
-        (SERVING, demo(v1=version("toy:a=1", replicas=3, autoscale={"max": 4})), ["set demo@v1: autoscale={'max': 4}"]),
+        (SERVING, demo(v1=version("toy:a=1", replicas=3, autoscale={"max": 4})), ["autoscale demo@v1: max=4"]),
+        (
+            demo({"v1": 100}, v1=version("toy:a=1", autoscale={"max": 4})),
+            demo(v1=version("toy:a=1", replicas=3, autoscale=None)),
+            ["autoscale demo@v1: off", "scale demo@v1: from 1 workers to 3"],
+        ),
+        (demo({"v1": 100}, v1=version("toy:a=1", autoscale={"max": 4})), demo(v1=version("toy:a=1", replicas=3)), []),
         (
             {"demo": DeploymentGoal({"v1": V1}, {"v1": 100.0}, {"rate": 0.0, "burst": 5})},
             {"demo": DeploymentGoal({"v1": V1}, None, {"rate": 2.0, "burst": 5})},

@@ -159,17 +159,18 @@ def test_a_policy_is_set_piece_by_piece_and_shown(loaded: Kernel) -> None:
     assert back == "no limits: the policy is the default one"
 
 
-def test_a_deployments_file_is_written_applied_and_told_in_history(loaded: Kernel) -> None:
+def test_a_deployments_file_is_written_applied_and_told_in_history(loaded: Kernel, tmp_path: Path) -> None:
+    file = tmp_path / "fleet.yaml"
     loaded.run("%dsserve load filed@v1 --model toy: --metadata loss=2.5 --metadata run=r7")
     loaded.run("%dsserve load filed@v2 --model toy: --no-wait")
-    assert "written to fleet.yaml" in loaded.run("%dsserve export fleet.yaml").text
+    assert f"written to {file}" in loaded.run(f"%dsserve export {file}").text
     text = loaded.run("%dsserve export").text.strip() + "\n"
     assert "loss: 2.5\n          run: r7" in text
-    assert "nothing to do" in loaded.run("%dsserve apply fleet.yaml --prune").shown[-1]["text/plain"]
+    assert "nothing to do" in loaded.run(f"%dsserve apply {file} --prune").shown[-1]["text/plain"]
     filed = "deployments:\n  filed:" + text.partition("  filed:")[2].replace("      v1: 100.0", "      v2: 100.0")
-    loaded.run(f"open('fleet.yaml', 'w').write({filed!r})")
-    assert "- route filed: v2=100" in loaded.run("%dsserve apply fleet.yaml --dry-run").shown[-1]["text/plain"]
-    assert "✓ route filed: v2=100" in loaded.run("%dsserve apply fleet.yaml").shown[-1]["text/plain"]
+    file.write_text(filed)
+    assert "- route filed: v2=100" in loaded.run(f"%dsserve apply {file} --dry-run").shown[-1]["text/plain"]
+    assert "✓ route filed: v2=100" in loaded.run(f"%dsserve apply {file}").shown[-1]["text/plain"]
     assert "filed: v2=100" in loaded.run("%dsserve status filed").html
     lines = loaded.run("%dsserve history filed --limit 3").shown[-1]["text/plain"].splitlines()
     assert len(lines) == 4

@@ -122,6 +122,26 @@ async def test_an_export_applied_elsewhere_gives_the_same_and_here_nothing_to_do
             assert (await there.get("/api/export")).json() == (await caller.get("/api/export")).json()
 
 
+async def test_workers_are_scaled_by_the_file_by_number_and_automatically(
+    client: AsyncClient, caller: Caller, file: Path
+) -> None:
+    await client.apply(file)
+    write(file, ONE.replace('0.001"', '0.001", replicas: 2, priority: low'))
+    assert lines(await client.apply(file)) == ["scale demo@v1: from 1 workers to 2", "set demo@v1: priority=low"]
+    await until(lambda: caller.version("demo", "v1"), lambda v: [r["state"] for r in v["replicas"]] == ["READY"] * 2)
+    write(file, ONE.replace('0.001"', '0.001", autoscale: {min: 1, max: 3}'))
+    [change] = lines(await client.apply(file))
+    assert change.startswith("autoscale demo@v1: min=1, max=3")
+    assert "max: 3" in await client.export(file)
+    assert lines(await client.apply(file)) == []
+    write(file, ONE.replace('0.001"', '0.001", autoscale: false, replicas: 1'))
+    assert lines(await client.apply(file))[0] == "autoscale demo@v1: off"
+    assert "autoscale" not in await client.export()
+    write(file, ONE.replace('0.001"', '0.001", autoscale: {min: 5, max: 3}'))
+    with pytest.raises(InvalidRequest, match="line 4: min is 5 and max is 3"):
+        await client.apply(file)
+
+
 async def test_pruning_deletes_what_the_file_does_not_name(client: AsyncClient, caller: Caller, file: Path) -> None:
     await caller.load("old", "v1", "toy:")
     await client.apply(file)
