@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 CPU = "cpu"
 _SHOWN_PROCESSES = 8
-_LEAST_SHARE = 0.01  # of a device: a process that holds less of RAM is not worth naming
+_LEAST_SHARE = 0.002  # of RAM: a process that holds less is not worth naming
 _NO_LIMIT = 1 << 60  # what cgroup v1 writes for none is near 2**63
 
 

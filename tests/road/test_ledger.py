@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -230,3 +231,24 @@ async def test_what_is_not_loaded_is_not_scaled(small: Caller) -> None:
     refused = await scale(small, 2)
     assert refused.status_code == 409
     assert "one@v1 is STOPPED, and only a loaded version is scaled" in refused.json()["error"]["message"]
+
+
+# ---- a real model
+
+
+async def test_a_model_takes_what_was_expected_and_its_kv_cache_keeps_to_what_it_got(data_dir: Path) -> None:
+    async with serving(data_dir, 600 * 2**20) as caller:
+        loaded = await caller.load("demo", "v1", "builtin:demo-v1", dtype="fp32")
+        assert loaded["state"] == "READY", loaded["reason"]
+        assert loaded["spec"]["kv_bytes"] == 0, "the version is what it was asked to be"
+        (held,) = (await until(lambda: ram(caller), lambda m: m["held"][0]["bytes"] != m["held"][0]["expected_bytes"]))[
+            "held"
+        ]
+        room = re.search(r"in up to (\d+) MiB", loaded["info"]["note"])
+        assert room
+        kv_bytes = int(room[1]) * 2**20
+        # Half of what is left of its class's 480 MiB, and not the 256 MiB that all its sequences could fill.
+        assert 60 * 2**20 < kv_bytes < 100 * 2**20
+        assert abs(held["bytes"] - held["expected_bytes"]) < 0.15 * held["expected_bytes"]
+        assert held["taken_bytes"] + kv_bytes == pytest.approx(held["bytes"], rel=0.05)
+        assert (await caller.complete("demo")).status_code == 200
