@@ -26,7 +26,7 @@ from jupyter_dsserve.fleet.goal import Goal, exported
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
 from jupyter_dsserve.fleet.registry import EVENT, Registry, Retention, VersionRow
-from jupyter_dsserve.fleet.road import Call, Numbered, Road, begun, configured
+from jupyter_dsserve.fleet.road import Call, Numbered, Road, begun, configured, later
 from jupyter_dsserve.fleet.rollout import RolloutSpec
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.fleet.router import ruled
@@ -610,7 +610,7 @@ class Fleet:
         road = deployment.road
         road.admit(deployment.name, time.monotonic())
         requests = road.limited(requests)
-        tried: set[str] = set()
+        began, tried = time.monotonic(), set[str]()
         fault: DSServeError | None = None
         while version := self.version(deployment.name, pinned) if pinned else deployment.pick(call, tried):
             check(version)
@@ -621,6 +621,8 @@ class Fleet:
             except (Unavailable, EngineFailure) as failed:
                 fault = failed
             tried.add(version.name)
+            requests = [later(request, time.monotonic() - began) for request in requests]
+            began = time.monotonic()
             is_gone = isinstance(fault, Unavailable) and not version.takes
             if (
                 pinned

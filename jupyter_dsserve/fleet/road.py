@@ -13,7 +13,7 @@ from jupyter_dsserve.fleet.breaker import BreakerSettings
 from jupyter_dsserve.fleet.limits import TokenBucket, num_retries_left
 from jupyter_dsserve.fleet.line import Line
 from jupyter_dsserve.fleet.router import SmoothShares
-from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, TooManyRequests, Unavailable
+from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, EngineFailure, TooManyRequests, Unavailable
 from jupyter_dsserve.protocol.policy import Policy
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, Usage
 
@@ -30,6 +30,15 @@ class Call:
     model: str
     key: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def later(request: Request, passed_s: float) -> Request:
+    """The request with what is left of its time after ``passed_s`` seconds. Raises `DeadlineExceeded` if nothing is."""
+    if request.timeout_s is None:
+        return request
+    if passed_s >= request.timeout_s:
+        raise DeadlineExceeded(f"the request's time limit of {request.timeout_s:g} s has passed: give it a longer one")
+    return replace(request, timeout_s=request.timeout_s - passed_s)
 
 
 class Road:

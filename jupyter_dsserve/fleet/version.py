@@ -8,12 +8,12 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from jupyter_dsserve.fleet.observations import Watch
 from jupyter_dsserve.fleet.replica import Replica
-from jupyter_dsserve.fleet.road import Road
+from jupyter_dsserve.fleet.road import Road, later
 from jupyter_dsserve.fleet.router import least_loaded, prefix_of
 from jupyter_dsserve.fleet.stats import Served, Window, percentile
 from jupyter_dsserve.protocol.config import Priority
@@ -156,16 +156,19 @@ class Version:
         started = time.monotonic()
         first_token_s: float | None = None
         lost: Replica | None = None
+        has_waited = False  # so that less of its time is left
         has_told = False  # the caller something: then nobody else can answer any more
         line = self.road.line
         try:
             while True:
                 replica = None if line.num_waiting_for(self.name) else self._find(request, lost)
                 if replica is None:
-                    replica, request = await self._wait(request, started, lost)
+                    replica = await self._wait(request, started, lost)
+                    has_waited = True
                 is_lost = False
                 watch = self.watch and self.watch(request, replica.in_flight, started)
-                async with aclosing(replica.generate(request, self.road.policy.first_token_timeout_s)) as chunks:
+                asked = later(request, time.monotonic() - started) if has_waited else request
+                async with aclosing(replica.generate(asked, self.road.policy.first_token_timeout_s)) as chunks:
                     async for chunk in chunks:
                         now = time.monotonic()
                         if chunk.num_tokens and first_token_s is None:
@@ -183,7 +186,7 @@ class Version:
                         yield chunk
                 if not is_lost:
                     return
-                lost = replica
+                lost, has_waited = replica, True
                 self.road.num_retrying += 1
         finally:
             self.road.num_retrying -= lost is not None
@@ -210,8 +213,8 @@ class Version:
         opens_s = min((r.breaker.open_s(now) for r in ready if not r.trouble), default=2.0)
         return Unavailable(f"no replica of {self.id} takes requests now ({why})", retry_after_s=math.ceil(opens_s) or 1)
 
-    async def _wait(self, request: Request, started: float, lost: Replica | None) -> tuple[Replica, Request]:
-        """Stand in line until there is a replica; what is left of the request's time goes on with it."""
+    async def _wait(self, request: Request, started: float, lost: Replica | None) -> Replica:
+        """Stand in line until there is a replica."""
         policy, limit_s = self.road.policy, request.timeout_s or math.inf
         queue_s, acquire_s = policy.queue_timeout_s or math.inf, policy.acquire_timeout_s or math.inf
 
@@ -230,10 +233,7 @@ class Version:
 
         until = started + min(limit_s, queue_s, acquire_s)
         look = lambda: self._find(request, lost)  # noqa: E731
-        replica = await self.road.line.wait(self.name, request.priority, started, policy.max_queue, look, until, late)
-        if request.timeout_s is not None:
-            request = replace(request, timeout_s=max(0.001, started + request.timeout_s - time.monotonic()))
-        return replica, request
+        return await self.road.line.wait(self.name, request.priority, started, policy.max_queue, look, until, late)
 
     def num_spare(self, lost: Replica) -> int:
         """How many requests on ``lost`` the other replicas may be asked to answer now."""

@@ -18,7 +18,7 @@ PROBE_S = 30.0
 
 
 class Watch:
-    """Looks at a worker every `TICK_S` while it is READY: closes its door in time, and probes it when it is idle."""
+    """Looks at a worker every `TICK_S` once it is READY: closes its door in time, and probes it when it is idle."""
 
     def __init__(self, version: Version, replica: Replica, pid: int) -> None:
         self._version, self._replica, self._pid = version, replica, pid
@@ -28,7 +28,8 @@ class Watch:
     def look(self, now: float) -> str:
         """Why the worker has to be ended; empty if it is well, or may become so."""
         replica = self._replica
-        if replica.state is not VersionState.READY:
+        was_ready = replica.used_at > 0  # before that, loading may hold its interpreter for long
+        if not was_ready or replica.state not in (VersionState.READY, VersionState.DRAINING):
             return ""
         beat = replica.heartbeat
         is_silent = now - replica.heard_at >= SILENT_S
@@ -44,6 +45,8 @@ class Watch:
 
     def _probe_if_idle(self, now: float) -> None:
         replica = self._replica
+        if replica.state is not VersionState.READY:
+            return
         is_idle = not replica.in_flight and now - replica.used_at > PROBE_S
         if is_idle and self._version.spec.task == "generate":
             self._probe = asyncio.create_task(self._ask_for_a_token())

@@ -49,6 +49,7 @@ class TestBreaker:
         first = breaker.begin(30)
         assert (breaker.door, breaker.allows(31)) == (Door.HALF_OPEN, False)
         breaker.end(first, OK, 31)
+        assert (breaker.door, breaker.allows(31)) == (Door.HALF_OPEN, True)
         assert told(breaker, OK, now=31).door is Door.CLOSED
 
     def test_a_failure_while_half_open_opens_it_again(self) -> None:

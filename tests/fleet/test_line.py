@@ -95,6 +95,19 @@ class TestWaiting:
         await asyncio.wait_for(asyncio.gather(*asking), 1)
         assert (order, pool.num_free, pool.line.num_waiting) == ([4, 3, 2, 1, 0], 0, 0)
 
+    async def test_nobody_overtakes_the_first_in_line(self) -> None:
+        pool = Pool(0)
+        first = asyncio.create_task(pool.wait(-1))
+        await asyncio.sleep(0)
+        pool.num_free = 1  # and the first has not looked yet
+        late = asyncio.create_task(pool.wait())
+        await asyncio.sleep(0)
+        assert pool.num_free == 1
+        pool.line.wake("v1")
+        assert await asyncio.wait_for(first, 0.5) == "a permit"
+        assert not late.done()
+        late.cancel()
+
     async def test_who_leaves_passes_the_news_on(self) -> None:
         pool = Pool(0)
         first, second = asyncio.create_task(pool.wait(-1)), asyncio.create_task(pool.wait())
@@ -132,4 +145,4 @@ class TestWaiting:
         await asyncio.sleep(0)
         pool.line.enter("v1", 0, 0.0, max_waiting=1)
         with pytest.raises(TooManyRequests):
-            await asyncio.wait_for(low, 1)
+            await asyncio.wait_for(low, 0.5)

@@ -58,6 +58,7 @@ class TestShares:
         assert {shares.next({"v1": 95.0}) for _ in range(20)} == {"v1"}
         after = [shares.next({"v1": 50.0, "v2": 50.0}) for _ in range(10)]
         assert Counter(after) == {"v1": 5, "v2": 5}
+        assert Counter(shares.next({"v2": 20.0, "v3": 80.0}) for _ in range(10)) == {"v2": 2, "v3": 8}
         assert shares.next({}) is None
 
 

@@ -209,6 +209,19 @@ class TestLimits:
         assert replica.in_flight == 1
         assert (await long).status_code == 200
 
+    async def test_a_caller_who_leaves_the_line_takes_nothing_along(self, caller: Caller, gateway: Gateway) -> None:
+        await caller.load("demo", "v1", "toy:step_s=0.02")
+        await set_policy(caller, max_in_flight=1)
+        line = gateway.fleet.deployment("demo").road.line
+        long = asyncio.create_task(caller.complete(max_tokens=60))
+        await until(lambda: gateway.fleet.in_flight == 1)
+        waiting = asyncio.create_task(caller.complete())
+        await until(lambda: line.num_waiting == 1)
+        waiting.cancel()
+        await until(lambda: line.num_waiting == 0, timeout_s=1)
+        assert (await long).status_code == 200
+        assert (await caller.complete()).status_code == 200
+
     async def test_the_first_token_and_the_whole_answer_have_deadlines(self, caller: Caller, gateway: Gateway) -> None:
         await caller.load("demo", "v1", "toy:step_s=0.4")
         replica = gateway.fleet.version("demo", "v1").replicas[0]

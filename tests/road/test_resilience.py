@@ -118,6 +118,18 @@ class TestStopped:
         assert is_running(first["pid"])
         assert [k for k in await kinds(caller) if k.startswith("replica")] == ["replica_suspect", "replica_fine"]
 
+    async def test_one_that_is_stopped_while_it_drains_holds_nobody_up(self, caller: Caller, gateway: Gateway) -> None:
+        await caller.load("demo", "v1", "toy:step_s=0.05")
+        replica = gateway.fleet.version("demo", "v1").replicas[0]
+        asking = asyncio.create_task(caller.complete(max_tokens=1000))
+        await until(lambda: replica.heartbeat.running == 1)
+        await caller.post("/api/deployments/demo/versions/v1/unload")
+        os.kill(replica.pid, signal.SIGSTOP)
+        begun = time.monotonic()
+        assert (await asking).status_code == 503
+        assert time.monotonic() - begun < 4.9  # and not only when drain_s is over
+        await caller.settled("demo", "v1", "STOPPED")
+
     async def test_what_nobody_else_can_answer_waits_for_it_and_new_ones_are_told_to_come_again(
         self, caller: Caller, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
     ) -> None:
