@@ -144,6 +144,7 @@ class Registry:
         def read() -> Stored:
             with self._engine.begin() as db:
                 schema.upgrade(db)
+                _forget_what_is_deleted(db)
                 return _read(db, num_events)
 
         try:
@@ -297,6 +298,14 @@ class Registry:
         if not is_done:  # the next piece, after what came to be written meanwhile
             with contextlib.suppress(RuntimeError):  # we are closing
                 self._thread.submit(self._prune)
+
+
+def _forget_what_is_deleted(db: sa.Connection) -> None:
+    """A deployment is there as long as it has versions. A gateway that is killed between the last version's end and
+    this would leave a policy that comes back with another deployment of that name."""
+    named = sa.select(_versions.c.deployment)
+    db.execute(_rollouts.delete().where(_rollouts.c.deployment.not_in(named)))
+    db.execute(_deployments.delete().where(_deployments.c.name.not_in(named)))
 
 
 def _read(db: sa.Connection, num_events: int) -> Stored:

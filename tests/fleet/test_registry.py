@@ -78,6 +78,7 @@ async def test_what_is_forgotten_is_gone(url: sa.URL) -> None:
 async def test_writes_nobody_waits_for_are_done_before_close_returns(url: sa.URL) -> None:
     registry = Registry(url)
     registry.open(10)
+    registry.save_version(ROW)
     for revision in range(50):
         registry.save_route("demo", Route({"v1": 100}, revision))
     registry.close()
@@ -127,6 +128,7 @@ async def test_what_can_never_be_written_holds_nothing_up(url: sa.URL) -> None:
 async def test_a_writing_is_done_although_nobody_waits_for_it_any_more(url: sa.URL) -> None:
     registry = Registry(url)
     registry.open(10)
+    registry.save_version(ROW)
     for id in range(1, 20):
         registry.add_event(Event(id, 0.0, "loading"))
     waiting = asyncio.ensure_future(registry.save_route("demo", Route({"v1": 100}, 1)))
@@ -177,3 +179,23 @@ async def test_history_is_kept_by_number_and_by_age(url: sa.URL, retention: Rete
     events = await again.history("", 0, 20_000)
     again.close()
     assert [e.id for e in events] == list(range(12_001 - left, 12_001))
+
+
+async def test_what_a_kill_left_of_a_deleted_deployment_is_gone(url: sa.URL) -> None:
+    registry = Registry(url)
+    registry.open(10)
+    for name in ("demo", "other"):
+        registry.save_version(replace(ROW, deployment=name))
+        registry.save_route(name, Route({"v1": 100}, 1))
+        registry.save_policy(name, {"rate": 5})
+        registry.save_rollout(name, {"step": 1})
+    await registry.forget_version("demo", "v1")  # and then the gateway was killed
+    registry.close()
+    stored = opened(url)
+    assert set(stored.routes) == set(stored.policies) == set(stored.rollouts) == {"other"}
+    registry = Registry(url)
+    registry.open(10)
+    registry.save_version(ROW)
+    await registry.save_route("demo", Route({}, 0))
+    registry.close()
+    assert opened(url).policies == {"demo": {}, "other": {"rate": 5}}

@@ -1,0 +1,203 @@
+"""The gateway is killed at random moments while everything changes, and what it had said stays true."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support import Caller, Command, is_running, until, worker_pids
+
+MAX_VERSIONS = 4  # of the deployment that changes: each is a process
+
+
+@dataclass
+class Known:
+    """What must be true after the next start. None: a change was under way, and either is right."""
+
+    exists: dict[str, bool | None] = field(default_factory=dict)
+    wanted: dict[str, bool | None] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, float] | None = None
+    policy: dict[str, float | None] = field(default_factory=dict)
+    events: dict[int, Any] = field(default_factory=dict)
+
+    def forget_route(self) -> None:
+        self.weights = None
+
+    @property
+    def there(self) -> list[str]:
+        return [name for name, exists in self.exists.items() if exists]
+
+
+class Changes:
+    """Random changes of the deployment ``demo``, one after the other, each noted before it is asked and once it is
+    acknowledged."""
+
+    def __init__(self, caller: Caller, known: Known, rng: random.Random, life: int) -> None:
+        self._caller, self._known, self._rng = caller, known, rng
+        self._life, self._count = life, 0
+        self.num_acknowledged = 0
+        self._is_activating = False  # it changes the route whenever its version is READY
+
+    async def run(self) -> None:
+        choices: list[tuple[Callable[[], Awaitable[None]], int]] = [
+            (self._load, 4),
+            (self._load_again, 2),
+            (self._unload, 2),
+            (self._delete, 2),
+            (self._activate, 3),
+            (self._route, 5),
+            (self._policy, 2),
+            (self._look, 2),
+        ]
+        acts, weights = zip(*choices, strict=True)
+        while True:
+            await self._rng.choices(acts, weights)[0]()
+
+    async def _ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        answer = await self._caller.request(method, f"/api/deployments{path}", json=body)
+        assert answer.status_code < 500 or answer.status_code == 503, answer.text
+        self.num_acknowledged += answer.is_success
+        return answer
+
+    async def _load(self) -> None:
+        known = self._known
+        if len(known.there) >= MAX_VERSIONS:
+            return
+        self._count += 1
+        name, model = f"v{self._life}-{self._count}", f"toy:step_s=0.001,load_s={self._rng.choice([0, 0.05, 0.4])}"
+        known.exists[name], known.wanted[name], known.models[name] = None, None, model
+        if (await self._ask("POST", "", {"name": "demo", "version": name, "model": model})).is_success:
+            known.exists[name], known.wanted[name] = True, True
+
+    async def _load_again(self) -> None:
+        if name := self._one():
+            before, self._known.wanted[name] = self._known.wanted[name], None
+            is_done = (await self._ask("POST", f"/demo/versions/{name}/load")).is_success
+            self._known.wanted[name] = True if is_done else before
+
+    async def _unload(self) -> None:
+        if name := self._one():
+            self._known.wanted[name] = None
+            self._known.forget_route()
+            if (await self._ask("POST", f"/demo/versions/{name}/unload")).is_success and not self._is_activating:
+                self._known.wanted[name] = False
+
+    async def _delete(self) -> None:
+        if (name := self._one()) and len(self._known.there) > 1:
+            self._known.exists[name] = self._known.wanted[name] = None
+            self._known.forget_route()
+            if (await self._ask("DELETE", f"/demo/versions/{name}")).is_success:
+                self._known.exists[name] = False
+
+    async def _activate(self) -> None:
+        if name := self._one():
+            known = self._known
+            known.forget_route()
+            known.wanted = dict.fromkeys(known.wanted)
+            answer = await self._ask("POST", "/demo/activate", {"version": name})
+            if answer.is_success:
+                known.wanted[name] = True
+            if answer.status_code == 200 and not self._is_activating:
+                known.weights = {name: 100.0}
+            self._is_activating |= answer.status_code == 202
+
+    async def _route(self) -> None:
+        status = await self._ask("GET", "/demo")
+        if not status.is_success:
+            return
+        ready = [v["version"] for v in status.json()["versions"] if v["state"] == "READY"]
+        if ready:
+            share = self._rng.randrange(1, 100)
+            names = self._rng.sample(ready, min(2, len(ready)))
+            weights = dict(zip(names, (share, 100 - share) if len(names) == 2 else (100,), strict=True))
+            self._known.forget_route()
+            if (await self._ask("PUT", "/demo/route", {"weights": weights})).is_success and not self._is_activating:
+                self._known.weights = {name: float(weight) for name, weight in weights.items()}
+
+    async def _policy(self) -> None:
+        if self._known.there:
+            rate = self._rng.randrange(1000, 9999)
+            self._known.policy["rate"] = None
+            if (await self._ask("PUT", "/demo/policy", {"rate": rate})).is_success:
+                self._known.policy["rate"] = float(rate)
+
+    async def _look(self) -> None:
+        """What is shown as history is history."""
+        answer = await self._caller.get("/api/history?limit=50")
+        self._known.events |= {event["id"]: event for event in answer.json()}
+
+    def _one(self) -> str:
+        there = self._known.there
+        return self._rng.choice(there) if there else ""
+
+
+async def check(caller: Caller, known: Known) -> None:
+    """Whatever was acknowledged is so, and the rest fits together."""
+    deployments = {d["name"]: d for d in (await caller.get("/api/deployments")).json()}
+    demo = deployments.get("demo", {"versions": [], "weights": {}})
+    versions = {v["version"]: v for v in demo["versions"]}
+    for name, exists in known.exists.items():
+        assert exists is None or exists == (name in versions), f"{name}: exists is {exists}"
+        known.exists[name] = name in versions
+        if name in versions:
+            assert versions[name]["spec"]["model"] == known.models[name]
+            is_wanted = versions[name]["state"] != "STOPPED"
+            assert known.wanted[name] in (None, is_wanted), f"{name} is {versions[name]['state']}"
+            known.wanted[name] = is_wanted
+    assert set(versions) <= set(known.exists)
+    for deployment in deployments.values():
+        weights = deployment["weights"]
+        assert not weights or sum(weights.values()) == pytest.approx(100)
+        assert set(weights) <= {v["version"] for v in deployment["versions"]}
+    assert known.weights in (None, demo["weights"])
+    if demo["versions"] and "rate" in known.policy:
+        rate = (await caller.get("/api/deployments/demo/policy")).json()["rate"]
+        assert known.policy["rate"] in (None, rate)
+        known.policy["rate"] = rate
+    history = (await caller.get("/api/history?since=0&limit=100000")).json()
+    ids = [event["id"] for event in history]
+    assert ids == sorted(set(ids))
+    found = {event["id"]: event for event in history}
+    for id, event in known.events.items():
+        assert found[id] == event
+
+
+async def kill_and_come_back(data_dir: Path, num_kills: int, seed: int) -> int:
+    """The number of changes that were acknowledged."""
+    known, rng, num_acknowledged = Known(), random.Random(seed), 0
+    for life in range(num_kills + 1):
+        with Command(data_dir, "--drain", "0.2") as command:
+            async with await command.caller() as caller:
+                await check(caller, known)
+                changes = Changes(caller, known, rng, life)
+                changing = asyncio.create_task(changes.run())
+                await asyncio.wait({changing}, timeout=rng.uniform(0.0, 1.2))
+                if changing.done():
+                    changing.result()
+                workers = worker_pids(command.pid)
+                command.process.kill()
+                with contextlib.suppress(httpx.HTTPError):
+                    await changing
+                num_acknowledged += changes.num_acknowledged
+        await until(lambda pids=workers: not any(map(is_running, pids)), timeout_s=10)
+    return num_acknowledged
+
+
+async def test_five_kills_lose_nothing_that_was_acknowledged(data_dir: Path) -> None:
+    assert await kill_and_come_back(data_dir, 5, seed=1) > 5
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+async def test_fifty_kills_lose_nothing_that_was_acknowledged(data_dir: Path) -> None:
+    num_acknowledged = await kill_and_come_back(data_dir, 50, seed=2)
+    assert num_acknowledged > 100
