@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
@@ -97,6 +97,16 @@ class Admission:
         if why := why_never(claim, self._rooms(everything=True), self.settings):
             raise Conflict(why, param="model")
         return need
+
+    async def why_not_beside(self, version: Version, others: Collection[str]) -> str:
+        """Why a replica has no place now, if it would have one without ``others`` (ids of versions); else empty. Raises
+        `Conflict` as `check` does."""
+        claim = _claim(version, "", await self.check(version), version.num_replicas)
+        rooms, holdings = self._rooms(), [h for h in self._holdings.values() if h.claim.version in others]
+        freed = [replace(r, free_bytes=r.free_bytes + sum(h.held(r.device) for h in holdings)) for r in rooms]
+        if place(claim, rooms, self.settings) or not place(claim, freed, self.settings):
+            return ""
+        return self._why(Queued(claim, time.monotonic()))
 
     async def admit(self, version: Version, replica: str) -> Grant:
         """A place for a replica; waits for it in the line. One that has a place keeps it.

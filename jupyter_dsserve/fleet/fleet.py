@@ -59,7 +59,7 @@ from jupyter_dsserve.protocol.records import (
     VersionStatus,
 )
 from jupyter_dsserve.protocol.request import Features, Request, Texts
-from jupyter_dsserve.protocol.spec import WorkerLaunch, WorkerSpec
+from jupyter_dsserve.protocol.spec import Strategy, WorkerLaunch, WorkerSpec
 
 log = logging.getLogger(__name__)
 
@@ -488,34 +488,69 @@ class Fleet:
         await self._written(self._replace_route(found, changed))
         return found.route
 
-    async def activate(self, deployment: str, version: str) -> Version:
+    async def activate(self, deployment: str, version: str, strategy: Strategy = "beside") -> Version:
         """Give ``version`` all traffic once it is READY (loading it if need be); then those that had it drain and stop.
 
-        Returns at once. Until the version is READY, and if its load fails, the old ones serve on.
+        Returns at once. Until the version is READY, and if its load fails, the old ones serve on. With ``strategy``
+        ``recreate`` they end first, for memory that does not hold both: requests wait in line meanwhile, and if the
+        load fails the old ones are loaded again. Raises `Conflict` while another swap or a rollout runs, and if there
+        is no memory for both.
         """
         found, candidate = self.deployment(deployment), self.version(deployment, version)
         self._conductor.refuse_during(deployment, f"activate {version}")
         if found.activating:
             raise Conflict(f"{deployment} is already activating {found.activating}: wait until that has ended")
-        await self.load(deployment, version)
-        if candidate.is_ready:
-            await self._swap(found, candidate)
-        else:
-            found.activating = version
-            self._spawn(self._swap_when_ready(found, candidate), self._watching)
+        found.activating = version  # before anything is waited for: two at once are one too many
+        is_left = True
+        try:
+            is_loaded = candidate.is_wanted and not candidate.failure
+            if strategy == "beside" and not is_loaded:
+                others = {found.versions[name].id for name in found.route.weights}
+                if why := await self._admission.why_not_beside(candidate, others):
+                    raise Conflict(
+                        f"{candidate.id} {why}; to end those that serve first, ask for the strategy recreate"
+                    )
+            await self.load(deployment, version)
+            if candidate.is_ready:
+                await self._swap(found, candidate)
+                return candidate
+            before = {}
+            if strategy == "recreate":
+                before = dict(found.route.weights)
+                candidate.is_awaited = True
+                await self._swap(found, candidate)
+            self._spawn(self._swap_when_ready(found, candidate, before), self._watching)
+            is_left = False
+        finally:
+            if is_left:
+                found.activating = ""
         return candidate
 
-    async def _swap_when_ready(self, deployment: Deployment, candidate: Version) -> None:
+    async def _swap_when_ready(self, deployment: Deployment, candidate: Version, before: Mapping[str, float]) -> None:
+        """``before``: the weights that are gone already, to come back if the candidate fails."""
         try:
             state = await candidate.settled()
             if state is VersionState.READY:
-                await self._swap(deployment, candidate)
-            else:
-                reason = f"{candidate.id} is {state.value}: {candidate.failure or 'it was unloaded'}; the route stays"
-                self._record("activate_failed", candidate, "", reason)
+                if not before:
+                    await self._swap(deployment, candidate)
+                return
+            candidate.is_awaited = False
+            then = f"{' and '.join(before)} come back" if before else "the route stays"
+            reason = f"{candidate.id} is {state.value}: {candidate.failure or 'it was unloaded'}; {then}"
+            self._record("activate_failed", candidate, "", reason)
+            await self._bring_back_served(deployment, before)
         finally:
             deployment.activating = ""
             self._route_first_ready(deployment)
+
+    async def _bring_back_served(self, deployment: Deployment, before: Mapping[str, float]) -> None:
+        served = [deployment.versions[name] for name in before if name in deployment.versions]
+        for version in served:
+            await version.settled()
+            await self.load(version.deployment, version.name)
+            version.is_awaited = True
+        if len(served) == len(before) > 0:
+            await self._written(self._replace_route(deployment, deployment.route.replaced(before)))
 
     async def _swap(self, deployment: Deployment, candidate: Version) -> None:
         served = [deployment.versions[name] for name in deployment.route.weights if name != candidate.name]

@@ -31,7 +31,7 @@ from jupyter_dsserve.protocol.request import (
     StructureKind,
     Texts,
 )
-from jupyter_dsserve.protocol.spec import RUNNERS, DType, Quantize, RunnerName, Task, WorkerSpec, Zero
+from jupyter_dsserve.protocol.spec import RUNNERS, DType, Quantize, RunnerName, Strategy, Task, WorkerSpec, Zero
 from jupyter_dsserve.protocol.tensors import DATATYPES, Tensor
 
 
@@ -134,6 +134,7 @@ class RouteBody(Body):
 
 class ActivateBody(Body):
     version: str
+    strategy: Strategy = "beside"
 
 
 Seconds = Annotated[float, Field(ge=0, le=86_400)]

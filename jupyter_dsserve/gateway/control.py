@@ -77,7 +77,8 @@ class RouteOf(Handler):
 
 class Activate(Handler):
     async def post(self, name: str) -> None:
-        version = await self.fleet.activate(name, self.body(ActivateBody).version)
+        body = self.body(ActivateBody)
+        version = await self.fleet.activate(name, body.version, body.strategy)
         self.answer(self.fleet.deployment_status(name), 200 if version.is_ready else 202)
 
 

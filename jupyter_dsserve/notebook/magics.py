@@ -206,6 +206,12 @@ class DSServeMagics(Magics):
     @magic_arguments("dsserve activate")
     @argument("name", help="The deployment, or demo@v2.")
     @argument("version", nargs="?", default="", help="The version that takes all traffic.")
+    @argument(
+        "--strategy",
+        choices=["beside", "recreate"],
+        default="beside",
+        help="recreate ends the others first, where memory does not hold both; requests wait meanwhile.",
+    )
     def activate(self, line: str) -> Deployment:
         """Give a version all traffic, loading it if need be; the others then drain and stop. Nothing is lost."""
         given = _parsed(self.activate, line)
@@ -213,7 +219,7 @@ class DSServeMagics(Magics):
         if not version:
             raise UsageError(f"%dsserve activate {name}: name the version too, such as {name}@v2")
         with LoadBar() as bar:
-            return session.client().activate(name, version, on_progress=bar)
+            return session.client().activate(name, version, strategy=given.strategy, on_progress=bar)
 
     @magic_arguments("dsserve rollout")
     @argument("name", help="The deployment, or demo@v2.")

@@ -67,6 +67,7 @@ from jupyter_dsserve.protocol.records import (
     Joining,
     VersionState,
 )
+from jupyter_dsserve.protocol.spec import Strategy
 
 POLL_S = 0.2
 _SETTLED = (VersionState.READY, VersionState.FAILED, VersionState.STOPPED)
@@ -248,13 +249,20 @@ class Verbs:
         yield from self.send("DELETE", _path(name, version) if version else _path(name))
 
     def activate(
-        self, name: str, version: str, *, wait: bool = True, on_progress: OnProgress | None = None
+        self,
+        name: str,
+        version: str,
+        *,
+        strategy: Strategy = "beside",
+        wait: bool = True,
+        on_progress: OnProgress | None = None,
     ) -> Talk[Deployment]:
         """Give a version all traffic, loading it first if need be; the others then drain and stop.
 
+        Where memory does not hold both, ``strategy="recreate"`` ends the others first, and requests wait meanwhile.
         Raises `Unavailable` with the reason if it fails to load; the others then serve on.
         """
-        yield from self.send("POST", f"{_path(name)}/activate", {"version": version})
+        yield from self.send("POST", f"{_path(name)}/activate", {"version": version, "strategy": strategy})
         if wait:
             yield from self._settled(name, version, on_progress)
         while True:

@@ -16,6 +16,7 @@ DType = Literal["auto", "fp32", "bf16", "fp16"]
 RunnerName = Literal["auto", "ragged", "padded", "encoder", "program", "toy"]
 Quantize = Literal["", "int8", "int4"]
 Zero = Literal["", "cpu", "nvme"]
+Strategy = Literal["beside", "recreate"]  # how a swap loads the new version
 Task = Literal["generate", "embed", "classify", "tensor"]
 
 # Which runners do a task; the first is taken unless a version says otherwise.

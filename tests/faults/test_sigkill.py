@@ -181,10 +181,10 @@ async def kill_and_come_back(data_dir: Path, num_kills: int, seed: int) -> int:
                 changes = Changes(caller, known, rng, life)
                 changing = asyncio.create_task(changes.run())
                 await asyncio.wait({changing}, timeout=rng.uniform(0.0, 1.2))
-                if changing.done():
-                    changing.result()
                 workers = worker_pids(command.pid)
                 command.process.kill()
+                if changing.done() and (fault := changing.exception()):
+                    raise AssertionError(command.output()[-4000:]) from fault
                 with contextlib.suppress(httpx.HTTPError):
                     await changing
                 num_acknowledged += changes.num_acknowledged

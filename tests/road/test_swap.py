@@ -1,0 +1,118 @@
+"""Swaps where memory does not hold both versions, and swaps at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from jupyter_dsserve.gateway.server import Gateway
+from jupyter_dsserve.protocol.config import GatewayConfig
+from tests.support import Caller, until
+
+MB = 1_000_000
+LARGE = f"toy:step_s=0.001,bytes={60 * MB}"
+
+
+@pytest.fixture
+async def caller(data_dir: Path) -> AsyncIterator[Caller]:
+    """Of a gateway that may hold 100 MB: one large version and not two."""
+    gateway = Gateway(GatewayConfig(data_dir, port=0, drain_s=5, memory_budget_bytes=100 * MB))
+    await gateway.start()
+    async with Caller(gateway.url, gateway.admin_key) as caller:
+        yield caller
+    await gateway.stop()
+
+
+async def activate(caller: Caller, version: str, **more: str) -> httpx.Response:
+    return await caller.post("/api/deployments/demo/activate", json={"version": version, **more})
+
+
+async def two(caller: Caller, second: str, **more: str) -> None:
+    """v1 serves, v2 is registered only."""
+    await caller.load("demo", "v1", LARGE)
+    await caller.load("demo", "v2", second, wait=False, **more)
+    await caller.post("/api/deployments/demo/versions/v2/unload")
+    await caller.settled("demo", "v2", "STOPPED")
+
+
+async def test_a_swap_that_memory_does_not_hold_is_refused_with_the_figures_and_the_remedy(caller: Caller) -> None:
+    await two(caller, LARGE)
+    refused = await activate(caller, "v2")
+    assert refused.status_code == 409
+    message = refused.json()["error"]["message"]
+    assert "demo@v1 holds 57.2 MiB" in message
+    assert "recreate" in message
+    assert (await caller.version("demo", "v2"))["state"] == "STOPPED"
+    assert (await caller.complete()).headers["X-DSServe-Version"] == "v1"
+    assert (await caller.get("/api/deployments/demo")).json()["activating"] == ""
+
+
+async def test_recreate_ends_the_old_one_first_and_requests_wait_for_the_new_one(caller: Caller) -> None:
+    await two(caller, LARGE + ",load_s=0.7")
+    answers: list[httpx.Response] = []
+    is_over = asyncio.Event()
+
+    async def ask() -> None:
+        while not is_over.is_set():
+            answers.append(await caller.complete(max_tokens=20))
+
+    asking = asyncio.gather(*(ask() for _ in range(8)))
+    await until(lambda: len(answers) > 20)
+    answer = await activate(caller, "v2", strategy="recreate")
+    assert (answer.status_code, answer.json()["weights"]) == (202, {"v2": 100})
+    assert (await activate(caller, "v1")).status_code == 409
+    await caller.settled("demo", "v2", "READY")
+    await until(lambda: answers[-1].headers.get("X-DSServe-Version") == "v2")
+    is_over.set()
+    await asking
+    assert Counter(a.status_code for a in answers) == {200: len(answers)}
+    assert {a.headers["X-DSServe-Version"] for a in answers} == {"v1", "v2"}
+    demo = (await caller.get("/api/deployments/demo")).json()
+    assert (demo["activating"], [v["state"] for v in demo["versions"]]) == ("", ["STOPPED", "READY"])
+
+
+async def test_the_old_version_comes_back_if_the_new_one_fails(caller: Caller) -> None:
+    await two(caller, LARGE, python="/no/such/python")
+    assert (await activate(caller, "v2", strategy="recreate")).status_code == 202
+    await caller.settled("demo", "v2", "FAILED")
+    demo = await until(
+        lambda: caller.get("/api/deployments/demo"), lambda a: a.json()["weights"] == {"v1": 100}, timeout_s=10
+    )
+    assert demo.json()["activating"] == ""
+    assert (await caller.complete()).headers["X-DSServe-Version"] == "v1"
+    events = (await caller.get("/api/history")).json()
+    [failed] = [e["reason"] for e in events if e["kind"] == "activate_failed"]
+    assert "/no/such/python" in failed
+    assert failed.endswith("v1 come back")
+
+
+async def test_what_never_fits_ends_nobody(caller: Caller) -> None:
+    await two(caller, LARGE)
+    await caller.load("demo", "v3", f"toy:bytes={MB}", priority="low")
+    refused = await caller.post(
+        "/api/deployments", json={"name": "demo", "version": "v4", "model": f"toy:bytes={500 * MB}"}
+    )
+    assert refused.status_code == 409
+    assert (await caller.version("demo", "v1"))["state"] == "READY"
+
+
+async def test_of_two_swaps_at_once_one_is_refused(caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:bytes=1000")
+    for name in ("v2", "v3"):
+        await caller.load("demo", name, f"toy:bytes=1000,load_s=0.{name[1]}", wait=False)
+        await caller.post(f"/api/deployments/demo/versions/{name}/unload")
+        await caller.settled("demo", name, "STOPPED")
+    answers = await asyncio.gather(activate(caller, "v2"), activate(caller, "v3"))
+    assert sorted(a.status_code for a in answers) == [202, 409]
+    assert "already activating" in next(a for a in answers if a.status_code == 409).text
+
+
+async def test_a_strategy_that_is_none_is_refused_by_name(caller: Caller) -> None:
+    await two(caller, "toy:")
+    refused = await activate(caller, "v2", strategy="blue-green")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "strategy")
