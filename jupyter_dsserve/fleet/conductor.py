@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,8 +25,11 @@ from jupyter_dsserve.protocol.request import Request
 if TYPE_CHECKING:
     from jupyter_dsserve.fleet.fleet import Deployment, Fleet
 
+log = logging.getLogger(__name__)
+
 _SAVE_S = 5.0  # at most so many seconds of evidence are lost by a crash
-_LATE_BLOCKS = 2.0  # a loop that was held up counts as so many blocks of time at most
+_MAX_TICK_S = 1.0
+_LATE_TICKS = 2.0  # a loop that was held up counts as so many ticks of time at most
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +40,7 @@ class _Performance:
     mirror: Mirror | None = None
     scoring: Scoring | None = None
     seen: tuple[list[Observation], list[Observation]] = field(default_factory=lambda: ([], []))
+    block_s: float = 0.0  # passed of the block that is being filled
     saved_at: float = 0.0
 
 
@@ -107,8 +112,7 @@ class Conductor:
                 f"a rollout of {candidate.id} needs one other version with traffic to compare it with, and the weights "
                 f"are {held}: activate the one it is to replace first"
             )
-        step = -1 if spec.mirror else 0
-        rollout = Rollout(spec, others[0], dict(deployment.route.weights), time.time(), step=step)
+        rollout = Rollout.begun(spec, others[0], deployment.route.weights, time.time())
         await self._fleet.load(deployment.name, spec.candidate)
         self._perform(deployment.name, rollout)
         self._record(deployment.name, "rollout_started", f"instead of {rollout.stable}, {_listed(spec)}")
@@ -153,7 +157,10 @@ class Conductor:
             return
         before = self._before.get(deployment.name)
         if not before:
-            raise Conflict(f"the route of {deployment.name} was not changed yet: there is nothing to go back to")
+            raise Conflict(
+                f"the weights of {deployment.name} are as they were first, or as they were before its last rollout: "
+                "there is nothing to go back to; set them with route, or activate a version"
+            )
         _refuse_while_activating(deployment)
         missing = [v for v in (self._fleet.version(deployment.name, name) for name in before) if not v.is_ready]
         for version in missing:
@@ -181,8 +188,8 @@ class Conductor:
             steps=list(rollout.spec.steps),
             weight=self._fleet.deployment(deployment).route.weights.get(rollout.spec.candidate, 0.0),
             at_step_s=round(rollout.at_step_s, 3),
-            requests=int(counts.requests[1]),
-            errors=int(counts.errors[1]),
+            requests=int(counts.requests),
+            errors=int(counts.errors),
             started_at=rollout.started_at,
             measures=measures(rollout.evidence),
             mirror=performance.mirror.status if performance.mirror else None,
@@ -246,6 +253,8 @@ class Conductor:
 
     def _watch(self, performance: _Performance, side: int, request: Request, in_flight: int, started: float) -> Watch:
         keeps_text = performance.scoring is not None or performance.mirror is not None
+        if performance.mirror and side == 0 and performance.rollout.is_mirroring:
+            performance.mirror.begin(request)
         return Watch(request, in_flight, started, partial(self._ended, performance, side), keeps_text=keeps_text)
 
     def _ended(self, performance: _Performance, side: int, watch: Watch, seen: Observation) -> None:
@@ -258,28 +267,29 @@ class Conductor:
         if performance.scoring:
             name = (rollout.stable, rollout.spec.candidate)[side]
             performance.scoring.offer(name, prompt_text(watch.request.prompt), watch.text)
-        if performance.mirror and rollout.step < 0 and side == 0 and rollout.is_loaded:
-            performance.mirror.offer(watch.request, watch.text)
+        if performance.mirror and side == 0:
+            performance.mirror.end(watch.request.id, watch.text)
 
     async def _conduct(self, deployment: str, performance: _Performance) -> None:
-        block_s, last = performance.rollout.spec.block_s, time.monotonic()
+        tick_s, last = min(performance.rollout.spec.block_s, _MAX_TICK_S), time.monotonic()
         while not performance.rollout.is_over:
-            await asyncio.sleep(block_s)
+            await asyncio.sleep(tick_s)
             now = time.monotonic()
-            await self._turn(deployment, performance, min(now - last, _LATE_BLOCKS * block_s))
+            try:
+                await self._turn(deployment, performance, min(now - last, _LATE_TICKS * tick_s))
+            except Exception as fault:  # a candidate must not stay with its traffic and nobody who looks
+                log.exception("the rollout of %s could not be judged", deployment)
+                reason = f"it cannot be judged ({type(fault).__name__}: {fault}): the gateway's log says more"
+                performance.rollout = replace(performance.rollout, reason=reason)
             last = now
 
     async def _turn(self, deployment: str, performance: _Performance, passed_s: float) -> None:
         rollout = performance.rollout
         stable, candidate = (self._fleet.version(deployment, name) for name in (rollout.stable, rollout.spec.candidate))
-        block = Block.of(*performance.seen, candidate.info.step_times)
-        performance.seen = ([], [])
-        if rollout.is_over:
-            return
         if candidate.state is VersionState.FAILED:
             await self._roll_back(deployment, f"{candidate.id} is FAILED: {candidate.failure}")
         elif rollout.state is RolloutState.PAUSED:
-            return
+            performance.seen, performance.block_s = ([], []), 0.0
         elif waits := [v for v in (stable, candidate) if not v.is_ready]:
             said = " and ".join(f"{v.id}, which is {v.state.value}" for v in waits)
             performance.rollout = replace(rollout, reason=f"waits for {said}")
@@ -287,9 +297,18 @@ class Conductor:
             performance.rollout = replace(rollout, is_loaded=True, reason="")
             await self._take_step(deployment, f"{candidate.id} is READY")
         else:
-            evidence = rollout.evidence.plus(block)
-            performance.rollout = replace(rollout, evidence=evidence, at_step_s=rollout.at_step_s + passed_s)
+            performance.rollout = replace(rollout, at_step_s=rollout.at_step_s + passed_s)
+            self._learn(performance, candidate, passed_s)
             await self._act(deployment, performance, self._judged(performance))
+
+    def _learn(self, performance: _Performance, candidate: Version, passed_s: float) -> None:
+        """Add what was seen to the evidence, a block at a time."""
+        performance.block_s += passed_s
+        if performance.block_s >= performance.rollout.spec.block_s - 1e-6:
+            block = Block.of(*performance.seen, candidate.info.step_times)
+            performance.seen, performance.block_s = ([], []), 0.0
+            evidence = performance.rollout.evidence.plus(block)
+            performance.rollout = replace(performance.rollout, evidence=evidence)
 
     def _judged(self, performance: _Performance) -> Verdict:
         verdict = decide(performance.rollout)
@@ -332,6 +351,7 @@ class Conductor:
     async def _roll_back(self, deployment: str, reason: str) -> None:
         rollout = self._end(deployment, RolloutState.ROLLED_BACK, reason)
         self._set_weights(deployment, rollout.before)
+        self._before.pop(deployment, None)  # whoever asks for a rollback once more does not mean the change before
         self._record(deployment, "rollout_rolled_back", reason)
         await self._saved(deployment)
 

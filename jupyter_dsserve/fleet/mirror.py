@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from jupyter_dsserve.fleet.observations import MIRRORED
 from jupyter_dsserve.fleet.version import Version
@@ -15,65 +15,94 @@ from jupyter_dsserve.protocol.request import Features, Message, Prompt, Request,
 
 # Copies that run at once; one more is dropped: the candidate must not be buried, nor our memory filled.
 _MAX_COPIES = 64
+_MAX_UNPAIRED = 256
 _LAST = 100  # in line: a copy waits for everybody, and is shed before them
 _NUM_DIFFERENCES = 5
 _MAX_SHOWN = 300  # characters of each text in a difference
 
 
+@dataclass(slots=True, eq=False)
+class _Copy:
+    """A request and the two answers to it, once they are there."""
+
+    request: Request
+    task: asyncio.Task[None] | None = None
+    stable: str | None = None
+    candidate: str | None = None
+
+
 class Mirror:
-    """``percent`` of what `offer` is given goes to ``candidate`` too, evenly spread. Kept in memory only."""
+    """``percent`` of the requests that `begin` is told of go to ``candidate`` too, evenly spread. In memory only."""
 
     def __init__(self, candidate: Version, percent: float) -> None:
         self._candidate = candidate
         self._percent = percent
         self._due = 0.0
-        self._copies: set[asyncio.Task[None]] = set()
+        self._copies: dict[str, _Copy] = {}  # by the request's id, until both have answered
+        self._num_running = 0
         self._counts = MirrorStatus(0, 0, 0, 0, 0)
         self._differences: deque[Difference] = deque(maxlen=_NUM_DIFFERENCES)
 
-    def offer(self, request: Request, text: str) -> None:
-        """A request that stable has answered with ``text``. Returns at once, whatever becomes of the copy."""
+    def begin(self, request: Request) -> None:
+        """Stable begins to answer ``request``. Returns at once, whatever becomes of the copy."""
         self._due += self._percent / 100
         if self._due < 1:
             return
         self._due -= 1
-        if len(self._copies) >= _MAX_COPIES:
+        if self._num_running >= _MAX_COPIES:
             self._count(dropped=1)
             return
-        copy = asyncio.create_task(self._copy(request, text))
-        self._copies.add(copy)
-        copy.add_done_callback(self._copies.discard)
+        copy = self._copies[request.id] = _Copy(request)
+        copy.task = asyncio.create_task(self._answer(copy))
+        while len(self._copies) > _MAX_UNPAIRED:  # stable's callers left
+            del self._copies[next(iter(self._copies))]
+
+    def end(self, request_id: str, text: str) -> None:
+        """Stable has answered a request with ``text``."""
+        if copy := self._copies.get(request_id):
+            copy.stable = text
+            self._compare(copy)
 
     def stop(self) -> None:
         """Give up the copies that still run."""
-        for copy in list(self._copies):
-            copy.cancel()
+        for copy in self._copies.values():
+            if copy.task:
+                copy.task.cancel()
 
     @property
     def status(self) -> MirrorStatus:
         return replace(self._counts, differences=list(self._differences))
 
-    async def _copy(self, request: Request, text: str) -> None:
+    async def _answer(self, copy: _Copy) -> None:
         self._count(sent=1)
+        self._num_running += 1
         said: list[str] = []
-        copy = replace(request, id=MIRRORED + request.id, priority=_LAST)
+        request = replace(copy.request, id=MIRRORED + copy.request.id, priority=_LAST)
         try:
-            async with aclosing(self._candidate.generate(copy)) as chunks:
+            async with aclosing(self._candidate.generate(request)) as chunks:
                 async for chunk in chunks:
                     if chunk.error:
                         raise chunk.error
                     said.append(chunk.text)
+            copy.candidate = "".join(said)
+            self._compare(copy)
         except DSServeError:
             self._count(failed=1)
-            return
-        if _is_greedy(request):
-            self._compare(request, text, "".join(said))
+            self._copies.pop(copy.request.id, None)
+        finally:
+            self._num_running -= 1
 
-    def _compare(self, request: Request, stable: str, candidate: str) -> None:
-        self._count(compared=1, agreed=int(stable == candidate))
-        if stable != candidate:
-            shown = (text[:_MAX_SHOWN] for text in (prompt_text(request.prompt), stable, candidate))
-            self._differences.append(Difference(*shown))
+    def _compare(self, copy: _Copy) -> None:
+        """Once both have answered."""
+        if copy.stable is None or copy.candidate is None:
+            return
+        self._copies.pop(copy.request.id, None)
+        if not _is_greedy(copy.request):
+            return
+        self._count(compared=1, agreed=int(copy.stable == copy.candidate))
+        if copy.stable != copy.candidate:
+            texts = (prompt_text(copy.request.prompt), copy.stable, copy.candidate)
+            self._differences.append(Difference(*(text[:_MAX_SHOWN] for text in texts)))
 
     def _count(self, **more: int) -> None:
         self._counts = replace(self._counts, **{name: getattr(self._counts, name) + num for name, num in more.items()})

@@ -6,6 +6,7 @@ the batches it ran in, and the length of its prompt.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,8 @@ from jupyter_dsserve.fleet.sequential import Array
 from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, ReplicaLost
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
 
+log = logging.getLogger(__name__)
+
 # Half octaves of the mean batch: 1, 1.4, 2, 2.8, 4, …, 181 and more.
 NUM_BATCHES = 16
 # Tokens of the prompt, each up to this; more is the last stratum.
@@ -28,6 +31,8 @@ NUM_STRATA = NUM_BATCHES * NUM_PROMPTS
 _IN_FLIGHT = (4, 16, 64)
 NUM_ERROR_STRATA = (len(_IN_FLIGHT) + 1) * NUM_PROMPTS
 
+_MAX_BEYOND = 4.0
+
 StepTimes = Sequence[tuple[int, float]]
 
 
@@ -37,7 +42,8 @@ class Observation:
     answer, for tasks without tokens), ``per_token_s`` the mean between tokens after the first; None without any.
 
     ``batch`` is how many sequences its steps had on average (0: unknown), ``in_flight`` how many requests were on its
-    replica when it came. ``prompt_estimate`` is of the prompt's tokens, known before any step. ``is_error``: by the
+    replica when it came. ``prompt_tokens`` are those that had to be computed: a version with little traffic has seen
+    fewer of the prompts' beginnings. ``prompt_estimate`` is of all of them, known before any step. ``is_error``: by the
     replica's own fault; a request whose caller left or whose time was up is no observation at all. ``is_mirrored``: a
     copy, whose answer nobody got.
     """
@@ -77,7 +83,10 @@ class Watch:
         if self._texts is not None:
             self._texts.append(chunk.text)
         if chunk.finish_reason and (observation := self._observed(chunk, now)):
-            self._done(self, observation)
+            try:
+                self._done(self, observation)
+            except Exception:  # whoever watches must not fail what is watched
+                log.exception("what was seen of %s is lost", self.request.id)
 
     @property
     def text(self) -> str:
@@ -97,7 +106,7 @@ class Watch:
             (now - first) / num_after if num_after > 0 and now > first else None,
             last.batch,
             self._in_flight,
-            last.usage.prompt_tokens if last.usage else estimate,
+            last.usage.prompt_tokens - last.usage.cached_tokens if last.usage else estimate,
             estimate,
             is_error,
             self.request.id.startswith(MIRRORED),
@@ -117,22 +126,23 @@ class Block:
     """The requests of a stretch of time, stable's first: numbers and sums, ``[…, 2, strata]``.
 
     ``first`` and ``tokens`` are sums of logarithms of seconds; ``tokens`` in units of the candidate's own step time at
-    the request's batch, where that is known, so that what is left over can be compared across batches too.
-    ``requests`` and ``errors`` have the strata of errors.
+    the request's batch, where that is known. What is left over so can be compared across batches too: it is ``moved``,
+    ``[…, 2, prompts]``. ``requests`` and ``errors`` have the strata of errors.
     """
 
     num_first: Array
     first: Array
     num_tokens: Array
     tokens: Array
+    num_moved: Array
+    moved: Array
     requests: Array
     errors: Array
 
     @staticmethod
-    def empty(*runs: int) -> Block:
-        latencies = (np.zeros((*runs, 2, NUM_STRATA)) for _ in range(4))
-        counts = (np.zeros((*runs, 2, NUM_ERROR_STRATA)) for _ in range(2))
-        return Block(*latencies, *counts)
+    def empty() -> Block:
+        sizes = (NUM_STRATA,) * 4 + (NUM_PROMPTS,) * 2 + (NUM_ERROR_STRATA,) * 2
+        return Block(*(np.zeros((2, size)) for size in sizes))
 
     @staticmethod
     def of(stable: Iterable[Observation], candidate: Iterable[Observation], step_times: StepTimes) -> Block:
@@ -154,8 +164,12 @@ class Block:
             self.num_first[where] += 1
             self.first[where] += math.log(seen.first_token_s)
         if seen.per_token_s:
+            left_over = math.log(seen.per_token_s) - log_step_s(step_times, seen.batch)
             self.num_tokens[where] += 1
-            self.tokens[where] += math.log(seen.per_token_s) - log_step_s(step_times, seen.batch)
+            self.tokens[where] += left_over
+            if step_times and seen.batch:
+                self.num_moved[side, where[1] % NUM_PROMPTS] += 1
+                self.moved[side, where[1] % NUM_PROMPTS] += left_over
 
 
 def stratum(batch: float, prompt_tokens: int) -> int:
@@ -173,12 +187,16 @@ def by_prompt(counts: Array) -> Array:
 
 
 def log_step_s(step_times: StepTimes, batch: float) -> float:
-    """The logarithm of a step's seconds at a batch, between the measured ones by a power law, beyond them as at the
-    nearest; 0 if none were measured."""
+    """The logarithm of a step's seconds at a batch: on straight lines between the measured ones, on the last of them up
+    to four times the largest; 0 if none were measured."""
     if not step_times:
         return 0.0
     sizes, seconds = zip(*step_times, strict=True)
-    return float(np.interp(math.log(max(batch, 1.0)), np.log(sizes), np.log(seconds)))
+    beyond = min(batch, _MAX_BEYOND * sizes[-1]) - sizes[-1]
+    if beyond <= 0 or len(sizes) == 1:
+        return math.log(np.interp(batch, sizes, seconds))
+    slope = max(0.0, (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2]))
+    return math.log(seconds[-1] + slope * beyond)
 
 
 def _bin(ends: Sequence[int], value: float) -> int:

@@ -7,6 +7,7 @@ and what they find how soon.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any, TypeVar, get_type_hints
@@ -15,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jupyter_dsserve.fleet.observations import Block, by_prompt
-from jupyter_dsserve.fleet.sequential import Array, Bets, ErrorRates, PairedMean
+from jupyter_dsserve.fleet.sequential import Array, Bets, ErrorRate, ErrorRates, PairedMean
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.records import Measure, RolloutState
 
 # The chance that a candidate within all margins is ever rolled back by the tests, shared out evenly among them.
 ALPHA = 0.01
-_NUM_TESTS = 6  # errors and per-token latency each within strata and across them, first-token latency, scores
+_NUM_TESTS = 7  # errors and per-token latency within strata and across, max_error_rate, first-token latency, scores
 ROLL_BACK_AT = float(np.log(_NUM_TESTS / ALPHA))
-# Half way to a rollback (on the scale of logarithms) the candidate gets no more traffic until it is clear.
-SUSPICIOUS_AT = ROLL_BACK_AT / 2
+# From here on (an e-value of 4) the candidate gets no more traffic until it is clear.
+SUSPICIOUS_AT = float(np.log(4))
 
 LATENCY_MARGIN = 1.05  # times stable's
 ERROR_MARGIN = 0.01  # above stable's rate
@@ -40,10 +41,11 @@ class RolloutSpec:
     """What is asked: ``steps`` are the candidate's weights in percent, rising.
 
     It stays at each for ``interval_s`` at least, and until it has answered ``min_requests``. The tests are relative to
-    the stable version; on top, an error rate over ``max_error_rate`` or a latency over ``max_latency_ratio`` times
-    stable's ends it as soon as there are ``min_requests``. ``mirror`` is the percentage of stable's requests of which
-    the candidate first gets copies, at weight 0; with 0 it does not. ``has_check``: a notebook scores answers.
-    ``block_s``: requests that end within so many seconds are compared with one another.
+    the stable version; on top it goes no further while its error rate is over ``max_error_rate``, and ends once that is
+    sure, or a latency is over ``max_latency_ratio`` times stable's with ``min_requests`` compared. ``mirror`` is the
+    percentage of stable's requests of which the candidate first gets copies, at weight 0; with 0 it gets none.
+    ``has_check``: a notebook scores answers. ``block_s``: requests that end within so many seconds are compared with
+    one another.
     """
 
     candidate: str
@@ -67,26 +69,33 @@ class RolloutSpec:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Of the step that runs, stable's first, ``[…, 2]``; ``shared`` of the candidate's requests lay in strata in which
-    stable had some at the same time: of ``tokens`` with a latency per token, and of all for errors, ``[…]``."""
+    """The candidate's of the step that runs, ``[…]``: its requests, errors, and answers with a latency per token.
+
+    ``shared_…`` of them lay in strata in which stable had some at the same time: of all, of those with a latency to the
+    first token, and per token; ``shared_moved`` if only the prompt's length makes a stratum.
+    """
 
     requests: Array
     errors: Array
     tokens: Array
-    shared_tokens: Array
     shared_requests: Array
+    shared_first: Array
+    shared_tokens: Array
+    shared_moved: Array
 
     @staticmethod
     def new(*runs: int) -> Counts:
-        return Counts(np.zeros((*runs, 2)), np.zeros((*runs, 2)), np.zeros((*runs, 2)), np.zeros(runs), np.zeros(runs))
+        return Counts(*(np.zeros(runs) for _ in fields(Counts)))
 
     def plus(self, block: Block) -> Counts:
         return Counts(
-            self.requests + block.requests.sum(axis=-1),
-            self.errors + block.errors.sum(axis=-1),
-            self.tokens + block.num_tokens.sum(axis=-1),
-            self.shared_tokens + _shared(block.num_tokens),
+            self.requests + block.requests[..., 1, :].sum(axis=-1),
+            self.errors + block.errors[..., 1, :].sum(axis=-1),
+            self.tokens + block.num_tokens[..., 1, :].sum(axis=-1),
             self.shared_requests + _shared(block.requests),
+            self.shared_first + _shared(block.num_first),
+            self.shared_tokens + _shared(block.num_tokens),
+            self.shared_moved + _shared(block.num_moved),
         )
 
 
@@ -99,24 +108,26 @@ class Evidence:
     tokens_moved: PairedMean  # each version's moved to the other's batches by the candidate's step times
     errors: ErrorRates
     errors_pooled: ErrorRates  # whatever was on the replica
+    hard_stop: ErrorRate  # of the candidate alone
     counts: Counts
     scores: Bets = field(default_factory=lambda: Bets(SCORE_MARGIN))
     num_scores: tuple[int, int] = (0, 0)  # of the step, stable's first
 
     @staticmethod
-    def new(*runs: int) -> Evidence:
+    def new(spec: RolloutSpec, *runs: int) -> Evidence:
         paired, rates = PairedMean.new(*runs), ErrorRates.new(ERROR_MARGIN, *runs)
-        return Evidence(paired, paired, paired, rates, rates, Counts.new(*runs))
+        hard_stop = ErrorRate.new(spec.max_error_rate, *runs)
+        return Evidence(paired, paired, paired, rates, rates, hard_stop, Counts.new(*runs))
 
     def plus(self, block: Block) -> Evidence:
-        moved = by_prompt(block.num_tokens), by_prompt(block.tokens)
         return replace(
             self,
             first=self.first.plus(*difference(block.num_first, block.first)),
             tokens=self.tokens.plus(*difference(block.num_tokens, block.tokens)),
-            tokens_moved=self.tokens_moved.plus(*difference(*moved)),
+            tokens_moved=self.tokens_moved.plus(*difference(block.num_moved, block.moved)),
             errors=self.errors.plus(block.errors, block.requests),
             errors_pooled=self.errors_pooled.plus(by_prompt(block.errors), by_prompt(block.requests)),
+            hard_stop=self.hard_stop.plus(block.errors[..., 1, :].sum(axis=-1), block.requests[..., 1, :].sum(axis=-1)),
             counts=self.counts.plus(block),
         )
 
@@ -126,11 +137,11 @@ class Evidence:
     @property
     def is_comparable(self) -> NDArray[np.bool_]:
         """Whether strata are shared by enough of the candidate's requests to compare latencies per token in them."""
-        return np.asarray(self.counts.shared_tokens >= _LEAST_SHARED * self.counts.tokens[..., 1])
+        return np.asarray(self.counts.shared_tokens >= _LEAST_SHARED * self.counts.tokens)
 
     @property
     def has_comparable_errors(self) -> NDArray[np.bool_]:
-        return np.asarray(self.counts.shared_requests >= _LEAST_SHARED * self.counts.requests[..., 1])
+        return np.asarray(self.counts.shared_requests >= _LEAST_SHARED * self.counts.requests)
 
     @property
     def token_ratio(self) -> Array:
@@ -149,11 +160,13 @@ class Evidence:
             ERRORS: np.where(self.has_comparable_errors, self.errors.log_e(), self.errors_pooled.log_e()),
             FIRST: self.first.log_e(limit),
             TOKENS: np.where(self.is_comparable, self.tokens.log_e(limit), self.tokens_moved.log_e(moved_limit)),
+            HARD_STOP: self.hard_stop.log_e(),
             SCORES: np.asarray(self.scores.log_e()),
         }
 
 
 ERRORS, FIRST, TOKENS, SCORES = "error rate", "first-token latency", "per-token latency", "score"
+HARD_STOP = "max_error_rate"
 
 
 def _shared(counts: Array) -> Array:
@@ -202,16 +215,25 @@ class Rollout:
     stable: str
     before: dict[str, float]
     started_at: float
+    evidence: Evidence
     state: RolloutState = RolloutState.PROGRESSING
     reason: str = ""
     step: int = 0
     at_step_s: float = 0.0
     is_loaded: bool = False  # the candidate was READY once, and has had the first step's traffic since
-    evidence: Evidence = field(default_factory=Evidence.new)
+
+    @staticmethod
+    def begun(spec: RolloutSpec, stable: str, before: Mapping[str, float], started_at: float) -> Rollout:
+        """Before the candidate is READY."""
+        return Rollout(spec, stable, dict(before), started_at, Evidence.new(spec), step=-1 if spec.mirror else 0)
 
     @property
     def is_over(self) -> bool:
         return self.state in (RolloutState.PROMOTED, RolloutState.ROLLED_BACK)
+
+    @property
+    def is_mirroring(self) -> bool:
+        return self.step < 0 and self.is_loaded and self.state is RolloutState.PROGRESSING
 
     @property
     def weight(self) -> float:
@@ -241,24 +263,25 @@ class Rollout:
 
 
 def is_ruled_out(spec: RolloutSpec, evidence: Evidence) -> dict[str, NDArray[np.bool_]]:
-    """Whether the candidate is to be rolled back, by cause: a measure's test, or one of the two hard stops."""
+    """Whether the candidate is to be rolled back, by cause: a test, or the hard stop of latencies."""
     counts = evidence.counts
-    is_enough = counts.requests[..., 1] >= spec.min_requests
-    rate = counts.errors[..., 1] / np.maximum(counts.requests[..., 1], 1)
-    worst = np.maximum(evidence.first_ratio, evidence.token_ratio)
+    num_tokens = np.where(evidence.is_comparable, counts.shared_tokens, counts.shared_moved)
+    is_slow = [
+        (num >= spec.min_requests) & (ratio > spec.max_latency_ratio)
+        for num, ratio in ((counts.shared_first, evidence.first_ratio), (num_tokens, evidence.token_ratio))
+    ]
     tests = {name: log_e >= ROLL_BACK_AT for name, log_e in evidence.against().items()}
-    return tests | {
-        "max_error_rate": is_enough & (rate > spec.max_error_rate),
-        "max_latency_ratio": is_enough & (worst > spec.max_latency_ratio),
-    }
+    tests[HARD_STOP] = tests[HARD_STOP] & (evidence.hard_stop.requests >= spec.min_requests)
+    return tests | {"max_latency_ratio": is_slow[0] | is_slow[1]}
 
 
 def may_advance(spec: RolloutSpec, evidence: Evidence, at_step_s: float | Array) -> NDArray[np.bool_]:
     """Whether time and requests at this step are enough, and nothing speaks against the candidate."""
     runs = evidence.counts.shared_tokens.shape
     most = np.max([np.broadcast_to(log_e, runs) for log_e in evidence.against().values()], axis=0)
-    is_enough = evidence.counts.requests[..., 1] >= spec.min_requests
-    return np.asarray((np.asarray(at_step_s) >= spec.interval_s) & is_enough & (most < SUSPICIOUS_AT))
+    is_enough = evidence.counts.requests >= spec.min_requests
+    is_low = evidence.counts.errors <= spec.max_error_rate * evidence.counts.requests
+    return np.asarray((np.asarray(at_step_s) >= spec.interval_s) & is_enough & is_low & (most < SUSPICIOUS_AT))
 
 
 def decide(rollout: Rollout) -> Verdict:
@@ -303,7 +326,7 @@ def _share(log_e: Array) -> float:
 
 def _so_far(rollout: Rollout) -> str:
     where = "mirror phase" if rollout.step < 0 else f"{rollout.weight:g} %"
-    num = int(rollout.evidence.counts.requests[1])
+    num = int(rollout.evidence.counts.requests)
     return f"{where} for {rollout.at_step_s:.0f} s, {num} requests of the candidate"
 
 
@@ -311,9 +334,13 @@ def _waits_for(rollout: Rollout) -> str:
     spec, waits = rollout.spec, []
     if rollout.at_step_s < spec.interval_s:
         waits.append(f"{spec.interval_s - rollout.at_step_s:.0f} s")
-    if (missing := spec.min_requests - int(rollout.evidence.counts.requests[1])) > 0:
+    if (missing := spec.min_requests - int(rollout.evidence.counts.requests)) > 0:
         waits.append(f"{missing} requests")
-    if suspects := [name for name, log_e in rollout.evidence.against().items() if log_e >= SUSPICIOUS_AT]:
+    if rollout.evidence.counts.errors > spec.max_error_rate * rollout.evidence.counts.requests:
+        waits.append(f"an error rate below max_error_rate {100 * spec.max_error_rate:g} %")
+    if suspects := [
+        name for name, log_e in rollout.evidence.against().items() if log_e >= SUSPICIOUS_AT and name != HARD_STOP
+    ]:
         waits.append(f"clearness about its {' and '.join(suspects)}")
     return f"waits for {' and '.join(waits)}; " if waits else ""
 
@@ -336,8 +363,8 @@ def _how_compared(rollout: Rollout) -> str:
     evidence = rollout.evidence
     if rollout.weight >= 100:
         return " (stable has no traffic to compare with any more: what is left are the hard stops)"
-    if evidence.counts.tokens[1] and not evidence.is_comparable:
-        share = 100 * evidence.counts.shared_tokens / evidence.counts.tokens[1]
+    if evidence.counts.tokens and not evidence.is_comparable:
+        share = 100 * evidence.counts.shared_tokens / evidence.counts.tokens
         return (
             f" (only {share:.0f} % of its requests met batches of stable's sizes: compared is what is left over after "
             "the step time of each batch)"
@@ -347,10 +374,11 @@ def _how_compared(rollout: Rollout) -> str:
 
 def _why_not(cause: str, rollout: Rollout) -> str:
     evidence, spec = rollout.evidence, rollout.spec
-    num = int(evidence.counts.requests[1])
-    if cause == "max_error_rate":
-        rate, limit = 100 * evidence.counts.errors[1] / num, 100 * spec.max_error_rate
-        return f"{rate:.1f} % of the candidate's {num} requests failed: over max_error_rate {limit:g} %"
+    num = int(evidence.counts.requests)
+    if cause == HARD_STOP:
+        stop = evidence.hard_stop
+        rate, limit = 100 * stop.errors / stop.requests, 100 * spec.max_error_rate
+        return f"{rate:.1f} % of the candidate's {stop.requests:.0f} requests failed: over max_error_rate {limit:g} %"
     if cause == "max_latency_ratio":
         name, ratio = max(((FIRST, evidence.first_ratio), (TOKENS, evidence.token_ratio)), key=lambda pair: pair[1])
         return (

@@ -16,10 +16,10 @@ Array = NDArray[np.float64]
 
 # Blocks of 1, 2, 4 … 2^11 times the shortest.
 _LEVELS = 12
-# A block length has a say once there are so many blocks of it: with fewer it could never speak against anything.
+# A block length has a say once there are so many blocks of it.
 _MIN_BLOCKS = 32
-# Precisions of the mixture over effects: for noise from a few per cent to a factor of two in each block.
-_RHOS = np.array([0.001, 0.01, 0.1, 1.0])
+# Precisions of the mixture over effects: for noise from some per cent to a factor of two in each block.
+_RHOS = np.array([0.01, 0.1, 1.0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,11 @@ class PairedMean:
     with ``S`` the sum of ``w(x − limit)`` and ``V`` the sum of its squares is a supermartingale for every ``λ ≥ 0``,
     whatever their spread and however it changes (de la Peña 1999; Howard, Ramdas, McAuliffe and Sekhon 2021,
     «Time-uniform, nonparametric, nonasymptotic confidence sequences», whose one-sided normal mixture over ``λ`` is
-    taken here, averaged over four precisions). Differences that hang together in time break «given the past»: so ``V``
-    is the largest of those of blocks of 1, 2, 4, … times the length, as far as there are 32 blocks of a length, and of
-    the shortest blocks' times what a first-order autoregression adds. The smallest of several e-processes holds if any
-    of them does.
+    taken here, averaged over three precisions). Differences that hang together in time break «given the past»: so ``V``
+    is multiplied by what that adds to the variance of a sum. It is estimated around the mean, from batch means (blocks
+    of 2, 4, 8, … times the length, as far as there are 32 of a length; Flyvbjerg and Petersen 1989) and from the
+    correlation of neighbours, whichever is more. So the guarantee is exact for independent blocks, and for others as
+    good as this estimate.
 
     ``num`` counts blocks, with nothing in them or not; ``sums`` ``[…, 2]`` are Σw and Σwx; ``open`` ``[…, levels, 2]``
     the same within the block that is being filled, by length; ``squares`` ``[…, levels, 3]`` are Σu², Σuv, Σv² over
@@ -108,27 +109,27 @@ class PairedMean:
 
     def _variance(self, limit: Array) -> Array:
         """The sum of squares around ``limit``, with what correlation in time adds."""
-        limit = limit[..., None]
-        num_levels = max(1, (self.num // _MIN_BLOCKS).bit_length())
-        levels = slice(min(num_levels, _LEVELS))
-        u2, uv, v2 = np.moveaxis(self.squares[..., levels, :], -1, 0)
-        by_length = v2 - 2 * limit * uv + np.square(limit) * u2
-        # A block that is still being filled counts as it is.
-        by_length = by_length + np.square(self.open[..., levels, 1] - limit * self.open[..., levels, 0])
-        shortest = by_length[..., 0]
-        return np.maximum(by_length.max(axis=-1), shortest * self._inflation())
+        return _around(limit, self.squares[..., 0, :]) * self._inflation()
 
     def _inflation(self) -> Array:
-        """(1 + r) / (1 − r) of the correlation r between neighbours, 1 to 9: what a first-order autoregression adds to
-        the variance of a sum. Around the mean, so that the effect itself is not taken for correlation."""
-        mean = self.mean
-        u2, uv, v2 = np.moveaxis(self.squares[..., 0, :], -1, 0)
-        around = v2 - 2 * mean * uv + np.square(mean) * u2
-        u2, uv, v2 = np.moveaxis(self.lagged, -1, 0)
-        beside = v2 - 2 * mean * uv + np.square(mean) * u2
-        r = np.divide(beside, around, out=np.zeros_like(around), where=around > 0)
-        r = np.clip(r, 0.0, 0.8)
-        return (1 + r) / (1 - r)
+        """By how much correlation in time multiplies the variance of the sum; 1 at least."""
+        mean, num_levels = self.mean, max(1, (self.num // _MIN_BLOCKS).bit_length())
+        by_length = [_around(mean, self.squares[..., level, :]) for level in range(min(num_levels, _LEVELS))]
+        shortest = by_length[0]
+        # (1 + r) / (1 − r) for a first-order autoregression with the correlation r between neighbours.
+        r = np.clip(_ratio(_around(mean, self.lagged), shortest), 0.0, 0.8)
+        return np.maximum.reduce([np.ones_like(r), (1 + r) / (1 - r), *(_ratio(v, shortest) for v in by_length[1:])])
+
+
+def _around(middle: Array, squares: Array) -> Array:
+    """The sum of (v − middle · u)², or of products of two such, from the sums ``[…, 3]`` of u², uv and v²."""
+    u2, uv, v2 = np.moveaxis(squares, -1, 0)
+    return np.asarray(v2 - 2 * middle * uv + np.square(middle) * u2)
+
+
+def _ratio(a: Array, b: Array) -> Array:
+    """0 where there is nothing to divide by."""
+    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
 
 
 # A prior of one request that saw as many errors as a healthy service does, so that the first error is no verdict.
@@ -136,6 +137,7 @@ _PRIOR_RATE, _PRIOR_NUM = 0.02, 5.0
 # The most that a block adds: requests that fail together (a worker that dies takes all of its own along) are not
 # independent, so no single block may decide.
 _MAX_GAIN = 3.0
+_CERTAIN = 1e6  # not infinity, which JSON does not know
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,37 @@ def _nearest(num_p: Array, num_c: Array, p: Array, c: Array, margin: float) -> A
         slope = num_p * (q - p) / (q * (1 - q)) + num_c * (q + margin - c) / ((q + margin) * (1 - q - margin))
         low, high = np.where(slope < 0, q, low), np.where(slope < 0, high, q)
     return (low + high) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRate:
+    """Errors of one version, block by block. Null hypothesis: its error rate is ``limit`` at most.
+
+    As `ErrorRates`, with a limit that is known. ``errors``, ``requests`` and ``logs`` are ``[…]``.
+    """
+
+    limit: float
+    errors: Array
+    requests: Array
+    logs: Array
+
+    @staticmethod
+    def new(limit: float, *runs: int) -> ErrorRate:
+        return ErrorRate(limit, *(np.zeros(runs) for _ in range(3)))
+
+    def plus(self, errors: Array, requests: Array) -> ErrorRate:
+        """With one block more."""
+        seen = (self.errors + self.limit * _PRIOR_NUM) / (self.requests + _PRIOR_NUM)
+        is_bet = (seen > self.limit) & (self.limit > 0)
+        c, limit = np.where(is_bet, seen, 0.5), np.where(is_bet, self.limit, 0.5)
+        gain = errors * np.log(c / limit) + (requests - errors) * np.log((1 - c) / (1 - limit))
+        logs = self.logs + np.minimum(gain, _MAX_GAIN)
+        # Nothing is possible under a limit of 0 but no error at all.
+        logs = np.where((errors > 0) & (self.limit == 0), _CERTAIN, logs)
+        return ErrorRate(self.limit, self.errors + errors, self.requests + requests, logs)
+
+    def log_e(self) -> Array:
+        return self.logs
 
 
 @dataclass(frozen=True, slots=True)

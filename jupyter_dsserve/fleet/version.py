@@ -171,6 +171,8 @@ class Version:
                 async with aclosing(replica.generate(asked, self.road.policy.first_token_timeout_s)) as chunks:
                     async for chunk in chunks:
                         now = time.monotonic()
+                        if watch:
+                            watch.see(chunk, now)
                         if chunk.num_tokens and first_token_s is None:
                             first_token_s = now - started
                         elif isinstance(chunk.error, ReplicaLost) and not (has_told or chunk.text or lost):
@@ -178,8 +180,6 @@ class Version:
                             if is_lost:
                                 break
                         has_told = True
-                        if watch:
-                            watch.see(chunk, now)
                         self.window.add_tokens(now, chunk.num_tokens)
                         if chunk.finish_reason:
                             self._note_end(chunk, now, started, first_token_s)

@@ -187,7 +187,7 @@ class RolloutBody(Body):
     max_latency_ratio: Annotated[float, Field(ge=1, le=1000)] = 2.0
     mirror: Percent = 0.0
     check: bool = False
-    block_s: Annotated[float, Field(ge=0.05, le=3600)] = 1.0
+    block_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
 
     def spec(self) -> RolloutSpec:
         """Raises `InvalidRequest` for steps that do not rise."""

@@ -27,7 +27,7 @@ def observed(*chunks: tuple[float, Chunk], id: str = "r", keeps_text: bool = Fal
 
 def answer(num_tokens: int, per_token_s: float, first_token_s: float = 0.5) -> list[tuple[float, Chunk]]:
     pieces = [(first_token_s + per_token_s * i, Chunk("r", "ab", 1)) for i in range(num_tokens - 1)]
-    last = Chunk("r", "", 1, FinishReason.LENGTH, Usage(90, num_tokens), batch=3.5)
+    last = Chunk("r", "", 1, FinishReason.LENGTH, Usage(100, num_tokens, 10), batch=3.5)
     return [*pieces, (first_token_s + per_token_s * (num_tokens - 1), last)]
 
 

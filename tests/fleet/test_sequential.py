@@ -7,7 +7,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from jupyter_dsserve.fleet.sequential import Bets, ErrorRates, PairedMean, _log_e_value
+from jupyter_dsserve.fleet.sequential import Bets, ErrorRate, ErrorRates, PairedMean, _log_e_value
 
 ALPHA = 0.01
 LIMIT = np.log(1 / ALPHA)
@@ -120,6 +120,29 @@ class TestErrorRates:
         rates = ErrorRates.new(0.01).plus([[0, 5], [0, 0]], [[9, 9], [2, 0]])
         assert rates.errors.tolist() == [0, 0]
         assert rates.requests.tolist() == [9, 2]
+
+
+class TestErrorRate:
+    def crossed(self, rate: float, limit: float, runs: int = 500) -> float:
+        """The share of the runs in which the limit is ruled out within 300 blocks of two requests."""
+        rng, found = np.random.default_rng(7), ErrorRate.new(limit, runs)
+        is_out = np.zeros(runs, bool)
+        for _ in range(300):
+            found = found.plus(rng.binomial(2, rate, runs).astype(float), np.full(runs, 2.0))
+            is_out |= found.log_e() >= LIMIT
+        return float(is_out.mean())
+
+    def test_a_rate_at_the_limit_is_hardly_ever_ruled_out(self) -> None:
+        assert self.crossed(0.1, 0.1) <= 2 * ALPHA  # of 500 runs
+        assert self.crossed(0.05, 0.1) == 0
+
+    def test_a_rate_over_it_is_found(self) -> None:
+        assert self.crossed(0.2, 0.1) > 0.9
+
+    def test_one_error_is_too_many_for_a_limit_of_0(self) -> None:
+        clean = ErrorRate.new(0.0).plus(np.array(0.0), np.array(50.0))
+        assert float(clean.log_e()) == 0
+        assert float(clean.plus(np.array(1.0), np.array(1.0)).log_e()) > 1000
 
 
 class TestBets:
