@@ -158,9 +158,9 @@ class Admission:
         self._serve()
         return max(1, total - filled)
 
-    def busy_s(self, replica: Replica) -> float:
-        """Processor seconds that its processes have used."""
-        return self._machine.busy_s(replica.pid)
+    def work_s(self, replica: Replica) -> float:
+        """How much its processes have done so far, as `Machine.work_s` counts it."""
+        return self._machine.work_s(replica.pid)
 
     # ---- looking
 
@@ -185,6 +185,7 @@ class Admission:
                         bytes=h.held(room.device),
                         expected_bytes=h.grant.parts.get(room.device, 0),
                         taken_bytes=h.taken.get(room.device, 0),
+                        note=h.grant.need.note,
                     )
                     for h in self._holdings.values()
                     if room.device in h.devices

@@ -173,8 +173,9 @@ def _remedy(claim: Claim) -> str:
 
 def described(need: Need) -> str:
     """``3.1 GiB (2.6 GiB, and at least 0.5 GiB for its KV cache)``."""
-    ranks = f", over {need.num_ranks} ranks" if need.num_ranks > 1 else ""
-    if not need.kv_least_bytes and need.kv_most_bytes in (0, UNLIMITED):
-        return shown(need.least_bytes) + ranks
+    more = f", over {need.num_ranks} ranks" if need.num_ranks > 1 else ""
+    more += f", and more, for {need.note}" if need.read_bytes == UNLIMITED else ""
+    if not need.kv_least_bytes:
+        return shown(need.least_bytes) + more
     kv = "" if need.kv_least_bytes == need.kv_most_bytes else "at least "
-    return f"{shown(need.least_bytes)} ({kv}{shown(need.kv_least_bytes)} of it for the KV cache{ranks})"
+    return f"{shown(need.least_bytes)} ({kv}{shown(need.kv_least_bytes)} of it for the KV cache{more})"

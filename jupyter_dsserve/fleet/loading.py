@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from jupyter_dsserve.fleet.need import Need
+from jupyter_dsserve.fleet.need import UNLIMITED, Need
 from jupyter_dsserve.protocol.config import AdmissionSettings, Priority
 from jupyter_dsserve.protocol.sizes import shown
 
-# A worker that computed this much got on, although it said nothing: it downloads, builds, or compares.
+# A worker that did this much got on, although it said nothing: it downloads, builds, or compares.
 _LEAST_WORK_S = 0.5
 
 
 def load_limit_s(need: Need, priority: Priority, settings: AdmissionSettings) -> float:
-    """Seconds from its admission that a load of this class may take: more for more bytes, and for building."""
+    """Seconds from its admission that a load of this class may take: more for more bytes, and for building.
+
+    Without end where nobody knows how much there is to read, as for a hub name that is downloaded first.
+    """
+    if need.read_bytes == UNLIMITED:
+        return math.inf
     building = settings.build_s if need.builds else 0.0
     return settings.timeout_s(priority) + need.read_bytes / settings.bytes_per_s + building
 
@@ -27,7 +33,7 @@ class LoadWatch:
     settings: AdmissionSettings
     started_s: float
     _seen: tuple[str, float] = ("", 0.0)  # stage and progress
-    _busy_s: float = 0.0
+    _work_s: float = 0.0
     _moved_s: float = 0.0
 
     def is_quiet(self, stage: str, progress: float, now: float) -> bool:
@@ -37,10 +43,10 @@ class LoadWatch:
             return False
         return True
 
-    def worked(self, busy_s: float, now: float) -> None:
-        """Its processes have used ``busy_s`` seconds of processor time by now."""
-        if busy_s >= self._busy_s + _LEAST_WORK_S:
-            self._busy_s, self._moved_s = busy_s, now
+    def worked(self, work_s: float, now: float) -> None:
+        """Its processes have done ``work_s`` by now, as `devices.Machine.work_s` counts it."""
+        if work_s >= self._work_s + _LEAST_WORK_S:
+            self._work_s, self._moved_s = work_s, now
 
     def overdue(self, now: float) -> str:
         """Why the load is given up; empty as long as it is not."""

@@ -41,8 +41,8 @@ _KV_LEAST = 8  # a version that gets less than this part of the KV cache it coul
 class Need:
     """Bytes of one replica, all of its ranks together: ``fixed_bytes`` (weights and what the worker itself takes), and
     a KV cache between the two. With ``tells_kv`` the worker is told how much it got. ``read_bytes`` are read before it
-    is READY; ``builds``: DeepSpeed may build an operation first. ``host_bytes`` it takes of RAM besides, on a GPU.
-    ``note`` says what is not known, or where the figures come from."""
+    is READY (`UNLIMITED`: nobody knows how many); ``builds``: DeepSpeed may build an operation first. ``host_bytes`` it
+    takes of RAM besides, on a GPU. ``note`` says what is not known, or where the figures come from."""
 
     fixed_bytes: int
     kv_least_bytes: int = 0
@@ -203,8 +203,8 @@ def _gguf(spec: WorkerSpec, path: Path, on_gpu: bool) -> Need:
 def _unknown(spec: WorkerSpec, on_gpu: bool) -> Need:
     """Only what any worker takes is known."""
     overhead = _overhead(spec, on_gpu)
-    kv = _kv_unknown(spec)
-    return Need(overhead, *kv, tells_kv=spec.task == "generate" and not spec.kv_bytes, num_ranks=spec.tp)
+    tells_kv = spec.task == "generate" and not spec.kv_bytes
+    return Need(overhead, *_kv_unknown(spec), tells_kv=tells_kv, num_ranks=spec.tp, read_bytes=UNLIMITED)
 
 
 def _kv_unknown(spec: WorkerSpec) -> tuple[int, int]:

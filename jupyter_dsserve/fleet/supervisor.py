@@ -244,7 +244,7 @@ class Supervisor:
             return ""
         now = time.monotonic()
         if watch.is_quiet(replica.stage, replica.progress, now):
-            watch.worked(self._admission.busy_s(replica), now)
+            watch.worked(self._admission.work_s(replica), now)
         return watch.overdue(now)
 
     def _look(self, version: Version, replica: Replica, grant: Grant) -> None:

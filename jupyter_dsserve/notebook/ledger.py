@@ -9,7 +9,7 @@ from typing import Any
 from jupyter_dsserve.protocol.records import DeviceMemory, LedgerStatus
 from jupyter_dsserve.protocol.sizes import shown
 
-_HEAD = ("", "holds", "taken", "expected")
+_HEAD = ("", "holds", "taken", "expected", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ def _title(device: DeviceMemory) -> str:
 
 def _rows(device: DeviceMemory) -> list[tuple[str, ...]]:
     """Ours first, then other processes, of which only is known what they have."""
-    ours = [(h.replica, shown(h.bytes), shown(h.taken_bytes), shown(h.expected_bytes)) for h in device.held]
-    return [*ours, *((o.owner, "", shown(o.bytes), "") for o in device.others)]
+    ours = [(h.replica, shown(h.bytes), shown(h.taken_bytes), shown(h.expected_bytes), h.note) for h in device.held]
+    return [*ours, *((o.owner, "", shown(o.bytes), "", "") for o in device.others)]
 
 
 def _html_row(cells: tuple[str, ...], tag: str) -> str:

@@ -233,13 +233,14 @@ class DeploymentStatus:
 class HeldMemory:
     """What a replica holds of a device. ``expected_bytes`` was computed before it was loaded, ``taken_bytes`` is what
     its processes have now; ``bytes`` is what nobody else gets: before it is READY what was expected, then what it took,
-    with the KV cache it may still fill."""
+    with the KV cache it may still fill. ``note`` says where the expectation comes from."""
 
     owner: str
     replica: str
     bytes: int
     expected_bytes: int
     taken_bytes: int
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,10 +76,25 @@ def test_what_a_process_takes_is_its_own_memory_and_not_what_it_maps() -> None:
         taken = machine.taken("cpu", child.pid, with_children=False)
         assert 50_000_000 < taken < 75_000_000
         assert machine.taken("cpu", os.getpid(), with_children=True) > taken + 10_000_000
-        assert machine.busy_s(child.pid) > 0
+        assert machine.work_s(child.pid) > 0
         child.stdin.close()
     assert machine.taken("cpu", child.pid, with_children=True) == 0
-    assert machine.busy_s(child.pid) == 0
+    assert machine.work_s(child.pid) == 0
+
+
+def test_what_a_process_reads_and_writes_is_work_too(tmp_path: Path) -> None:
+    code = "import sys\nprint(0, flush=True)\nsys.stdin.readline()\n"
+    code += f"open({str(tmp_path / 'file')!r}, 'wb').write(bytes(100_000_000))\nprint(1, flush=True)\nsys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        assert child.stdin
+        child.stdout.readline()
+        before = Machine().work_s(child.pid)
+        child.stdin.write(b"go\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        assert Machine().work_s(child.pid) - before > 4
+        child.stdin.close()
 
 
 # ---- GPUs: NVML as its documentation says, for there is none here

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from jupyter_dsserve.fleet.loading import LoadWatch, load_limit_s
-from jupyter_dsserve.fleet.need import Need
+from jupyter_dsserve.fleet.need import UNLIMITED, Need
 from jupyter_dsserve.protocol.config import AdmissionSettings, Priority
 
 SETTINGS = AdmissionSettings()
@@ -16,6 +18,15 @@ def test_a_load_has_the_time_of_its_class_and_more_for_bytes_and_building(priori
     assert load_limit_s(Need(1), priority, SETTINGS) == limit_s
     assert load_limit_s(Need(1, read_bytes=500_000_000), priority, SETTINGS) == limit_s + 10
     assert load_limit_s(Need(1, builds=True), priority, SETTINGS) == limit_s + SETTINGS.build_s
+
+
+def test_a_load_of_which_nobody_knows_how_much_there_is_has_no_end_but_must_get_on() -> None:
+    assert load_limit_s(Need(1, read_bytes=UNLIMITED), "high", SETTINGS) == math.inf
+    load = LoadWatch(Need(1, read_bytes=UNLIMITED), "high", SETTINGS, started_s=1000.0)
+    load.is_quiet("weights", 0.05, 1000.0)
+    load.worked(100.0, 1500.0)
+    assert load.overdue(1559.0) == ""
+    assert load.overdue(1561.0).startswith("the load made no progress for 61 s")
 
 
 def watch(**more: float) -> LoadWatch:

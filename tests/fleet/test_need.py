@@ -13,6 +13,7 @@ import pytest
 
 from jupyter_dsserve.demo import builtin_path
 from jupyter_dsserve.fleet import need
+from jupyter_dsserve.fleet.ledger import described
 from jupyter_dsserve.fleet.need import CUDA_BYTES, ONNX_BYTES, TORCH_BYTES, UNLIMITED, need_of, token_bytes
 from jupyter_dsserve.headers import tensors_in
 from jupyter_dsserve.protocol.spec import WorkerSpec
@@ -160,7 +161,10 @@ def test_a_hub_name_in_the_cache_is_read_and_another_one_is_said_to_be_unknown(
     assert cached == need_of(SPEC, llama, on_gpu=False)
     other = need_of(WorkerSpec("org/other"), "org/other", on_gpu=False)
     assert other.fixed_bytes == TORCH_BYTES
-    assert "org/other is not in the hub's cache" in other.note
+    assert other.read_bytes == UNLIMITED
+    assert described(other).endswith(
+        "for the KV cache, and more, for org/other is not in the hub's cache here, so what it takes is not known yet)"
+    )
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff" * 40, (9).to_bytes(8, "little") + b"[1, 2, 3]"])

@@ -143,6 +143,17 @@ async def test_load_of_a_known_name_with_the_same_model_only_makes_sure_it_is_lo
         assert "toy:step_s=0.001" in said
 
 
+async def test_the_memory_budget_and_the_settings_of_admission_are_told_on_the_command_line(data_dir: Path) -> None:
+    options = ["--memory-budget", "10MB", "--DSServeApp.admission", "share_high=0.5"]
+    with Command(data_dir, *options) as command:
+        async with await command.caller() as caller:
+            (memory,) = (await caller.get("/api/ledger")).json()["devices"][:1]
+            assert (memory["id"], memory["capacity_bytes"]) == ("cpu", 10_000_000)
+            body = {"name": "demo", "version": "v1", "model": "toy:bytes=5000001"}
+            refused = await caller.post("/api/deployments", json=body)
+            assert "may take 50% of a device" in refused.json()["error"]["message"]
+
+
 async def test_a_second_gateway_on_the_same_data_directory_says_who_holds_it(data_dir: Path) -> None:
     with Command(data_dir) as first:
         async with await first.caller() as caller:
@@ -186,6 +197,8 @@ async def test_a_port_that_is_taken_is_named_with_the_remedy(data_dir: Path) -> 
         (["--prot", "1"], "did you mean --port"),
         (["--DSServeApp.prot=1"], "did you mean --DSServeApp.port"),
         (["--port", "many"], "many"),
+        (["--memory-budget", "much"], "write one such as 4GiB"),
+        (["--DSServeApp.admission", "max_wait=1"], "did you mean max_wait_s"),
     ],
 )
 async def test_options_that_cannot_be_are_said_in_a_line(data_dir: Path, options: list[str], named: str) -> None:

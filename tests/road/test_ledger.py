@@ -157,6 +157,15 @@ async def test_a_load_that_takes_longer_than_its_class_may_is_ended(data_dir: Pa
         assert (await ram(caller))["held"] == []
 
 
+async def test_a_load_that_stands_still_is_ended(data_dir: Path) -> None:
+    async with serving(data_dir, stall_s=1.0) as caller:
+        await caller.load("stuck", "v1", toy(1000, load_s=10), wait=False)
+        loading = await until(lambda: caller.version("stuck", "v1"), lambda v: v["progress"] > 0)
+        psutil.Process(loading["replicas"][0]["pid"]).suspend()
+        failed = await caller.settled("stuck", "v1", "FAILED")
+        assert "the load made no progress for" in failed["reason"]
+
+
 async def test_a_worker_that_died_keeps_its_place(small: Caller) -> None:
     await small.load("one", "v1", toy(6_000_000))
     await queued(small, "two", toy(5_000_000))

@@ -1,0 +1,115 @@
+"""The line of loads and the books, on a real machine whose memory limit is a cgroup that the test writes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from jupyter_dsserve.fleet.admission import Admission
+from jupyter_dsserve.fleet.devices import Machine
+from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.protocol.config import AdmissionSettings
+from jupyter_dsserve.protocol.records import Origin
+from jupyter_dsserve.protocol.spec import WorkerSpec
+from tests.support import until
+
+MB = 1_000_000
+
+
+def version(name: str, num_bytes: int, num_replicas: int = 1) -> Version:
+    model = f"toy:bytes={num_bytes}"
+    spec = WorkerSpec(model, runner="toy")
+    return Version("demo", name, spec, model, num_replicas, Origin(), 0.0, is_wanted=True)
+
+
+Use = Callable[[int], None]
+
+
+@pytest.fixture
+def use(tmp_path: Path) -> Use:
+    """Writes how much of its 100 MB the cgroup uses."""
+    (tmp_path / "cgroup").mkdir()
+    (tmp_path / "own").write_text("0::/\n")
+    (tmp_path / "cgroup/memory.max").write_text(f"{100 * MB}\n")
+    (tmp_path / "cgroup/memory.stat").write_text("inactive_file 0\n")
+
+    def write(num_bytes: int) -> None:
+        (tmp_path / "cgroup/memory.current").write_text(f"{num_bytes}\n")
+
+    write(20 * MB)
+    return write
+
+
+@pytest.fixture
+async def admission(tmp_path: Path, use: Use) -> AsyncIterator[Admission]:
+    admission = Admission(AdmissionSettings(), machine=Machine(tmp_path / "cgroup", tmp_path / "own"))
+    admission.start()
+    yield admission
+    admission.stop()
+
+
+async def cpu(admission: Admission) -> tuple[int, int]:
+    device = (await admission.status()).devices[0]
+    return device.capacity_bytes, device.free_bytes
+
+
+async def test_unless_told_we_hold_three_quarters_of_what_is_free_at_the_start(admission: Admission) -> None:
+    assert await cpu(admission) == (60 * MB, 60 * MB)
+
+
+async def test_what_other_processes_take_is_not_free_and_is_noticed_when_they_give_it_back(
+    admission: Admission, use: Use
+) -> None:
+    use(70 * MB)  # a kernel trains
+    assert await cpu(admission) == (60 * MB, 30 * MB)
+    asking = asyncio.create_task(admission.admit(version("v1", 40 * MB), "demo@v1#0"))
+    why = await until(lambda: admission.why("demo@v1"))
+    assert why.startswith(
+        "waits for 38.1 MiB on cpu: cpu: of the 57.2 MiB that we may hold 28.6 MiB are free, as the device has no more"
+    )
+    use(50 * MB)
+    began = time.monotonic()
+    assert (await asyncio.wait_for(asking, 5)).parts == {"cpu": 40 * MB}
+    assert time.monotonic() - began < 1.5
+    assert admission.why("demo@v1") == ""
+
+
+async def test_what_is_promised_and_not_taken_yet_is_not_free_either(admission: Admission, use: Use) -> None:
+    await admission.admit(version("v1", 40 * MB), "demo@v1#0")
+    use(60 * MB)  # others took 40, our worker nothing yet
+    assert await cpu(admission) == (60 * MB, 0)
+    admission.release("demo@v1#0")
+    assert await cpu(admission) == (60 * MB, 40 * MB)
+
+
+async def test_a_place_is_kept_until_it_is_released_whoever_asks_again(admission: Admission) -> None:
+    first = await admission.admit(version("v1", 40 * MB), "demo@v1#0")
+    assert await admission.admit(version("v1", 40 * MB), "demo@v1#0") is first
+    assert (await cpu(admission))[1] == 20 * MB
+
+
+async def test_who_leaves_the_line_leaves_nothing_behind(admission: Admission) -> None:
+    await admission.admit(version("v1", 40 * MB), "demo@v1#0")
+    asking = asyncio.create_task(admission.admit(version("v2", 30 * MB), "demo@v2#0"))
+    await until(lambda: admission.why("demo@v2"))
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert admission.why("demo@v2") == ""
+    admission.release("demo@v1#0")
+    assert await cpu(admission) == (60 * MB, 60 * MB)
+
+
+async def test_a_place_given_at_the_moment_its_asker_leaves_is_released(admission: Admission) -> None:
+    """The supervisor releases whatever became of the asking."""
+    await admission.admit(version("v1", 40 * MB), "demo@v1#0")
+    asking = asyncio.create_task(admission.admit(version("v2", 30 * MB), "demo@v2#0"))
+    await until(lambda: admission.why("demo@v2"))
+    admission.release("demo@v1#0")
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    admission.release("demo@v2#0")
+    assert await cpu(admission) == (60 * MB, 60 * MB)
