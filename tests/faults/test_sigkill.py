@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.postgres import Postgres
 from tests.support import Caller, Command, is_running, until, worker_pids
 
 MAX_VERSIONS = 4  # of the deployment that changes: each is a process
@@ -171,11 +172,11 @@ async def check(caller: Caller, known: Known) -> None:
         assert found[id] == event
 
 
-async def kill_and_come_back(data_dir: Path, num_kills: int, seed: int) -> int:
+async def kill_and_come_back(data_dir: Path, num_kills: int, seed: int, *options: str) -> int:
     """The number of changes that were acknowledged."""
     known, rng, num_acknowledged = Known(), random.Random(seed), 0
     for life in range(num_kills + 1):
-        with Command(data_dir, "--drain", "0.2") as command:
+        with Command(data_dir, "--drain", "0.2", *options) as command:
             async with await command.caller() as caller:
                 await check(caller, known)
                 changes = Changes(caller, known, rng, life)
@@ -194,6 +195,10 @@ async def kill_and_come_back(data_dir: Path, num_kills: int, seed: int) -> int:
 
 async def test_five_kills_lose_nothing_that_was_acknowledged(data_dir: Path) -> None:
     assert await kill_and_come_back(data_dir, 5, seed=1) > 5
+
+
+async def test_kills_lose_nothing_on_a_database_server_either(data_dir: Path, postgres: Postgres) -> None:
+    assert await kill_and_come_back(data_dir, 2, 3, "--database-url", postgres.database()) > 2
 
 
 @pytest.mark.long
