@@ -18,7 +18,7 @@ from jupyter_dsserve.fleet.rollout import Rollout, RolloutSpec, Verdict, Verdict
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.fleet.scoring import Sample, Scoring
 from jupyter_dsserve.fleet.version import Version
-from jupyter_dsserve.protocol.errors import Conflict, NotFound, Unavailable
+from jupyter_dsserve.protocol.errors import Conflict, DSServeError, NotFound, Unavailable
 from jupyter_dsserve.protocol.records import RolloutState, RolloutStatus, VersionState
 from jupyter_dsserve.protocol.request import Request
 
@@ -113,8 +113,17 @@ class Conductor:
                 f"are {held}: activate the one it is to replace first"
             )
         rollout = Rollout.begun(spec, others[0], deployment.route.weights, time.time())
-        await self._fleet.load(deployment.name, spec.candidate)
-        self._perform(deployment.name, rollout)
+        last = self._performances.get(deployment.name)
+        self._perform(deployment.name, rollout)  # before anything is waited for: two at once are one too many
+        try:
+            await self._fleet.load(deployment.name, spec.candidate)
+        except DSServeError as refusal:
+            self._end(deployment.name, RolloutState.ROLLED_BACK, refusal.message)
+            if last:
+                self._performances[deployment.name] = last
+            else:
+                del self._performances[deployment.name]
+            raise
         self._record(deployment.name, "rollout_started", f"instead of {rollout.stable}, {_listed(spec)}")
         await self._saved(deployment.name)
 

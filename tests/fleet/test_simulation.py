@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,12 @@ FOUND = ("latency +20 %, 100 requests/s", "latency +50 %", "errors 1 % → 5 %, 
 @pytest.fixture(scope="module", autouse=True)
 def head() -> None:
     sys.stdout.write(f"\n{HEAD}\n")  # pytest -s shows the table
+
+
+def test_the_page_shows_every_scenario() -> None:
+    page = (Path(__file__).parents[2] / "docs/gray-release.md").read_text()
+    assert HEAD in page
+    assert [s.name for s in SCENARIOS if f"\n| {s.name} |" not in page] == []
 
 
 @pytest.mark.parametrize("scenario", [s for s in SCENARIOS if not s.is_worse], ids=lambda s: s.name)

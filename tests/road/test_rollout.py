@@ -155,6 +155,21 @@ async def test_what_does_not_go_with_a_rollout_is_refused_until_it_is_over(calle
     assert (await caller.post(f"{ROLLOUT}/rollback")).status_code == 409
 
 
+async def test_of_two_rollouts_at_once_one_is_refused_and_one_that_cannot_load_leaves_nothing(caller: Caller) -> None:
+    await two(caller)
+    await caller.load("demo", "v3", STABLE)
+    both = await asyncio.gather(*(caller.post(ROLLOUT, json=QUICK | {"candidate": v}) for v in ("v2", "v3")))
+    assert sorted(answer.status_code for answer in both) == [202, 409]
+    await caller.post(f"{ROLLOUT}/rollback")
+    last = await rollout(caller)
+    asking = asyncio.create_task(caller.complete("demo@v3", max_tokens=100))
+    await until(lambda: caller.version("demo", "v3"), lambda v: v["replicas"][0]["in_flight"] == 1)
+    await caller.post("/api/deployments/demo/versions/v3/unload")
+    assert (await caller.post(ROLLOUT, json=QUICK | {"candidate": "v3"})).status_code == 409  # it drains
+    assert (await rollout(caller))["candidate"] == last["candidate"]
+    await asking
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
