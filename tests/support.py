@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -172,6 +173,7 @@ class JupyterServer:
             "--ServerApp.allow_unauthenticated_access=False",
             *options,
         ]
+        self.options = arguments
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", program, *arguments],
@@ -203,11 +205,12 @@ class JupyterServer:
         """What it wrote down about itself, once it answers."""
         path = self.home / "runtime" / f"jpserver-{self.process.pid}.json"
         end = time.monotonic() + 30
-        while not path.exists():
+        while True:
+            with contextlib.suppress(OSError, ValueError):  # not there yet, or not written yet
+                return json.loads(path.read_text())
             assert self.process.poll() is None, self.log_path.read_text()
             assert time.monotonic() < end, self.log_path.read_text()
             time.sleep(0.05)
-        return json.loads(path.read_text())
 
     @property
     def url(self) -> str:

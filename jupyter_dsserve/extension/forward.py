@@ -36,10 +36,11 @@ class Forwarder:
         )
 
     async def send(self, request: HTTPServerRequest, path: str, to: GatewayAddress) -> aiohttp.ClientResponse:
-        """Ask the gateway for ``path`` (percent-encoded as it came). Raises aiohttp's errors."""
+        """Ask the gateway for ``path`` (percent-encoded as it came), with its caller's own API key if there is one.
+        Raises aiohttp's errors."""
         url = URL(f"{to.url}/{path}{_query(request.query)}", encoded=True)
         headers = _without(request.headers, _HOP | _SECRETS)
-        headers["Authorization"] = f"Bearer {to.key}"
+        headers["Authorization"] = request.headers["Authorization"] if has_api_key(request) else f"Bearer {to.key}"
         body = request.body or None
         return await self._session.request(
             request.method or "GET", url, headers=headers, data=body, allow_redirects=False
@@ -54,6 +55,12 @@ class Forwarder:
 
     async def close(self) -> None:
         await self._session.close()
+
+
+def has_api_key(request: HTTPServerRequest) -> bool:
+    """Whether it brings a key of the gateway's, which that checks; Jupyter's own tokens look otherwise."""
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and key.strip().startswith("dsk_")
 
 
 def answer_headers(response: aiohttp.ClientResponse) -> CIMultiDict[str]:

@@ -17,7 +17,7 @@ from jupyter_server.utils import url_path_join
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, authenticated
 
-from jupyter_dsserve.extension.forward import answer_headers
+from jupyter_dsserve.extension.forward import answer_headers, has_api_key
 from jupyter_dsserve.protocol.errors import DSServeError
 from jupyter_dsserve.protocol.records import GatewayAddress
 
@@ -81,6 +81,7 @@ def _forwarding() -> Any:
 class ForwardHandler(_Handler):
     """Any path of the gateway. Cancelled when the caller leaves: the gateway then cancels its request."""
 
+    is_stranger = False  # to Jupyter: it must not start the gateway
     _work: asyncio.Task[Any] | None = None
     _caller_left = False
 
@@ -116,7 +117,7 @@ class ForwardHandler(_Handler):
         # As it came: Tornado's own path argument is decoded, and `a%2Fb` must not become two segments.
         path = self.request.path[len(url_path_join(self.base_url, "dsserve/")) :]
         keeper, end = self.extension.keeper, time.monotonic() + self.extension.start_wait_s
-        if path.startswith(_LOOKING) and not keeper.running():
+        if (path.startswith(_LOOKING) or self.is_stranger) and not keeper.running():
             state = keeper.status().state.value
             raise HTTPError(503, f"the gateway is {state}: it starts when a model is loaded or asked")
         while True:
@@ -151,7 +152,25 @@ class ForwardHandler(_Handler):
         self.finish(set_content_type=headers.get("Content-Type", "application/json"))
 
 
+class InferenceHandler(ForwardHandler):
+    """What asks models: an API key opens it, which only the gateway knows, so Jupyter is not asked whose that is, and
+    its cookies say nothing. Without a key it is as everything else."""
+
+    async def prepare(self) -> None:  # type: ignore[override]
+        self.is_stranger = has_api_key(self.request) and self.request.method != "OPTIONS"
+        if not self.is_stranger:
+            await super().prepare()
+            return
+        self.current_user = self._jupyter_current_user = None
+        if not self.check_host():
+            raise HTTPError(403)
+        if not self.check_origin():
+            raise HTTPError(404)
+        await self.forward()  # and Tornado goes no further, to the methods that need a user
+
+
 HANDLERS: list[tuple[str, type[_Handler]]] = [
     (r"/dsserve/gateway", GatewayHandler),
+    (r"/dsserve/(v1/.*|v2|v2/.*|predict)", InferenceHandler),
     (r"/dsserve/(.*)", ForwardHandler),
 ]

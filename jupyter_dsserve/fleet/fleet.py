@@ -23,6 +23,7 @@ from jupyter_dsserve.fleet.content import check_content, content_at
 from jupyter_dsserve.fleet.database import database_url
 from jupyter_dsserve.fleet.events import Events
 from jupyter_dsserve.fleet.goal import Goal, exported
+from jupyter_dsserve.fleet.keys import Keys, new_key
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
 from jupyter_dsserve.fleet.registry import EVENT, Registry, Retention, VersionRow
@@ -48,7 +49,9 @@ from jupyter_dsserve.protocol.errors import (
 )
 from jupyter_dsserve.protocol.policy import Policy
 from jupyter_dsserve.protocol.records import (
+    ApiKey,
     ApplyStatus,
+    CreatedKey,
     DeploymentStatus,
     Event,
     Joining,
@@ -158,6 +161,7 @@ class Fleet:
         self._is_stopping = False
         self.applier = Applier(self)
         self.events = Events(lambda _event: None)
+        self.held_keys = Keys()
 
     # ---- life
 
@@ -165,6 +169,8 @@ class Fleet:
         """Open the registry and accept workers. ``restore``: load what ran; without it everything is STOPPED."""
         stored = self._registry.open(num_events=1000)
         self.events = Events(self._registry.add_event, stored.events)
+        for stored_key in stored.keys:
+            self.held_keys.add(stored_key, time.monotonic())
         await self._link.start()
         self._admission.start()
         for row in stored.versions:
@@ -697,6 +703,28 @@ class Fleet:
             raise NotFound(f"model {model!r} is not a deployment here: there are {known}", param="model")
         return deployment, pinned
 
+    # ---- verbs: keys
+
+    async def key(self, wanted: ApiKey) -> CreatedKey:
+        """Make a key. Raises `Unavailable` if it cannot be written down: then there is none."""
+        created, stored = new_key(replace(wanted, created_at=time.time()))
+        await self._registry.add_key(stored)
+        self.held_keys.add(stored, time.monotonic())
+        self.events.record(time.time(), "key_created", reason=_said_of(created.record))
+        return created
+
+    def keys(self) -> list[ApiKey]:
+        """All but the admin key, oldest first."""
+        return self.held_keys.all()
+
+    async def revoke(self, id: str) -> ApiKey:
+        """Refuse a key from now on. Raises `NotFound`; and `Unavailable` if that could not be written yet, and would be
+        forgotten if the gateway crashed now."""
+        gone = self.held_keys.remove(id)
+        self.events.record(time.time(), "key_revoked", reason=_said_of(gone))
+        await self._registry.forget_key(id)
+        return gone
+
     # ---- looking
 
     @property
@@ -815,6 +843,10 @@ class Fleet:
                     for version in deployment.versions.values():
                         weight = deployment.route.weights.get(version.name, 0.0)
                         self.events.publish(version.stats(weight, at, now))
+
+
+def _said_of(key: ApiKey) -> str:
+    return f"{key.name!r} (id {key.id}), scope {key.scope}"
 
 
 def _row(v: Version) -> VersionRow:

@@ -1,4 +1,4 @@
-"""What must outlive the gateway: deployments, versions, routes, rollouts, history. One thread does all of it."""
+"""What must outlive the gateway: deployments, versions, routes, rollouts, keys, history. One thread does all of it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 
 from jupyter_dsserve.fleet import schema
 from jupyter_dsserve.fleet.database import open_engine, place_of
+from jupyter_dsserve.fleet.keys import StoredKey
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.protocol.errors import Conflict, Unavailable
 from jupyter_dsserve.protocol.records import Event
@@ -65,6 +66,13 @@ _rollouts = sa.Table(
     sa.Column("deployment", sa.String, primary_key=True),
     sa.Column("state", sa.JSON, nullable=False),
 )
+_keys = sa.Table(
+    "api_keys",
+    TABLES,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("digest", sa.String, nullable=False),
+    sa.Column("grants", sa.JSON, nullable=False),
+)
 _history = sa.Table(
     "history",
     TABLES,
@@ -110,6 +118,7 @@ class Stored:
     rollouts: Mapping[str, Mapping[str, Any]]
     versions: list[VersionRow]
     events: list[Event]
+    keys: list[StoredKey]
 
 
 class Registry:
@@ -207,6 +216,16 @@ class Registry:
             db.execute(_deployments.delete().where(_deployments.c.name == name))
 
         return self._write(f"the route of {name}", forget)
+
+    def add_key(self, key: StoredKey) -> asyncio.Future[None]:
+        """One that cannot be written is not tried again: whoever wants it is told."""
+        values = {"id": key.key.id, "digest": key.digest, "grants": key.grants()}
+        return self._write(
+            f"the key {key.key.id}", lambda db: db.execute(_keys.insert().values(**values)), is_kept=False
+        )
+
+    def forget_key(self, id: str) -> asyncio.Future[None]:
+        return self._write(f"the key {id}", lambda db: db.execute(_keys.delete().where(_keys.c.id == id)))
 
     def add_event(self, event: Event) -> asyncio.Future[None]:
         values = {k: _plain(v) if isinstance(v, str) else v for k, v in asdict(event).items()}
@@ -318,6 +337,7 @@ def _read(db: sa.Connection, num_events: int) -> Stored:
         rollouts={r.deployment: r.state for r in db.execute(sa.select(_rollouts))},
         versions=[VersionRow(**(dict(r) | {"spec": WorkerSpec.from_json(r["spec"])})) for r in rows],
         events=[Event(**r) for r in latest][::-1],
+        keys=[StoredKey.read(r.id, r.digest, r.grants) for r in db.execute(sa.select(_keys))],
     )
 
 

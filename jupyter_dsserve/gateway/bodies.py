@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from jupyter_dsserve.fleet.autoscale import AutoscaleSettings
 from jupyter_dsserve.fleet.rollout import RolloutSpec
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.records import Origin
+from jupyter_dsserve.protocol.records import ApiKey, Origin
 from jupyter_dsserve.protocol.request import (
     Features,
     Message,
@@ -146,6 +146,42 @@ class RuleBody(Body):
     header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,100}$")]
     value: str
     version: str
+
+
+DeploymentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+
+class KeyBody(Body):
+    """A key to make: the fields of `ApiKey`; ``ttl_s`` says in how many seconds it expires, ``expires_at`` when."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    scope: Literal["infer", "admin"] = "infer"
+    deployments: Annotated[list[DeploymentName], Field(min_length=1, max_length=1000)] | None = None
+    rate: Annotated[float, Field(ge=0, le=1e9)] = 0.0
+    burst: Count = 0
+    tokens_per_min: Count = 0
+    concurrency: Count = 0
+    priority: Annotated[int, Field(ge=0, le=100)] = 0
+    ttl_s: Annotated[float, Field(gt=0, le=1e10)] | None = None
+    expires_at: Annotated[float, Field(gt=0, le=1e12)] | None = None
+
+    def key(self, at: float) -> ApiKey:
+        """``at`` is seconds since the epoch. Raises `InvalidRequest` for what does not go together."""
+        if self.scope == "admin" and self.deployments:
+            raise InvalidRequest("a key of scope admin may do everything: leave deployments out", param="deployments")
+        if self.burst and not self.rate:
+            raise InvalidRequest("burst says how many calls of a rate may come at once: give rate too", param="burst")
+        if self.ttl_s is not None and self.expires_at is not None:
+            raise InvalidRequest("ttl_s and expires_at both say when the key ends: give one of them", param="ttl_s")
+        expires_at = at + self.ttl_s if self.ttl_s is not None else self.expires_at
+        if expires_at is not None and expires_at <= at:
+            raise InvalidRequest(
+                f"expires_at is {expires_at:.0f}, which is past: give seconds since the epoch, now {at:.0f}",
+                param="expires_at",
+            )
+        given = self.model_dump(exclude={"ttl_s", "expires_at", "deployments"})
+        names = tuple(self.deployments) if self.deployments else None
+        return ApiKey("", deployments=names, expires_at=expires_at, **given)
 
 
 class PolicyBody(Body):

@@ -42,7 +42,8 @@ async def start(
     """The answers as they begin, all from one version; the same ``user`` gets the same one while weights stand.
 
     Names the version in ``X-DSServe-Version``, and in ``X-DSServe-Degraded`` whoever stands in for it. ``check`` may
-    refuse it. Raises what `Fleet.answer` does, and `InvalidRequest` if the version's task is another than ``task``.
+    refuse it. Raises what `Fleet.answer` and the `Grant` of the caller's key do, and
+    `InvalidRequest` if the version's task is another than ``task``.
     """
 
     def checked(version: Version) -> None:
@@ -53,7 +54,13 @@ async def start(
     headers = handler.request.headers
     if (priority := headers.get(PRIORITY_HEADER)) is not None:
         requests = [replace(request, priority=_priority(priority)) for request in requests]
+    if grant := handler.grant:
+        grant.check(model)
+        requests = grant.limited(requests)
+        handler.reservation = grant.admit(requests, time.monotonic())
     answering = await handler.fleet.answer(Call(model, user or "", headers), requests, checked)
+    if handler.reservation:
+        answering = replace(answering, chunks=handler.reservation.counted(answering.chunks))
     if answering.degraded:
         handler.keep_header("X-DSServe-Degraded", answering.degraded)
     if answering.version is None:
@@ -94,6 +101,8 @@ async def collect(numbered: Numbered) -> list[Chunk]:
 
 
 class Predict(Handler):
+    is_inference = True
+
     @until_caller_leaves
     async def post(self) -> None:
         body = self.body(PredictBody)

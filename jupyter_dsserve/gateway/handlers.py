@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from http.client import responses
 from types import TracebackType
@@ -17,9 +18,11 @@ from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from jupyter_dsserve.fleet.fleet import Fleet
+from jupyter_dsserve.fleet.keys import Grant, Reservation
 from jupyter_dsserve.gateway.bodies import B, read_body
 from jupyter_dsserve.protocol.errors import (
     DSServeError,
+    Forbidden,
     InvalidRequest,
     NotAllowed,
     NotFound,
@@ -37,7 +40,7 @@ class Context:
     """What every handler is given."""
 
     fleet: Fleet
-    admin_key: str
+    admin_key: str = field(repr=False)
     max_body_bytes: int
 
 
@@ -66,19 +69,25 @@ def until_caller_leaves(
                 raise
         finally:
             self.work = None
+            if self.reservation:
+                self.reservation.settle()
 
     return cancellable
 
 
 @stream_request_body
 class Handler(RequestHandler):
-    """Needs the admin key unless ``is_open``. Errors take `error_body`'s shape."""
+    """Needs a key that may do everything; one that may ask models is enough if it ``is_inference``, none if it
+    ``is_open``. Errors take `error_body`'s shape."""
 
     is_open = False
+    is_inference = False
 
     def initialize(self, context: Context) -> None:
         self.context = context
         self.fleet = context.fleet
+        self.grant: Grant | None = None  # what the caller's key allows; None is everything
+        self.reservation: Reservation | None = None
         self.work: asyncio.Task[Any] | None = None
         self.caller_left = False
         self._kept: dict[str, str] = {}
@@ -124,6 +133,14 @@ class Handler(RequestHandler):
         self._kept.pop(name, None)
         self.clear_header(name)
 
+    def may_ask(self, deployment: str) -> bool:
+        return self.grant is None or self.grant.may_ask(deployment)
+
+    def check_model(self, model: str) -> None:
+        """Raises `NotFound` for a model that the caller's key may not ask."""
+        if self.grant:
+            self.grant.check(model)
+
     # ---- answers
 
     def answer(self, value: object, status: int = 200) -> None:
@@ -160,9 +177,16 @@ class Handler(RequestHandler):
     def _check_key(self) -> None:
         scheme, _, key = self.request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key:
-            raise Unauthorized("no key: send the header 'Authorization: Bearer KEY' (the key lies in admin.key)")
-        if not hmac.compare_digest(key.strip().encode(), self.context.admin_key.encode()):
-            raise Unauthorized("the key is not valid here: send the one in this gateway's admin.key")
+            raise Unauthorized("no key: send the header 'Authorization: Bearer KEY' (the admin key lies in admin.key)")
+        key = key.strip()
+        if hmac.compare_digest(key.encode(), self.context.admin_key.encode()):
+            return
+        self.grant = self.fleet.held_keys.grant(key, time.time())
+        if not self.is_inference and self.grant.key.scope != "admin":
+            raise Forbidden(
+                f"the key {self.grant.key.name!r} only asks models: {self.request.path} needs the admin key, or a key "
+                "of scope admin"
+            )
 
     def _check_size(self, num_bytes: int) -> None:
         limit = self.context.max_body_bytes

@@ -23,8 +23,12 @@ from jupyter_dsserve.protocol.request import Chunk, Usage
 class OpenAIHandler(Handler):
     """Errors in OpenAI's shape."""
 
+    is_inference = True
+
     def error_body(self, error: DSServeError) -> Json:
         kind = "invalid_request_error" if error.status < 500 else "server_error"
+        if isinstance(error, TooManyRequests):
+            kind = "requests"
         # OpenAI knows models only: an unknown deployment or version is an unknown model.
         param = "model" if isinstance(error, NotFound) and error.param else error.param
         return {"error": {"message": error.message, "type": kind, "param": param, "code": _code(error)}}
@@ -60,7 +64,8 @@ class Models(OpenAIHandler):
     """The deployments that can answer."""
 
     def get(self) -> None:
-        models = [_model(d.name) for d in self.fleet.status() if self.fleet.deployment(d.name).ready]
+        names = [d.name for d in self.fleet.status() if self.fleet.deployment(d.name).ready and self.may_ask(d.name)]
+        models = [_model(name) for name in names]
         self.answer({"object": "list", "data": models})
 
 
@@ -68,6 +73,7 @@ class OneModel(OpenAIHandler):
     """A deployment that can answer, or a pinned version."""
 
     def get(self, name: str) -> None:
+        self.check_model(name)
         deployment, _, version = name.partition("@")
         ready = self.fleet.deployment(deployment).ready
         if version not in ready if version else not ready:
@@ -181,6 +187,8 @@ def _code(error: DSServeError) -> str | None:
         return "rate_limit_exceeded"
     if isinstance(error, Unauthorized):
         return "invalid_api_key"
+    if isinstance(error, TooManyRequests):
+        return "rate_limit_exceeded"
     if isinstance(error, NotFound):
         return "model_not_found" if error.param else "unknown_url"
     return None

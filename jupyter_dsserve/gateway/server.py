@@ -14,7 +14,7 @@ from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.registry import Retention
 from jupyter_dsserve.fleet.source import canonical
-from jupyter_dsserve.gateway import apply, control, generate, ledger, openai, road, rollout, tensors, texts
+from jupyter_dsserve.gateway import apply, control, generate, keys, ledger, openai, road, rollout, tensors, texts
 from jupyter_dsserve.gateway.bodies import LoadBody
 from jupyter_dsserve.gateway.handlers import Context, UnknownPath
 from jupyter_dsserve.protocol.config import GatewayConfig
@@ -23,10 +23,8 @@ from jupyter_dsserve.protocol.errors import Conflict
 # How much of an oversized body is read and thrown away so that its sender gets to see our answer.
 _MAX_DISCARDED = 8
 
-
-ROUTES = [
-    route for face in (texts, tensors, openai, generate, control, ledger, road, rollout, apply) for route in face.ROUTES
-]
+_FACES = (texts, tensors, openai, generate, control, ledger, road, rollout, apply, keys)
+ROUTES = [route for face in _FACES for route in face.ROUTES]
 
 
 class Gateway:
@@ -54,8 +52,9 @@ class Gateway:
         port = self._sockets[0].getsockname()[1]
         self.url = f"http://{f'[{config.ip}]' if ':' in config.ip else config.ip}:{port}"
         self._watching: asyncio.Task[None] | None = None
+        self.app = make_app(Context(self.fleet, self.admin_key, config.max_body_bytes))
         self._server = HTTPServer(
-            make_app(Context(self.fleet, self.admin_key, config.max_body_bytes)),
+            self.app,
             max_body_size=_MAX_DISCARDED * config.max_body_bytes,
         )
 

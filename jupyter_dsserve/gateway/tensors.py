@@ -22,6 +22,8 @@ _PLATFORMS = {".pt2": "pytorch_export", ".onnx": "onnx_onnxv1"}
 class OIPHandler(Handler):
     """Errors in the protocol's shape."""
 
+    is_inference = True
+
     def error_body(self, error: DSServeError) -> Json:
         return {"error": error.message}
 
@@ -62,6 +64,7 @@ class Model(OIPHandler):
         self.answer({"name": name, "versions": sorted(self._ready(found)), "platform": platform, **sides})
 
     def _shown(self, name: str, version: str) -> Version:
+        self.check_model(name)
         deployment, _, pinned = name.partition("@")
         if version or pinned:
             return self.fleet.version(deployment, version or pinned)
@@ -77,6 +80,7 @@ class Model(OIPHandler):
 
 class ModelReady(OIPHandler):
     def get(self, name: str, version: str = "") -> None:
+        self.check_model(name)
         deployment, _, pinned = name.partition("@")
         ready, pinned = self.fleet.deployment(deployment).ready, version or pinned
         if pinned:

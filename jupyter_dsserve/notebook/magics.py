@@ -25,6 +25,7 @@ from jupyter_dsserve.bench.report import Report
 from jupyter_dsserve.manifest import watch
 from jupyter_dsserve.notebook import session
 from jupyter_dsserve.notebook.client import Client
+from jupyter_dsserve.notebook.keys import KeyList, ShownKey
 from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.panel import Panel, panel
 from jupyter_dsserve.notebook.progress import LoadBar
@@ -68,8 +69,8 @@ class DSServeMagics(Magics):
         """Serve models beside the notebook.
 
         %dsserve VERB …   load, unload, status, route, policy, join, activate, rollout, pause, resume, promote,
-                          rollback, logs, ledger, scale, autoscale, history, apply, export, panel, bench,
-                          connect; %dsserve VERB --help says more
+                          rollback, logs, ledger, scale, autoscale, key, history, apply, export, panel,
+                          bench, connect; %dsserve VERB --help says more
         %%dsserve NAME …  the cell is the prompt, and the answer streams into the output
         """
         if cell is not None:
@@ -312,6 +313,34 @@ class DSServeMagics(Magics):
         text = session.client().export(file)
         print(f"written to {file}" if file else text)
 
+    @magic_arguments("dsserve key")
+    @argument("action", choices=["create", "list", "revoke"], help="What to do.")
+    @argument("name", nargs="?", default="", help="Of create: whose key it is; of revoke: its id.")
+    @argument("--scope", choices=["infer", "admin"], default="infer", help="infer only asks models; admin does all.")
+    @argument("--deployments", help="Those it may ask, such as demo,other; all unless told.")
+    @argument("--rate", type=float, help="Calls a second; more get 429. 0 takes any number, as in all limits here.")
+    @argument("--burst", type=int, help="Calls at once before the rate holds; 0 is a second's worth.")
+    @argument("--tokens-per-min", type=int, help="Of prompts and answers together.")
+    @argument("--concurrency", type=int, help="Calls that run at once.")
+    @argument("--priority", type=int, help="0 to 100: none of its requests goes before that; lower goes first.")
+    @argument("--ttl", dest="ttl_s", type=float, help="It ends after so many seconds.")
+    def key(self, line: str) -> ShownKey | KeyList:
+        """Make an API key for an app or a colleague, list those there are, or revoke one."""
+        given = vars(_parsed(self.key, line))
+        action, name = given.pop("action"), given.pop("name")
+        client = session.client()
+        if action == "list":
+            return client.keys()
+        if not name:
+            needed = "say whose it is, such as app" if action == "create" else "name its id; key list has it"
+            raise UsageError(f"%dsserve key {action}: {needed}")
+        if action == "revoke":
+            return client.revoke(name)
+        if names := given.pop("deployments"):
+            given["deployments"] = names.split(",")
+        made = client.key(name, **given)
+        return ShownKey(made, client.url)
+
     @magic_arguments("dsserve panel")
     @argument("name", nargs="?", default="", help="The deployment; none takes the first.")
     def panel(self, line: str) -> Panel:
@@ -406,6 +435,7 @@ VERBS = (
     "scale",
     "autoscale",
     "history",
+    "key",
     "apply",
     "export",
     "panel",

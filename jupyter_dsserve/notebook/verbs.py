@@ -34,6 +34,7 @@ from jupyter_dsserve.notebook.answers import (
 )
 from jupyter_dsserve.notebook.checker import Check, start_checking
 from jupyter_dsserve.notebook.find import JupyterServer, find
+from jupyter_dsserve.notebook.keys import KeyList, NewKey
 from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.options import LoadOptions, PolicyOptions, given, user_name
 from jupyter_dsserve.notebook.views import (
@@ -59,6 +60,7 @@ from jupyter_dsserve.protocol.errors import (
 )
 from jupyter_dsserve.protocol.policy import Rule
 from jupyter_dsserve.protocol.records import (
+    ApiKey,
     ApplyState,
     Event,
     GatewayAddress,
@@ -106,6 +108,8 @@ _STATUS = TypeAdapter(_Served)
 _APPLIED = TypeAdapter(Applied)
 _LOGS = TypeAdapter(dict[str, list[str]])
 _LEDGER = TypeAdapter(Ledger)
+_KEYS = TypeAdapter(list[ApiKey])
+_NEW_KEY = TypeAdapter(NewKey)
 _GATEWAY = TypeAdapter(GatewayStatus)
 _ADDRESS = TypeAdapter(GatewayAddress)
 
@@ -416,6 +420,53 @@ class Verbs:
             except OSError as fault:
                 raise InvalidRequest(f"{file} cannot be written ({fault.strerror})") from None
         return text
+
+    # ---- keys
+
+    def key(
+        self,
+        name: str,
+        *,
+        scope: str = "infer",
+        deployments: Sequence[str] | None = None,
+        rate: float | None = None,
+        burst: int | None = None,
+        tokens_per_min: int | None = None,
+        concurrency: int | None = None,
+        priority: int | None = None,
+        ttl_s: float | None = None,
+        expires_at: float | None = None,
+    ) -> Talk[NewKey]:
+        """Make an API key for an app or a colleague; its ``key`` is told this once, and never shown by itself.
+
+        A key of the scope ``infer`` asks models and does nothing else, ``admin`` does everything. ``deployments`` are
+        those it may ask, all unless told. ``rate`` calls a second, ``burst`` of them at once, ``tokens_per_min`` of
+        prompts and answers, and ``concurrency`` calls that run are its limits; 0 is none. Its requests never go before
+        ``priority`` (0 to 100, lower goes first). It ends after ``ttl_s`` seconds, or at ``expires_at`` (seconds since
+        the epoch).
+        """
+        given: dict[str, Any] = {
+            "deployments": None if deployments is None else list(deployments),
+            "rate": rate,
+            "burst": burst,
+            "tokens_per_min": tokens_per_min,
+            "concurrency": concurrency,
+            "priority": priority,
+            "ttl_s": ttl_s,
+            "expires_at": expires_at,
+        }
+        body = {key: value for key, value in given.items() if value is not None}
+        response = yield from self.send("POST", "/api/keys", {"name": name, "scope": scope, **body})
+        return _read(_NEW_KEY, response, self.url)
+
+    def keys(self) -> Talk[KeyList]:
+        """The keys there are, without the keys themselves; the admin key is none of them."""
+        return KeyList((yield from self._look(_KEYS, "/api/keys")))
+
+    def revoke(self, id: str) -> Talk[KeyList]:
+        """Refuse a key from now on; what it is being answered already goes on. Returns those that are left."""
+        yield from self.send("DELETE", f"/api/keys/{quote(id, safe='')}")
+        return (yield from self.keys())
 
     # ---- asking
 

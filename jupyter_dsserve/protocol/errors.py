@@ -3,11 +3,12 @@
     DSServeError             500  INTERNAL
     ├── InvalidRequest       400  INVALID_ARGUMENT      the caller can mend the request
     ├── Unauthorized         401  UNAUTHENTICATED       no key, or a wrong one
+    ├── Forbidden            403  PERMISSION_DENIED     the key is good, but not for this
     ├── NotFound             404  NOT_FOUND             no such deployment, version or route
     ├── NotAllowed           405  UNIMPLEMENTED         the path exists, the method does not
     ├── Conflict             409  FAILED_PRECONDITION   the state of the thing forbids it now
     ├── TooLarge             413  INVALID_ARGUMENT      the body is over the limit
-    ├── TooManyRequests      429  RESOURCE_EXHAUSTED    over a limit of the deployment; carries Retry-After
+    ├── TooManyRequests      429  RESOURCE_EXHAUSTED    over a limit of the deployment or the key; carries Retry-After
     ├── Unavailable          503  UNAVAILABLE           nothing is ready to answer; carries Retry-After
     │   └── ReplicaLost      503  UNAVAILABLE           the worker died while it was answering
     ├── DeadlineExceeded     504  DEADLINE_EXCEEDED     the request's own time limit has passed
@@ -44,6 +45,11 @@ class InvalidRequest(DSServeError):
 class Unauthorized(DSServeError):
     status = 401
     grpc_code = "UNAUTHENTICATED"
+
+
+class Forbidden(DSServeError):
+    status = 403
+    grpc_code = "PERMISSION_DENIED"
 
 
 class NotFound(DSServeError):

@@ -332,6 +332,37 @@ class ApplyStatus:
     left_alone: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What is known of a key: never the key itself.
+
+    ``scope`` is ``infer`` (it asks models) or ``admin`` (it may do everything); ``deployments`` those it may ask, None
+    all of them. 0 sets no limit: ``rate`` calls a second and ``burst`` of them at once (0: as many as in a second),
+    ``tokens_per_min`` of prompts and answers together, ``concurrency`` calls that run. Its requests never go before
+    ``priority`` (lower goes first). ``created_at`` and ``expires_at`` (None: never) are seconds since the epoch.
+    """
+
+    id: str
+    name: str
+    scope: str = "infer"
+    deployments: tuple[str, ...] | None = None
+    rate: float = 0.0
+    burst: int = 0
+    tokens_per_min: int = 0
+    concurrency: int = 0
+    priority: int = 0
+    created_at: float = 0.0
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedKey:
+    """A key as it is told once. ``key`` is not shown: a notebook keeps what it shows."""
+
+    record: ApiKey
+    key: str = field(repr=False)
+
+
 class GatewayState(str, Enum):
     """What the gateway of a Jupyter server is doing.
 
