@@ -122,7 +122,8 @@ def _folder(path: str) -> Path | None:
         return Path(path)
     from huggingface_hub import try_to_load_from_cache  # here: few versions are named so, and it takes a while
 
-    config = try_to_load_from_cache(path, "config.json")
+    name, _, revision = path.partition("@")
+    config = try_to_load_from_cache(name, "config.json", revision=revision or None)
     folder = Path(config).parent if isinstance(config, str) else None
     return folder if folder and any(folder.glob("*.safetensors")) else None
 

@@ -21,6 +21,7 @@ from jupyter_dsserve.protocol.spec import RUNNERS, RunnerName, Task, WorkerSpec
 from jupyter_dsserve.protocol.toy import ToySettings
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_REVISION = re.compile(r"[\w.-][\w./-]{0,199}")
 _MAX_HUB_NAME = 96  # the hub's own limit
 _GGUF = ".gguf"
 _PROGRAMS = (".pt2", ".onnx")
@@ -63,10 +64,11 @@ def model_path(model: str, runner: RunnerName, task: Task = "generate", *, allow
         raise _refused(
             f"model {model!r} is a file: give the directory that holds config.json and *.safetensors, or a *.gguf"
         )
-    if not _is_hub_name(model):
+    name, sign, revision = model.partition("@")
+    if not _is_hub_name(name) or bool(sign) != bool(_REVISION.fullmatch(revision)):
         raise _refused(
-            f"model {model!r} does not exist here: give a directory, a hub name such as org/name, or one of "
-            + ", ".join(f"builtin:{name}" for name in builtin_names())
+            f"model {model!r} does not exist here: give a directory, a hub name such as org/name or "
+            "org/name@REVISION, or one of " + ", ".join(f"builtin:{name}" for name in builtin_names())
         )
     return model
 

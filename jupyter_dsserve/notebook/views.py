@@ -279,7 +279,8 @@ def _cells(version: Version) -> tuple[str, ...]:
     shut = [r.trouble or f"breaker {r.breaker}" for r in ready if r.trouble or r.breaker != "closed"]
     workers = f"{len(ready)} ({len(shut)} shut: {shut[0]})" if shut else str(len(ready))
     share = f"{version.weight:g} %" if version.weight else "–"
-    note = "; ".join(filter(None, (version.note, version.info.note)))
+    facts = ", ".join(f"{name}={value}" for name, value in version.metadata.items())
+    note = "; ".join(filter(None, (version.note, facts, version.info.note)))
     return (version.version, f"{sign} {state_text(version)}", share, workers, version.spec.model, note)
 
 

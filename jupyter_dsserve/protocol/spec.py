@@ -32,7 +32,8 @@ RUNNERS: Mapping[Task, tuple[RunnerName, ...]] = {
 class WorkerSpec:
     """One immutable version: what a worker loads and how it runs it.
 
-    ``model`` is ``builtin:NAME``, ``toy:…``, a directory, or a hub name; for the task ``tensor`` a file. ``task``:
+    ``model`` is ``builtin:NAME``, ``toy:…``, a directory, or a hub name, with ``@REVISION`` if it is to stay the same;
+    for the task ``tensor`` a file. ``task``:
     ``generate`` text, ``embed`` or ``classify`` texts with an encoder, or run an exported program on named tensors
     (``tensor``). ``runner`` ``ragged`` computes all sequences in one pass, ``padded`` one after another, for models
     that ragged refuses; ``auto`` is the first that fits. ``max_sequences`` run at once; the rest wait. ``max_context``

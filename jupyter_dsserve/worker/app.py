@@ -18,6 +18,7 @@ from jupyter_dsserve import __version__
 from jupyter_dsserve.engine.batcher import Batcher, BatchRunner
 from jupyter_dsserve.engine.group import RankGroup
 from jupyter_dsserve.engine.host import start_reading_ahead
+from jupyter_dsserve.engine.hub import snapshot_at
 from jupyter_dsserve.engine.loop import Engine
 from jupyter_dsserve.engine.program import ProgramRunner, load_program
 from jupyter_dsserve.engine.runner import KVRoom, Runner, Span, Step
@@ -192,6 +193,13 @@ class WorkerApp:
     async def _load_and_serve(self) -> None:
         """Load in the engine's thread, then send heartbeats; returns only if the load failed."""
         ready: asyncio.Future[AnyRunner] = self._loop.create_future()
+        try:
+            path = await asyncio.to_thread(snapshot_at, self._launch.model_path)
+        except InvalidRequest as fault:
+            log.error("the load failed: %s", fault.message)
+            self._outbox.put(pb.FromWorker(failed=pb.Failed(error=codec.error_to_pb(fault))))
+            return
+        self._launch = replace(self._launch, model_path=path)
         if self._launch.spec.tp > 1:
             self._group = RankGroup(
                 self._launch.spec,

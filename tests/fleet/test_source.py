@@ -36,6 +36,9 @@ def test_a_directory_with_config_and_safetensors_is_taken(tmp_path: Path) -> Non
 
 def test_hub_names_pass_as_they_are() -> None:
     assert model_path("org/name-7b", "ragged") == "org/name-7b"
+    assert model_path("org/name-7b@refs/pr/1", "ragged") == "org/name-7b@refs/pr/1"
+    for none in ("org/name@", "org/name@a b", "@main", "org/name@/main", "org/name@main@main"):
+        assert "does not exist here" in refusal(none)
     assert model_path("gpt2", "ragged") == "gpt2"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jupyter_dsserve.notebook.views import COLOURS, Answer, Deployment, History, Status, Version, colour_of
 from jupyter_dsserve.protocol.records import Event, GatewayState, GatewayStatus, ReplicaStatus, VersionState
 from jupyter_dsserve.protocol.spec import WorkerSpec
@@ -90,3 +92,8 @@ def test_history_is_a_table_with_times_and_reasons() -> None:
     ]
     assert "&lt;b&gt;" in shown["text/html"]
     assert History()._repr_mimebundle_()["text/plain"] == "nothing has happened yet"
+
+
+def test_what_is_known_of_a_versions_run_stands_beside_its_note() -> None:
+    known = replace(version(note="first"), metadata={"run": "r7", "loss": 2.5})
+    assert "first; run=r7, loss=2.5" in known._repr_mimebundle_()["text/plain"]
