@@ -11,8 +11,11 @@ INSTALLED := .venv/.installed
 
 install: $(INSTALLED)
 
+# What the JupyterLab extension is made of: a change of it builds and installs it again.
+LAB := $(wildcard labextension/*.json labextension/yarn.lock labextension/schema/* labextension/src/* labextension/style/*)
+
 # torch first and by itself: everything after it is content with the build that is there.
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(LAB)
 	@echo "==> making .venv and installing (torch, transformers, deepspeed: some minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
@@ -22,11 +25,12 @@ $(INSTALLED): pyproject.toml
 demo: install
 	$(BIN)/python -m jupyter_dsserve.demo --port $(PORT)
 
-# The quick half: lint, format and types.
+# The quick half: lint, format, types, and the tests of the JupyterLab extension in Node.
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd labextension && PATH="$(CURDIR)/$(BIN):$$PATH" jlpm test
 
 test: check
 	$(BIN)/python -m pytest -q
@@ -47,4 +51,4 @@ bench: install
 	$(BIN)/python -m tests.bench.bench_embed
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist jupyter_dsserve/labextension labextension/build labextension/lib labextension/node_modules

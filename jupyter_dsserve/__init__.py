@@ -14,6 +14,11 @@ def _jupyter_server_extension_points() -> list[dict[str, Any]]:
     return [{"module": "jupyter_dsserve", "app": DSServeExtension}]
 
 
+def _jupyter_labextension_paths() -> list[dict[str, str]]:
+    """For ``jupyter labextension develop``."""
+    return [{"src": "labextension", "dest": "jupyter-dsserve"}]
+
+
 def load_ipython_extension(shell: Any) -> None:
     """``%load_ext jupyter_dsserve``."""
     from jupyter_dsserve.notebook import magics

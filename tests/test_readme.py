@@ -115,6 +115,7 @@ def test_the_table_of_routes_is_complete_and_true() -> None:
     assert as_pattern | {("GET", "/v1/models")} == real
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(?:\w+/)?(\w+\.(?:py|sh|proto))`", ARCHITECTURE))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(?:\w+/)*(\w+\.(?:py|sh|proto|tsx?))`", ARCHITECTURE))))
 def test_every_file_the_map_names_exists(name: str) -> None:
-    assert list((ROOT / "jupyter_dsserve").rglob(name)) or list(ROOT.rglob(f"tests/{name}"))
+    places = (ROOT / "jupyter_dsserve", ROOT / "labextension/src", ROOT / "tests")
+    assert any(list(place.rglob(name)) for place in places)

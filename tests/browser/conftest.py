@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.support import Json, free_port
 
@@ -45,9 +45,19 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         pytest.skip(f"there is no {CHROMIUM}: apt-get install chromium, and the browser tests run")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *_QUIET]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     home = tmp_path_factory.mktemp("demo")
     dirs = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("RUNTIME", "CONFIG")}
     dirs |= {"JUPYTERLAB_WORKSPACES_DIR": str(home / "work"), "JUPYTERLAB_SETTINGS_DIR": str(home / "settings")}
@@ -77,18 +87,14 @@ def _read_welcome(process: subprocess.Popen[str]) -> Demo:
 
 
 @pytest.fixture(scope="module")
-def page(demo: Demo) -> Iterator[Page]:
+def page(browser: Browser, demo: Demo) -> Iterator[Page]:
     """The notebook, open, with its kernel running."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *_QUIET]
-        )
-        page = browser.new_page(viewport={"width": 1360, "height": 1000})
-        page.goto(f"{demo.notebook}&reset")
-        page.locator(".jp-Toolbar-kernelName:visible").wait_for(timeout=60_000)
-        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=30_000)
-        yield page
-        browser.close()
+    page = browser.new_page(viewport={"width": 1360, "height": 1000})
+    page.goto(f"{demo.notebook}&reset")
+    page.locator(".jp-Toolbar-kernelName:visible").wait_for(timeout=60_000)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=30_000)
+    yield page
+    page.close()
 
 
 @dataclass
