@@ -98,13 +98,13 @@ class Deployment:
 
         A version that a rule names needs no weight.
         """
-        takes = {name for name, version in self.versions.items() if version.takes and name not in tried}
-        if named := ruled(self.road.policy.rules, call.headers, takes):
-            return self.versions[named]
-        if call.key:
-            chosen = self.route.pick(call.key, takes)
-        else:
-            chosen = self.road.shares.next({name: w for name, w in self.route.weights.items() if name in takes})
+        if rules := self.road.policy.rules:
+            takes = {name for name, version in self.versions.items() if version.takes and name not in tried}
+            if named := ruled(rules, call.headers, takes):
+                return self.versions[named]
+        found = ((name, weight, self.versions.get(name)) for name, weight in self.route.weights.items())
+        weights = {name: weight for name, weight, v in found if v and v.takes and name not in tried}
+        chosen = self.route.pick(call.key, weights) if call.key else self.road.shares.next(weights)
         return self.versions[chosen] if chosen else None
 
     def refusal(self, now: float) -> Unavailable:
@@ -651,7 +651,8 @@ class Fleet:
         road = deployment.road
         road.admit(deployment.name, time.monotonic())
         requests = road.limited(requests)
-        began, tried = time.monotonic(), set[str]()
+        began = time.monotonic()
+        tried: set[str] = set()
         fault: DSServeError | None = None
         while version := self.version(deployment.name, pinned) if pinned else deployment.pick(call, tried):
             check(version)

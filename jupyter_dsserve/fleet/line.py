@@ -114,7 +114,7 @@ class Line(Queue):
 
     def wake(self, version: str) -> None:
         """There may be a replica for the first in line, or nothing to wait for any more."""
-        if self.num_waiting and (place := self.first(version)):
+        if place := self.first(version):
             place.news.set()
 
 

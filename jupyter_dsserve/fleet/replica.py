@@ -18,6 +18,8 @@ from jupyter_dsserve.protocol.records import ReplicaStatus, VersionState
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
 from jupyter_dsserve.protocol.tensors import ModelInfo
 
+# Every request and every piece of an answer passes here, and a member of an enumeration is found slowly.
+_READY, _CLOSED = VersionState.READY, Door.CLOSED
 # Beyond a request's own time limit, which the worker keeps: a worker that hangs does not.
 _LATE_S = 1.0
 
@@ -115,7 +117,9 @@ class Replica:
 
     def takes(self, now: float) -> bool:
         """Whether a request may go to it. ``now`` is monotonic seconds."""
-        return self.state is VersionState.READY and not self.trouble and self.breaker.allows(now)
+        if self.state is not _READY or self.trouble:
+            return False
+        return self.breaker.door is _CLOSED or self.breaker.allows(now)
 
     # ---- what the link tells
 
@@ -201,7 +205,7 @@ class Replica:
         ``first_token_s``: how many seconds it may take to begin; 0 is any. Raises `Unavailable` if the replica is not
         READY.
         """
-        if self.state is not VersionState.READY:
+        if self.state is not _READY:
             raise Unavailable(f"the worker {self.id} is {self.state.value} and takes no requests")
         command = codec.submit(request)
         num_prompt, num_answer = estimated_tokens(request)
@@ -209,7 +213,8 @@ class Replica:
         self.outstanding_tokens += outstanding
         generation = self._enter(time.monotonic())
         inbox = self._in_flight[request.id] = _Inbox()
-        timers = self._timers(request, inbox, first_token_s)
+        has_limit = first_token_s or request.timeout_s is not None
+        timers = self._timers(request, inbox, first_token_s) if has_limit else ()
         self.commands.put_nowait(command)
         last: Chunk | None = None
         try:
@@ -217,9 +222,10 @@ class Replica:
                 chunk = await inbox.get()
                 if chunk.finish_reason:
                     last = chunk
-                # The prompt is done with the first token; then each token is one less.
-                num_done = min(outstanding, num_prompt + chunk.num_tokens)
+                num_done = num_prompt + chunk.num_tokens  # the prompt is done with the first token
                 num_prompt = 0
+                if num_done > outstanding:
+                    num_done = outstanding
                 outstanding -= num_done
                 self.outstanding_tokens -= num_done
                 yield chunk
@@ -234,8 +240,6 @@ class Replica:
 
     def _timers(self, request: Request, inbox: _Inbox, first_token_s: float) -> list[asyncio.TimerHandle]:
         """What ends a request from here when its time is over."""
-        if not first_token_s and request.timeout_s is None:
-            return []
         loop, timers = asyncio.get_running_loop(), []
 
         def late(text: str, *, although_begun: bool) -> None:
@@ -252,20 +256,22 @@ class Replica:
 
     def _enter(self, now: float) -> int:
         before, generation = self.breaker.door, self.breaker.begin(now)
-        self._tell_door(before)
+        if self.breaker.door is not before:
+            self._tell_door(before)
         return generation
 
     def _leave(self, generation: int, outcome: Outcome, now: float) -> None:
         self.used_at = now
         before = self.breaker.door
         self.breaker.end(generation, outcome, now)
-        self._tell_door(before)
+        if self.breaker.door is not before:
+            self._tell_door(before)
 
     def _tell_door(self, before: Door) -> None:
-        if (door := self.breaker.door) is not before:
-            open_s = f" for {self.breaker.settings.open_s:g} s" if door is Door.OPEN else ""
-            self._tell(f"breaker_{door.name.lower()}", f"the breaker was {before.value} and is {door.value}{open_s}")
-            self._on_change(self)
+        door = self.breaker.door
+        open_s = f" for {self.breaker.settings.open_s:g} s" if door is Door.OPEN else ""
+        self._tell(f"breaker_{door.name.lower()}", f"the breaker was {before.value} and is {door.value}{open_s}")
+        self._on_change(self)
 
 
 def _outcome(last: Chunk | None) -> Outcome:

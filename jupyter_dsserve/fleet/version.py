@@ -136,8 +136,13 @@ class Version:
     @property
     def takes(self) -> bool:
         """Whether a request sent to it now would be answered or wait for a replica."""
+        if not self.is_wanted or self.failure:
+            return False
         now = time.monotonic()
-        return self.is_wanted and not self.failure and (any(r.takes(now) for r in self.replicas) or self._is_coming)
+        for replica in self.replicas:  # a loop: every request passes here
+            if replica.takes(now):
+                return True
+        return self._is_coming
 
     @property
     def _is_coming(self) -> bool:
@@ -161,7 +166,8 @@ class Version:
         line = self.road.line
         try:
             while True:
-                replica = None if line.num_waiting_for(self.name) else self._find(request, lost)
+                is_line = line.num_waiting and line.num_waiting_for(self.name)
+                replica = None if is_line else self._find(request, lost)
                 if replica is None:
                     replica = await self._wait(request, started, lost)
                     has_waited = True
@@ -190,7 +196,8 @@ class Version:
                 self.road.num_retrying += 1
         finally:
             self.road.num_retrying -= lost is not None
-            line.wake(self.name)
+            if line.num_waiting:
+                line.wake(self.name)
 
     def _find(self, request: Request, lost: Replica | None) -> Replica | None:
         """The replica that takes the request; None if all are full, or one is on its way. Raises `Unavailable`."""
