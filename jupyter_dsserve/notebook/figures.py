@@ -2,45 +2,262 @@
 
 from __future__ import annotations
 
+import html
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
-from jupyter_dsserve.notebook.series import WINDOW_S, Latencies
-from jupyter_dsserve.notebook.views import colour_of
+from jupyter_dsserve.notebook.past import Mark
+from jupyter_dsserve.notebook.series import WINDOW_S, Curves, Floats
+from jupyter_dsserve.notebook.views import colour_of, dash_of
 from jupyter_dsserve.protocol.records import LedgerStatus
 
 _GRID = "rgba(128,128,128,.25)"
 _FREE, _OTHERS = "rgba(128,128,128,.1)", "rgba(128,128,128,.55)"
 
+_COLUMNS, _ROWS = 3, 2
+NUM_HEADS = _COLUMNS  # of marks: one above each column
+_GAP_X, _GAP_Y = 0.065, 0.2
+_MAX_MARKS = 12
+_WORD_S = 4.5  # that wide a word is on the time axis
 
-def latency_traces(version: str, data: Latencies) -> list[go.Scatter]:
-    """Two lines of a version: p50 dotted, p95 drawn through."""
-    colour = colour_of(version)
-    look = {"mode": "lines", "x": data.ago_s, "legendgroup": version, "connectgaps": False}
-    hover = "%{y:.1f} ms<extra>%{fullData.name}</extra>"
-    p50 = go.Scatter(
-        y=data.p50_ms, name=f"{version} p50", line={"color": colour, "dash": "dot"}, hovertemplate=hover, **look
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line that each version has: ``field`` of its `Curves`, in the pane ``pane``; ``look`` is ``main`` (as wide as
+    its version's lines are), ``thin``, or ``crosses`` (points without a line)."""
+
+    pane: int
+    field: str
+    name: str
+    look: str = "main"
+    hover: str = "%{y:.0f} ms"
+
+
+# Row by row. The memory has a second axis in the last one.
+_PANES = (
+    "answers, ms: p95 (p50, p99 thin)",
+    "first token p95, ms",
+    "tokens/s",
+    "requests/s (× errors)",
+    "in flight (in line: thin)",
+    "KV cache, % (GiB of memory: thin)",
+)
+_MEMORY = len(_PANES)
+_HEADS = _MEMORY + 1  # and the next two: axes from 0 to 1 over the first row, for the heads of marks
+_LINES = (
+    _Line(0, "p95_ms", "p95"),
+    _Line(0, "p50_ms", "p50", "thin"),
+    _Line(0, "p99_ms", "p99", "thin"),
+    _Line(1, "first_token_ms", "first token p95"),
+    _Line(2, "tokens_per_s", "tokens/s", hover="%{y:.0f}"),
+    _Line(3, "requests_per_s", "requests/s", hover="%{y:.1f}"),
+    _Line(3, "errors_per_s", "errors/s", "crosses", "%{y:.1f}"),
+    _Line(4, "in_flight", "in flight", hover="%{y:.0f}"),
+    _Line(4, "queued", "in line", "thin", "%{y:.0f}"),
+    _Line(5, "kv", "KV cache", hover="%{y:.1f} %"),
+    _Line(_MEMORY, "memory", "memory", "thin", "%{y:.2f} GiB"),
+)
+
+
+def live_traces(version: str) -> list[go.Scatter]:
+    """A version's lines, without data yet: in its colour and its dash, one of them in the legend."""
+    return [_trace(version, line) for line in _LINES]
+
+
+def live_data(curves: Curves) -> list[tuple[Floats, Floats]]:
+    """x and y of each of `live_traces`."""
+    return [(curves.ago_s, getattr(curves, line.field)) for line in _LINES]
+
+
+def _trace(version: str, line: _Line) -> go.Scatter:
+    colour, is_main = colour_of(version), line.look == "main"
+    look: dict[str, Any] = {"line": {"color": colour, "dash": dash_of(version), "width": 2.2 if is_main else 1}}
+    if line.look == "crosses":
+        look = {"marker": {"color": colour, "symbol": "x", "size": 6}}
+    # Axes are those of the pane; memory shares the x axis of the last.
+    x_axis, y_axis = _axis(min(line.pane, len(_PANES) - 1)), _axis(line.pane)
+    return go.Scatter(
+        mode="markers" if line.look == "crosses" else "lines",
+        xaxis=f"x{x_axis}",
+        yaxis=f"y{y_axis}",
+        name=version,
+        legendgroup=version,
+        showlegend=line is _LINES[0],
+        connectgaps=False,
+        opacity=1 if is_main or line.look == "crosses" else 0.7,
+        hovertemplate=f"{line.hover}<extra>{version} {line.name}</extra>",
+        **look,
     )
-    p95 = go.Scatter(y=data.p95_ms, name=f"{version} p95", line={"color": colour}, hovertemplate=hover, **look)
-    return [p50, p95]
 
 
-def latency_layout(name: str) -> dict[str, Any]:
-    """Of the live figure: a window that ends now. Readable on a light and on a dark page."""
+def mark_traces() -> list[go.Scatter]:
+    """The heads of the marks, above each column of panes: what a mouse finds."""
+    return [
+        go.Scatter(
+            mode="markers",
+            xaxis=f"x{_axis(column)}",
+            yaxis=f"y{_axis(_HEADS + column)}",
+            marker={"symbol": "triangle-down", "size": 10},
+            hovertemplate="%{text}<extra></extra>",
+            showlegend=False,
+            cliponaxis=False,
+        )
+        for column in range(NUM_HEADS)
+    ]
+
+
+def mark_data(marks: Sequence[Mark], now: float) -> dict[str, Any]:
+    """Of each of `mark_traces`: where the heads stand, their colours, and what they say."""
+    shown = _last(marks, now)
     return {
-        "title": {"text": f"{name}: latency of the answers of the last 30 s", "font": {"size": 14}},
-        "height": 300,
-        "margin": {"l": 60, "r": 20, "t": 40, "b": 40},
+        "x": np.array([m.at - now for m in shown], np.float32),
+        "y": np.ones(len(shown), np.float32),
+        "marker.color": [m.colour for m in shown],
+        "text": [_folded(m.text) for m in shown],
+    }
+
+
+def mark_shapes(marks: Sequence[Mark], now: float) -> list[dict[str, Any]]:
+    """A vertical line at each mark, in every pane."""
+    return [
+        {
+            "type": "line",
+            "xref": f"x{_axis(pane)}",
+            "yref": f"y{_axis(pane)} domain",
+            "x0": round(m.at - now, 2),
+            "x1": round(m.at - now, 2),
+            "y0": 0,
+            "y1": 1,
+            "line": {"color": m.colour, "width": 1.3, "dash": "dot"},
+        }
+        for m in _last(marks, now)
+        for pane in range(len(_PANES))
+    ]
+
+
+def live_words(marks: Sequence[Mark], now: float) -> list[dict[str, Any]]:
+    """What is written on the figure: the panes' titles, and each mark's word beside its line in the first pane, unless
+    the next mark is too near."""
+    shown = _last(marks, now)
+    next_at = [m.at for m in shown[1:]] + [now + WINDOW_S]
+    words = [
+        {
+            "text": m.word,
+            "x": round(m.at - now, 2),
+            "y": 0.93,
+            "xref": "x",
+            "yref": "y domain",
+            "xanchor": "right",
+            "yanchor": "top",
+            "textangle": -90,
+            "showarrow": False,
+            "font": {"size": 10, "color": m.colour},
+        }
+        for m, after in zip(shown, next_at, strict=False)
+        if after > m.at + _WORD_S
+    ]
+    return [*_TITLES, *words]
+
+
+def _last(marks: Sequence[Mark], now: float) -> list[Mark]:
+    """Not all of them: somebody may change the route every second."""
+    return [m for m in marks if m.at > now - WINDOW_S][-_MAX_MARKS:]
+
+
+def _folded(text: str, width: int = 70) -> str:
+    return "<br>".join(textwrap.wrap(html.escape(text), width))
+
+
+def _axis(index: int) -> str:
+    """plotly's number of an axis: none for the first."""
+    return str(index + 1) if index else ""
+
+
+def _domains(pane: int) -> tuple[list[float], list[float]]:
+    """Where a pane lies, from left to right and from bottom to top."""
+    width, height = (1 - (_COLUMNS - 1) * _GAP_X) / _COLUMNS, (1 - (_ROWS - 1) * _GAP_Y) / _ROWS
+    row, column = divmod(pane, _COLUMNS)
+    left, bottom = column * (width + _GAP_X), (_ROWS - 1 - row) * (height + _GAP_Y)
+    return [left, left + width], [bottom, bottom + height]
+
+
+_TITLES = [
+    {
+        "text": title,
+        "x": _domains(pane)[0][0],
+        "y": _domains(pane)[1][1],
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "yshift": 4,
+        "showarrow": False,
+        "font": {"size": 11},
+    }
+    for pane, title in enumerate(_PANES)
+]
+
+
+def live_layout(name: str) -> dict[str, Any]:
+    """Of the live figure: panes in rows of three, over one window of time that ends now. Readable on a light and on a
+    dark page."""
+    layout: dict[str, Any] = {
+        "height": 400,
+        "margin": {"l": 36, "r": 36, "t": 44, "b": 36},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": "#888"},
-        "hovermode": "x",
+        "font": {"color": "#888", "size": 10},
+        "hovermode": "closest",
         "uirevision": name,  # a zoom stays while data arrive
-        "xaxis": {"title": {"text": "seconds ago"}, "range": [-WINDOW_S, 0], "gridcolor": _GRID, "zeroline": False},
-        "yaxis": {"title": {"text": "ms"}, "rangemode": "tozero", "gridcolor": _GRID, "zerolinecolor": _GRID},
-        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 1.0, "xanchor": "right"},
+        "legend": {"orientation": "h", "y": 1.06, "yanchor": "bottom", "x": 1.0, "xanchor": "right"},
+        "annotations": _TITLES,
     }
+    for pane in range(len(_PANES)):
+        across, up = _domains(pane)
+        is_below = pane >= len(_PANES) - _COLUMNS
+        layout[f"xaxis{_axis(pane)}"] = {
+            "domain": across,
+            "anchor": f"y{_axis(pane)}",
+            "range": [-WINDOW_S, 0],
+            "matches": "x" if pane else None,
+            "gridcolor": _GRID,
+            "zeroline": False,
+            "showticklabels": is_below,
+            "title": {"text": "seconds ago", "standoff": 4} if is_below else None,
+        }
+        layout[f"yaxis{_axis(pane)}"] = {
+            "domain": up,
+            "anchor": f"x{_axis(pane)}",
+            "rangemode": "tozero",
+            "gridcolor": _GRID,
+            "zerolinecolor": _GRID,
+            "nticks": 5,
+        }
+    last = len(_PANES) - 1
+    layout[f"yaxis{_axis(_MEMORY)}"] = {
+        "overlaying": f"y{_axis(last)}",
+        "anchor": f"x{_axis(last)}",
+        "side": "right",
+        "rangemode": "tozero",
+        "showgrid": False,
+        "zeroline": False,
+        "nticks": 5,
+        "tickformat": ".2f",
+    }
+    for column in range(NUM_HEADS):
+        layout[f"yaxis{_axis(_HEADS + column)}"] = {
+            "overlaying": f"y{_axis(column)}",
+            "anchor": f"x{_axis(column)}",
+            "range": [0, 1],
+            "fixedrange": True,
+            "visible": False,
+        }
+    return layout
 
 
 def ledger_figure(ledger: LedgerStatus) -> go.Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jupyter_dsserve.notebook.client import AsyncClient, Client
@@ -17,11 +18,13 @@ _CALLBACK_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One gateway, from this kernel. ``quick`` gives up after seconds, for panels."""
+    """One gateway, from this kernel. ``quick`` gives up after seconds, for panels; ``make_client`` is for threads with
+    an event loop of their own."""
 
     client: Client
     quick: Client
     feed: Feed
+    make_client: Callable[[], AsyncClient]
 
 
 _session: Session | None = None
@@ -57,4 +60,5 @@ def client() -> Client:
 
 def _opened(url: str, key: str) -> Session:
     quick = Client(url, key, timeout_s=_CALLBACK_S)
-    return Session(Client(url, key), quick, Feed(lambda: AsyncClient(url, key, timeout_s=_SILENT_S)))
+    feed = Feed(lambda: AsyncClient(url, key, timeout_s=_SILENT_S))
+    return Session(Client(url, key), quick, feed, lambda: AsyncClient(url, key))

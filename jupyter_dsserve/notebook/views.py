@@ -28,6 +28,8 @@ from jupyter_dsserve.protocol.records import (
 
 # Okabe and Ito (2008), without black and yellow: told apart by colour-blind people, readable on light and dark.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# As many as have no common factor with the colours: thirty versions differ in one or the other.
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SIGNS = {VersionState.READY: "●", VersionState.FAILED: "✕", VersionState.STOPPED: "○"}
 
 _LEFT = 'style="text-align:left"'
@@ -37,8 +39,17 @@ Bundle = dict[str, str]
 
 def colour_of(version: str) -> str:
     """The colour of a version, everywhere: v1, v2, … take the colours in turn, other names by their letters."""
+    return COLOURS[_number(version) % len(COLOURS)]
+
+
+def dash_of(version: str) -> str:
+    """The dash of a version's line, for those who do not see its colour."""
+    return DASHES[_number(version) % len(DASHES)]
+
+
+def _number(version: str) -> int:
     number = re.search(r"\d{1,6}$", version)
-    return COLOURS[(int(number[0]) - 1 if number else crc32(version.encode())) % len(COLOURS)]
+    return int(number[0]) - 1 if number else crc32(version.encode())
 
 
 @dataclass(frozen=True, slots=True)

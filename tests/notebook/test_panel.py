@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import numpy as np
+import plotly.graph_objects as go
 import pytest
 from ipywidgets.widgets.widget import _instances
 
@@ -53,17 +55,25 @@ async def weights(caller: Caller) -> Any:
     return (await caller.get("/api/deployments/demo")).json()["weights"]
 
 
+def lines(view: Panel, version: str) -> dict[str, Any]:
+    """The lines of a version, by what a mouse is told of them."""
+    found = {trace.hovertemplate.partition("<extra>")[2]: trace for trace in view.plots.figure.data}
+    return {
+        k.removeprefix(f"{version} ").removesuffix("</extra>"): t for k, t in found.items() if k.startswith(version)
+    }
+
+
 def shown(view: Panel) -> dict[str, int]:
-    return {name: row.slider.value for name, row in view._rows.items()}
+    return {name: row.slider.value for name, row in view.versions.rows.items()}
 
 
 async def test_a_slider_that_is_let_go_changes_the_route_and_the_others_follow(two: Caller) -> None:
     view = await opened()
     assert shown(view) == {"v1": 90, "v2": 10}
-    await by_hand(lambda: setattr(view._rows["v2"].slider, "value", 40))
+    await by_hand(lambda: setattr(view.versions.rows["v2"].slider, "value", 40))
     assert await weights(two) == {"v1": 60, "v2": 40}
     assert shown(view) == {"v1": 60, "v2": 40}
-    assert not view._rows["v1"].slider.continuous_update, "it would be applied on each pixel"
+    assert not view.versions.rows["v1"].slider.continuous_update, "it would be applied on each pixel"
 
 
 async def test_a_change_made_elsewhere_shows_up_and_is_not_overwritten(two: Caller) -> None:
@@ -72,7 +82,7 @@ async def test_a_change_made_elsewhere_shows_up_and_is_not_overwritten(two: Call
     await until(lambda: shown(view), lambda s: s == {"v1": 20, "v2": 80})
     await by_hand(view.stop)  # so that the news do not come before the hand moves
     await two.put("/api/deployments/demo/route", json={"weights": {"v1": 5, "v2": 95}})
-    await by_hand(lambda: setattr(view._rows["v1"].slider, "value", 50))
+    await by_hand(lambda: setattr(view.versions.rows["v1"].slider, "value", 50))
     assert await weights(two) == {"v1": 5, "v2": 95}
     assert "somebody changed it meanwhile" in view._message.value
     assert shown(view) == {"v1": 5, "v2": 95}
@@ -82,31 +92,31 @@ async def test_only_what_can_take_traffic_has_a_slider_that_moves(two: Caller) -
     view = await opened("demo")
     await two.post("/api/deployments/demo/versions/v2/unload")
     await two.settled("demo", "v2", "STOPPED")
-    await until(lambda: view._rows["v2"].load.description == "Load")
+    await until(lambda: view.versions.rows["v2"].load.description == "Load")
     assert shown(view) == {"v1": 100, "v2": 0}
-    assert view._rows["v1"].slider.disabled
-    assert view._rows["v2"].slider.disabled
+    assert view.versions.rows["v1"].slider.disabled
+    assert view.versions.rows["v2"].slider.disabled
 
 
 async def test_buttons_load_unload_and_activate(two: Caller) -> None:
     view = await opened("demo")
-    await by_hand(view._rows["v2"].load.click)
+    await by_hand(view.versions.rows["v2"].load.click)
     await two.settled("demo", "v2", "STOPPED")
-    await until(lambda: view._rows["v2"].load.description, lambda d: d == "Load")
-    await by_hand(view._rows["v2"].load.click)
+    await until(lambda: view.versions.rows["v2"].load.description, lambda d: d == "Load")
+    await by_hand(view.versions.rows["v2"].load.click)
     await two.settled("demo", "v2", "READY")
-    await by_hand(view._rows["v2"].activate.click)
+    await by_hand(view.versions.rows["v2"].activate.click)
     await until(lambda: weights(two), lambda w: w == {"v2": 100})
     await until(lambda: shown(view), lambda s: s == {"v1": 0, "v2": 100})
 
 
 async def test_the_form_loads_another_version_and_shows_how_far_it_is(two: Caller) -> None:
     view = await opened("demo")
-    await by_hand(view._load_button.click)
+    await by_hand(view.versions.form.button.click)
     assert "name a model first" in view._message.value
-    view._model.value = "toy:load_s=3"
-    await by_hand(view._load_button.click)
-    row = await until(lambda: view._rows.get("v3"))
+    view.versions.form.model.value = "toy:load_s=3"
+    await by_hand(view.versions.form.button.click)
+    row = await until(lambda: view.versions.rows.get("v3"))
     await until(lambda: 0 < row.progress.value < 1)
     assert row.progress.layout.display != "none"
     await until(lambda: "READY" in row.label.value)
@@ -115,8 +125,8 @@ async def test_the_form_loads_another_version_and_shows_how_far_it_is(two: Calle
 
 async def test_what_goes_wrong_is_said_in_the_panel_and_stays_there(two: Caller) -> None:
     view = await opened("demo")
-    view._model.value = "/no/such/model"
-    await by_hand(view._load_button.click)
+    view.versions.form.model.value = "/no/such/model"
+    await by_hand(view.versions.form.button.click)
     assert "does not exist" in view._message.value
     seen = view._num_shown
     await until(lambda: view._num_shown >= seen + 3)
@@ -131,7 +141,7 @@ async def test_a_gateway_that_hangs_holds_up_neither_stop_nor_close(tmp_path: Pa
             await asyncio.to_thread(session.connect, str(caller.base_url), command.key)
             view = await opened("demo")
             command.signal(signal.SIGSTOP)
-            moving = asyncio.create_task(by_hand(lambda: setattr(view._rows["v2"].slider, "value", 50)))
+            moving = asyncio.create_task(by_hand(lambda: setattr(view.versions.rows["v2"].slider, "value", 50)))
             await asyncio.sleep(0.2)
             assert not moving.done()
             await asyncio.wait_for(by_hand(view.stop), 1)
@@ -144,14 +154,20 @@ async def test_a_gateway_that_hangs_holds_up_neither_stop_nor_close(tmp_path: Pa
 
 async def test_the_plot_gets_a_point_for_every_second_of_each_version(two: Caller) -> None:
     view = await opened("demo")
-    for _ in range(30):
-        await two.complete()
-    await until(lambda: len(view._figure.data) == 4 and len(view._figure.data[0].x) >= 3)
-    p50, p95 = view._figure.data[:2]
-    assert (p50.name, p95.name) == ("v1 p50", "v1 p95")
+
+    async def num_points() -> int:
+        await two.complete()  # all the time, so that there are requests per second
+        return len(lines(view, "v1").get("p95", go.Scatter(x=[])).x)
+
+    await until(num_points, lambda num: num >= 3)
+    found = lines(view, "v1")
+    p50, p95 = found["p50"], found["p95"]
     assert max(p50.x) <= 0
     assert p95.y[-1] >= p50.y[-1] > 0
-    assert "answers, 0 errors" in view._rows["v1"].numbers.value
+    assert found["requests/s"].y[-1] > 0
+    assert np.isnan(found["errors/s"].y).all()
+    assert lines(view, "v2").keys() == found.keys()
+    assert "0 of " in view.versions.rows["v1"].numbers.value
 
 
 async def test_running_the_cell_again_leaves_one_panel_one_plot_and_one_thread(two: Caller) -> None:
@@ -160,7 +176,7 @@ async def test_running_the_cell_again_leaves_one_panel_one_plot_and_one_thread(t
     second = await opened("demo")
     third = await opened("demo")
     await until(lambda: feeds() == 1)
-    assert [view._figure.comm is None for view in (first, second, third)] == [True, True, False]
+    assert [view.plots.figure.comm is None for view in (first, second, third)] == [True, True, False]
     num_widgets = len(_instances)
     for _ in range(3):
         await opened("demo")
@@ -175,14 +191,15 @@ async def test_stop_ends_the_thread_and_keeps_the_picture(two: Caller) -> None:
     await by_hand(view._stop_button.click)
     await until(lambda: feeds() == 0)
     assert "stopped" in view._message.value
-    assert view._figure.comm is not None
+    assert view.plots.figure.comm is not None
     assert view._stop_button.disabled
 
 
 async def test_two_deployments_have_two_panels_and_one_subscription(two: Caller) -> None:
     await two.load("other", "v1", TOY)
     one, other = await opened("demo"), await opened("other")
-    await until(lambda: len(one._figure.data) == 4 and len(other._figure.data) == 2)
+    await until(lambda: lines(one, "v2") and lines(other, "v1"))
+    assert not lines(other, "v2")
     assert feeds() == 1
 
 
@@ -190,16 +207,16 @@ async def test_a_second_display_gets_a_figure_of_its_own(two: Caller) -> None:
     """One that is displayed twice takes no more updates."""
     view = await opened("demo")
     view._repr_mimebundle_()
-    figure = view._figure
+    figure = view.plots.figure
     view._repr_mimebundle_()
-    assert view._figure is not figure
-    assert view._figure in view.children
-    await until(lambda: len(view._figure.data) == 4)
+    assert view.plots.figure is not figure
+    assert view.plots.figure in view.children
+    await until(lambda: lines(view, "v2"))
 
 
 async def test_it_says_that_the_gateway_is_gone_and_goes_on_when_it_is_back(two: Caller, gateway: Gateway) -> None:
     view = await opened("demo")
-    await until(lambda: len(view._figure.data) == 4)
+    await until(lambda: lines(view, "v2"))
     gateway.fleet.events.close()  # ends the stream, as a gateway that ends does
     await until(lambda: "the gateway ended" in view._trouble.value)
     await until(lambda: view._trouble.value == "")
@@ -209,10 +226,10 @@ async def test_a_panel_of_nothing_yet_offers_to_load(gateway: Gateway, caller: C
     await asyncio.to_thread(session.connect, gateway.url, gateway.admin_key)
     view = await opened()
     assert "nothing is loaded yet" in view._title.value
-    view._model.value = TOY
-    await by_hand(view._load_button.click)
+    view.versions.form.model.value = TOY
+    await by_hand(view.versions.form.button.click)
     await caller.settled("demo", "v1", "READY")
-    await until(lambda: "v1" in view._rows)
+    await until(lambda: "v1" in view.versions.rows)
     assert isinstance(view, ipywidgets.VBox)
     await asyncio.to_thread(view.close)
     panel_module._live.clear()

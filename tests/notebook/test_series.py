@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+import gc
+import tracemalloc
+from dataclasses import replace
 
-from jupyter_dsserve.notebook.figures import latency_traces
+import numpy as np
+import pytest
+
+from jupyter_dsserve.notebook.figures import live_traces, live_words, mark_data, mark_shapes
+from jupyter_dsserve.notebook.parts.plots import Plots
+from jupyter_dsserve.notebook.past import Mark, Past
 from jupyter_dsserve.notebook.series import WINDOW_S, Series
-from jupyter_dsserve.protocol.records import VersionState, VersionStats
+from jupyter_dsserve.protocol.records import Event, VersionState, VersionStats
 
 
 def stats(at: float, version: str = "v1", p50_s: float | None = 0.010) -> VersionStats:
@@ -20,7 +27,7 @@ def test_latencies_are_milliseconds_by_seconds_ago() -> None:
     series = Series()
     for at, p50_s in ((1e9, 0.010), (1e9 + 1, 0.020)):
         series.add(stats(at, p50_s=p50_s))
-    found = series.latencies("v1", now=1e9 + 3)
+    found = series.curves("v1", now=1e9 + 3)
     assert found.ago_s.tolist() == [-3, -2]
     assert found.p50_ms.tolist() == [10, 20]
     assert found.p95_ms.tolist() == [20, 40]
@@ -31,15 +38,15 @@ def test_nothing_is_older_than_the_window_and_memory_does_not_grow() -> None:
     series = Series()
     for second in range(3600):
         series.add(stats(1e9 + second))
-    assert len(series.latencies("v1", now=1e9 + 3599).ago_s) == WINDOW_S
+    assert len(series.curves("v1", now=1e9 + 3599).ago_s) == WINDOW_S
     assert len(series._stats["v1"]) == WINDOW_S + 1
-    assert series.latencies("v1", now=1e9 + 9999).ago_s.size == 0
+    assert series.curves("v1", now=1e9 + 9999).ago_s.size == 0
 
 
 def test_seconds_without_an_answer_are_gaps() -> None:
     series = Series()
     series.add(stats(1e9, p50_s=None))
-    found = series.latencies("v1", now=1e9)
+    found = series.curves("v1", now=1e9)
     assert np.isnan(found.p50_ms).all()
     assert np.isnan(found.p95_ms).all()
 
@@ -48,19 +55,86 @@ def test_versions_are_kept_apart_and_can_be_forgotten() -> None:
     series = Series()
     series.add(stats(1e9, "v1", 0.010))
     series.add(stats(1e9, "v2", 0.050))
-    assert series.latencies("v2", 1e9).p50_ms.tolist() == [50]
+    assert series.curves("v2", 1e9).p50_ms.tolist() == [50]
     latest = series.latest("v1")
     assert latest is not None
     assert latest.p50_s == 0.010
-    series.forget("v1")
+    series.keep_only(["v2"])
     assert series.latest("v1") is None
-    assert series.latencies("v1", 1e9).ago_s.size == 0
+    assert series.curves("v1", 1e9).ago_s.size == 0
 
 
-def test_a_version_is_drawn_as_two_lines_of_its_colour() -> None:
+def test_requests_per_second_are_counted_over_five_seconds_and_a_gateway_that_began_anew_is_no_burst() -> None:
     series = Series()
-    series.add(stats(1e9))
-    p50, p95 = latency_traces("v1", series.latencies("v1", 1e9))
-    assert (p50.name, p95.name) == ("v1 p50", "v1 p95")
-    assert p50.line.color == p95.line.color
-    assert (p50.line.dash, p95.line.dash) == ("dot", None)
+    for second, requests in enumerate([0, 0, 20, 40, 60, 80, 100, 3, 4]):
+        series.add(replace(stats(1e9 + second), requests=requests))
+    found = series.curves("v1", 1e9 + 8).requests_per_s
+    assert found[:7].tolist() == [0, 0, 10, pytest.approx(13.33, abs=0.01), 15, 16, 20]
+    assert found[7:].tolist() == [0, 0]
+    assert series.requests_per_s("v1") == 0
+    assert series.requests_per_s("v9") == 0
+
+
+def test_seconds_without_an_error_are_no_points() -> None:
+    series = Series()
+    for second, errors in enumerate([0, 0, 10]):
+        series.add(replace(stats(1e9 + second), errors=errors))
+    found = series.curves("v1", 1e9 + 2).errors_per_s
+    assert np.isnan(found[:2]).all()
+    assert found[2] == 5
+
+
+def test_an_hour_of_two_versions_takes_no_more_memory_than_its_first_half() -> None:
+    series, past, plots = Series(), Past("demo"), Plots("demo")
+
+    def pass_time(seconds: range) -> int:
+        for second in seconds:
+            now = 1e9 + second
+            for version in ("v1", "v2"):
+                series.add(replace(stats(now, version), requests=7 * second))
+            if second % 5 == 0:
+                past.add([Event(second, now, "route", "demo", reason="v1=90 v2=10")])
+            if second % 100 == 0:  # an hour's drawings take a minute
+                plots.draw(["v1", "v2"], series, past.marks(now - WINDOW_S), now)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = pass_time(range(1800))
+        after = pass_time(range(1800, 3600))
+    finally:
+        tracemalloc.stop()
+    assert after < 1.1 * before
+    assert max(len(trace.x) for trace in plots.figure.data) <= WINDOW_S
+    assert len(past._events) == 200
+    plots.figure.close()
+
+
+def test_a_version_has_its_colour_and_its_dash_in_every_pane() -> None:
+    v1, v2 = live_traces("v1"), live_traces("v2")
+    drawn = [t for t in v1 if t.mode == "lines"]
+    assert {t.line.color for t in drawn} == {"#0072B2"}
+    assert {t.line.dash for t in drawn} == {"solid"}
+    assert {t.line.dash for t in v2 if t.mode == "lines"} == {"dash"}
+    assert len({t.yaxis for t in v1}) == 7, "six panes, one of them with two axes"
+    assert [t.showlegend for t in v1].count(True) == 1
+
+
+def test_marks_stand_where_they_happened_and_tell_why() -> None:
+    marks = [Mark(1e9 - 30, "rollback", "rollout rolled back v2: <slower>", "#D55E00")]
+    data = mark_data(marks, 1e9)
+    assert data["x"].tolist() == [-30]
+    assert data["text"] == ["rollout rolled back v2: &lt;slower&gt;"]
+    shapes = mark_shapes(marks, 1e9)
+    assert len(shapes) == 6
+    assert {s["x0"] for s in shapes} == {-30}
+    assert "rollback" in [w["text"] for w in live_words(marks, 1e9)]
+    assert mark_shapes(marks, 1e9 + 200) == []
+
+
+def test_words_of_marks_that_are_too_near_to_one_another_do_not_overlap() -> None:
+    marks = [Mark(1e9 - ago, word, "", "#888") for ago, word in ((30, "route"), (28, "step"), (10, "swap"))]
+    words = [w["text"] for w in live_words(marks, 1e9)]
+    assert words[-2:] == ["step", "swap"]
+    assert "route" not in words
