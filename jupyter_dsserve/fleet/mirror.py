@@ -46,14 +46,16 @@ class Mirror:
     def begin(self, request: Request) -> None:
         """Stable begins to answer ``request``. Returns at once, whatever becomes of the copy."""
         self._due += self._percent / 100
-        if self._due < 1:
+        if self._due < 1 - 1e-9:  # ten tenths are one
             return
         self._due -= 1
         if self._num_running >= _MAX_COPIES:
             self._count(dropped=1)
             return
         copy = self._copies[request.id] = _Copy(request)
+        self._num_running += 1
         copy.task = asyncio.create_task(self._answer(copy))
+        copy.task.add_done_callback(self._ended)
         while len(self._copies) > _MAX_UNPAIRED:  # stable's callers left
             del self._copies[next(iter(self._copies))]
 
@@ -75,7 +77,6 @@ class Mirror:
 
     async def _answer(self, copy: _Copy) -> None:
         self._count(sent=1)
-        self._num_running += 1
         said: list[str] = []
         request = replace(copy.request, id=MIRRORED + copy.request.id, priority=_LAST)
         try:
@@ -89,8 +90,9 @@ class Mirror:
         except DSServeError:
             self._count(failed=1)
             self._copies.pop(copy.request.id, None)
-        finally:
-            self._num_running -= 1
+
+    def _ended(self, _task: asyncio.Task[None]) -> None:
+        self._num_running -= 1
 
     def _compare(self, copy: _Copy) -> None:
         """Once both have answered."""

@@ -43,6 +43,17 @@ def test_no_batch_is_larger_than_the_runner_has_slots() -> None:
 
 
 def test_a_slow_model_is_measured_in_few_sizes() -> None:
-    runner = Clocked(0.2, 0.0)
-    assert measured(runner) == {1: 0.2}
-    assert runner.now < 5
+    runner = Clocked(0.15, 0.0)
+    assert measured(runner) == {1: 0.15}
+    assert runner.now < 2
+
+
+def test_what_else_ran_meanwhile_does_not_count() -> None:
+    """A step of one sequence is known to take no longer than one of two."""
+
+    class Disturbed(Clocked):
+        def forward(self, step: Step) -> ToyLogits:
+            self.now += 0.02 if len(step.spans) == 1 else 0.0
+            return super().forward(step)
+
+    assert measured(Disturbed(0.001, 0.0)) == dict.fromkeys((1, 2, 4, 8, 16), 0.001)

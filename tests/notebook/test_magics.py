@@ -151,6 +151,41 @@ def test_routes_activation_and_unloading_show_how_things_are_then(loaded: Kernel
     loaded.run("%dsserve activate demo@v1")
 
 
+def test_a_gray_release_is_begun_shown_paused_and_taken_back(loaded: Kernel) -> None:
+    for version in ("v1", "v2"):
+        loaded.run(f"%dsserve load gray@{version} --model toy:step_s=0.001")
+    assert "gray has no rollout: start one first" in loaded.run("%dsserve rollout gray").errors
+    begun = loaded.run("%dsserve rollout gray v2 --steps 20,100 --interval 600 --min-requests 5 --max-latency-ratio 3")
+    assert "rollout of gray@v2 beside v1: PROGRESSING" in begun.shown[0]["text/plain"]
+    assert "steps 'a,b': write percents" in loaded.run("%dsserve rollout gray v2 --steps a,b").errors
+    assert "name the version too" in loaded.run("%dsserve rollout gray --mirror 5").errors
+    assert "PROGRESSING beside v1: promote it or roll it back" in loaded.run("%dsserve activate gray v2").errors
+    assert "PAUSED" in loaded.run("%dsserve pause gray").shown[0]["text/plain"]
+    assert "PROGRESSING" in loaded.run("%dsserve resume gray").shown[0]["text/plain"]
+    back = loaded.run("%dsserve rollback gray").shown[0]["text/plain"]
+    assert back.startswith("gray: v1=100")
+    assert "ROLLED_BACK at 0 % of 20, 100\nby hand" in back
+
+
+def test_a_check_is_called_in_the_kernel(loaded: Kernel) -> None:
+    code = """
+    import time
+    from jupyter_dsserve import Client
+    seen, client = [], Client()
+    def check(prompt, answer):
+        seen.append((prompt, answer))
+        return 1.0
+    client.rollout("gray", "v2", steps=[50, 100], interval_s=600, min_requests=5, check=check)
+    end = time.monotonic() + 30
+    while not seen and time.monotonic() < end:
+        client.generate("gray", "hi", max_tokens=3)
+    client.rollback("gray")
+    set(seen)
+    """
+    shown = loaded.run("\n".join(line.removeprefix("    ") for line in code.strip("\n").splitlines())).shown
+    assert shown[0]["text/plain"] == repr({("hi", toy_text("hi", 3))})
+
+
 def test_a_policy_is_set_piece_by_piece_and_shown(loaded: Kernel) -> None:
     loaded.run("%dsserve policy demo --rate 1000 --fallback-answer 'Come back later.'")
     said = loaded.run("%dsserve policy demo --rule X-User-Group=beta:v1").shown[0]["text/plain"]

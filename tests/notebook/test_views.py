@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jupyter_dsserve.notebook.views import COLOURS, Answer, Deployment, History, Status, Version, colour_of
-from jupyter_dsserve.protocol.records import Event, GatewayState, GatewayStatus, ReplicaStatus, VersionState
+from jupyter_dsserve.notebook.views import COLOURS, Answer, Deployment, History, Rollout, Status, Version, colour_of
+from jupyter_dsserve.protocol.records import (
+    Difference,
+    Event,
+    GatewayState,
+    GatewayStatus,
+    Measure,
+    MirrorStatus,
+    ReplicaStatus,
+    RolloutState,
+    VersionState,
+)
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
 
@@ -31,6 +41,33 @@ def test_a_deployment_is_a_table_with_a_bar_of_its_traffic() -> None:
     assert [line.split()[0] for line in shown["text/plain"].splitlines()[2:]] == ["v1", "v2"]
     assert "width:90%" in shown["text/html"]
     assert colour_of("v2") in shown["text/html"]
+
+
+def test_a_rollout_shows_its_reason_its_figures_and_where_answers_differ() -> None:
+    measures = [
+        Measure("per-token latency", 1.0, 1.2, 1.08, 1.05, 1.0),
+        Measure("first-token latency", 1.0, 0.9, None, 1.05, 0.0),
+        Measure("error rate", 0.01, 0.02, None, 0.01, 0.25),
+    ]
+    mirror = MirrorStatus(9, 8, 6, 1, 0, [Difference("<p>", "yes", "no")])
+    rollout = Rollout(
+        "demo", "v1", "v2", RolloutState.ROLLED_BACK, "too slow", 1, [5, 100], 5.0, 9.0, 60, 1, 0.0, measures, mirror
+    )
+    shown = rollout._repr_mimebundle_()
+    assert shown["text/plain"].splitlines() == [
+        "rollout of demo@v2 beside v1: ROLLED_BACK at 5 % of 5, 100",
+        "too slow",
+        "100 % of a rollback: per-token latency 1.20 × stable's (at least 1.08 ×, limit 1.05 ×)",
+        "  0 % of a rollback: first-token latency 0.90 × stable's (no bound yet, limit 1.05 ×)",
+        " 25 % of a rollback: error rate 0.020, stable's 0.010 (limit 0.01 worse)",
+        "9 copies: 75.0 % of 8 greedy answers agree; 0 failed, 1 dropped",
+        "  '<p>'",
+        "    v1: 'yes'",
+        "    v2: 'no'",
+    ]
+    assert "&lt;p&gt;" in shown["text/html"]
+    held = Deployment("demo", {"v1": 100}, 3, "", [version()], rollout)._repr_mimebundle_()
+    assert held["text/plain"].endswith("ROLLED_BACK at 5 % of 5, 100\ntoo slow")
 
 
 def test_what_loads_says_how_far_it_is_and_what_failed_says_why() -> None:
