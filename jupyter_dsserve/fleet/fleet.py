@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import os
 import re
 import secrets
 import shlex
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jupyter_dsserve import __version__
 from jupyter_dsserve.fleet.admission import Admission
 from jupyter_dsserve.fleet.applier import Applier
 from jupyter_dsserve.fleet.autoscale import Autoscaler, AutoscaleSettings
@@ -167,7 +169,7 @@ class Fleet:
 
     async def start(self, restore: bool = True) -> None:
         """Open the registry and accept workers. ``restore``: load what ran; without it everything is STOPPED."""
-        stored = self._registry.open(num_events=1000)
+        stored = self._registry.open(1000, f"jupyter_dsserve {__version__}, process {os.getpid()}")
         self.events = Events(self._registry.add_event, stored.events)
         for stored_key in stored.keys:
             self.held_keys.add(stored_key, time.monotonic())
@@ -565,7 +567,8 @@ class Fleet:
         writing = self._replace_route(deployment, deployment.route.replaced({candidate.name: 100.0}))
         self._record("activated", candidate, "", "instead of " + (", ".join(v.name for v in served) or "nothing"))
         for version in served:
-            await self.unload(version.deployment, version.name)
+            if version.name in deployment.versions:  # or it was deleted while we waited for the one before
+                await self.unload(version.deployment, version.name)
         await self._written(writing)
 
     async def rollout(self, deployment: str, spec: RolloutSpec) -> RolloutStatus:

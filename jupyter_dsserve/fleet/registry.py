@@ -30,6 +30,7 @@ Work = Callable[[sa.Connection], object]
 EVENT = "event "  # with its id: what `on_failure` is told of one
 _PRUNE_EVERY = 1000  # events
 _PRUNED_AT_ONCE = 5000
+_MAX_TOLD = 1000  # events of a gateway that were not written when it was killed
 _LOOK_S = 5.0  # between looks at the lease
 _DAY_S = 86_400.0
 # Changes that could not be written are kept, to be tried again; more than this many are not.
@@ -144,8 +145,11 @@ class Registry:
         self._has_lease = self._engine.dialect.name != "sqlite"  # whose directory is locked by its own gateway
         self._looked_at = 0.0
 
-    def open(self, num_events: int) -> Stored:
+    def open(self, num_events: int, started: str = "") -> Stored:
         """Bring the tables to what this code knows and read everything. Blocks; called once, before serving.
+
+        With ``started``, an event ``started`` of that reason is written first. Its id, and so those of all that come
+        after it, is beyond any that a killed gateway has told and not written.
 
         Raises `Conflict` if newer code made the tables, another gateway holds the database, or it cannot be used.
         """
@@ -154,6 +158,10 @@ class Registry:
             with self._engine.begin() as db:
                 schema.upgrade(db)
                 _forget_what_is_deleted(db)
+                if started:
+                    last = db.execute(sa.select(sa.func.max(_history.c.id))).scalar()
+                    event = Event(1 if last is None else last + _MAX_TOLD, time.time(), "started", reason=started)
+                    db.execute(_history.insert().values(**asdict(event)))
                 return _read(db, num_events)
 
         try:
@@ -349,7 +357,8 @@ def _prune(db: sa.Connection, retention: Retention, now: float) -> bool:
         return True
     bounds = [0]
     if retention.max_events:
-        bounds.append(last - retention.max_events)
+        kept = sa.select(id).order_by(id.desc()).offset(retention.max_events).limit(1)
+        bounds.append(db.execute(kept).scalar() or 0)
     if retention.max_days:
         too_old = sa.select(sa.func.max(id)).where(at < now - retention.max_days * _DAY_S)
         bounds.append(db.execute(too_old).scalar() or 0)

@@ -16,7 +16,7 @@ from jupyter_dsserve.gateway.bodies import AutoscaleBody, Body, LoadBody, Policy
 from jupyter_dsserve.gateway.handlers import Handler
 from jupyter_dsserve.manifest import LOOK_S, Manifest, stamp
 from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest
-from jupyter_dsserve.protocol.records import ApplyStatus
+from jupyter_dsserve.protocol.records import ApplyState, ApplyStatus
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ async def keep_applied(fleet: Fleet, file: str) -> None:
     seen = stamp(file)
     while True:
         await asyncio.sleep(LOOK_S)
-        if (now := stamp(file)) in (seen, None):
+        if (now := stamp(file)) in (seen, None) or fleet.applier.status.state is ApplyState.APPLYING:
             continue
         try:
             await apply_file(fleet, file)

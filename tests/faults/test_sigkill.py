@@ -28,6 +28,7 @@ class Known:
     models: dict[str, str] = field(default_factory=dict)
     weights: dict[str, float] | None = None
     policy: dict[str, float | None] = field(default_factory=dict)
+    rollout: str | None = ""  # its state; empty before there is one
     events: dict[int, Any] = field(default_factory=dict)
 
     def forget_route(self) -> None:
@@ -57,6 +58,7 @@ class Changes:
             (self._activate, 3),
             (self._route, 5),
             (self._policy, 2),
+            (self._rollout, 1),
             (self._look, 2),
         ]
         acts, weights = zip(*choices, strict=True)
@@ -131,6 +133,21 @@ class Changes:
             if (await self._ask("PUT", "/demo/policy", {"rate": rate})).is_success:
                 self._known.policy["rate"] = float(rate)
 
+    async def _rollout(self) -> None:
+        """Of another deployment, whose route is the rollout's own."""
+        known, before = self._known, self._known.rollout
+        known.rollout = None
+        if before == "":
+            for name in ("v1", "v2"):
+                await self._caller.load("gray", name, "toy:step_s=0.001")
+            spec = {"candidate": "v2", "steps": [10, 100], "min_requests": 1_000_000}
+            if (await self._ask("POST", "/gray/rollout", spec)).is_success:
+                known.rollout = "PROGRESSING"
+        else:
+            verb, after = ("resume", "PROGRESSING") if before == "PAUSED" else ("pause", "PAUSED")
+            if (await self._ask("POST", f"/gray/rollout/{verb}")).is_success:
+                known.rollout = after
+
     async def _look(self) -> None:
         """What is shown as history is history."""
         answer = await self._caller.get("/api/history?limit=50")
@@ -164,12 +181,18 @@ async def check(caller: Caller, known: Known) -> None:
         rate = (await caller.get("/api/deployments/demo/policy")).json()["rate"]
         assert known.policy["rate"] in (None, rate)
         known.policy["rate"] = rate
+    if known.rollout != "":
+        found = await caller.get("/api/deployments/gray/rollout")
+        state = found.json()["state"] if found.is_success else ""
+        assert known.rollout in (None, state)
+        known.rollout = state
+        assert not state or deployments["gray"]["weights"] in ({"v1": 100}, {"v1": 90, "v2": 10})
     history = (await caller.get("/api/history?since=0&limit=100000")).json()
     ids = [event["id"] for event in history]
     assert ids == sorted(set(ids))
-    found = {event["id"]: event for event in history}
+    by_id = {event["id"]: event for event in history}
     for id, event in known.events.items():
-        assert found[id] == event
+        assert by_id[id] == event
 
 
 async def kill_and_come_back(data_dir: Path, num_kills: int, seed: int, *options: str) -> int:

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from jupyter_dsserve.fleet.database import database_url
+from jupyter_dsserve.fleet.events import Events
 from jupyter_dsserve.fleet.registry import TABLES, Registry, Retention, Stored, VersionRow
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.protocol.errors import Unavailable
@@ -199,3 +200,15 @@ async def test_what_a_kill_left_of_a_deleted_deployment_is_gone(url: sa.URL) -> 
     await registry.save_route("demo", Route({}, 0))
     registry.close()
     assert opened(url).policies == {"demo": {}, "other": {"rate": 5}}
+
+
+async def test_an_id_that_a_killed_gateway_had_told_is_not_given_again(url: sa.URL) -> None:
+    told: list[int] = []
+    for _ in range(3):
+        registry = Registry(url)
+        events = Events(lambda _event: None, registry.open(10, "a test").events)  # none is written: it is killed
+        new = [events.record(0.0, "loading").id for _ in range(100)]
+        assert min(new) > max(told, default=0)
+        told += new
+        registry.close()
+    assert [e.kind for e in opened(url).events] == ["started"] * 3

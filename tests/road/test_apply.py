@@ -207,7 +207,12 @@ async def test_a_gateway_follows_its_file(tmp_path: Path, file: Path) -> None:
                 lambda a: any("deployments.yaml, line" in e["reason"] for e in a.json()),
             )
             write(file, TWO)
+            await until(lambda: caller.get("/api/apply"), lambda a: a.json()["state"] == "APPLYING")
+            write(
+                file, TWO.replace("the second", "written while the other was being applied\n      v3: {model: 'toy:'}")
+            )
             await until(lambda: caller.get("/api/deployments/demo"), lambda a: a.json()["weights"] == {"v2": 100})
+            await until(lambda: caller.version("demo", "v3"), lambda v: v.get("state") == "READY")
 
 
 async def test_a_file_that_is_wrong_keeps_a_gateway_from_starting(tmp_path: Path, file: Path) -> None:
