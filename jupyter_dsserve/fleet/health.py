@@ -25,8 +25,8 @@ MAX_SILENT_S = 15.0
 # A counter may stand for so long in any case, and for so many times the longest that was seen.
 _MIN_STANDING_S = 20.0
 _STANDING_RATIO = 10.0
-# Before a worker has shown how long its steps take.
-_UNKNOWN_STANDING_S = 120.0
+# Before a worker has shown how long its steps take, and where one step may be of any size.
+_UNKNOWN_STANDING_S = 600.0
 _ENOUGH_STEPS = 10
 
 
@@ -42,12 +42,13 @@ class Health(Enum):
 class Signs:
     """What is seen of a worker at a tick. ``heard_at``: when it last said anything, in monotonic seconds.
     ``num_steps``: its counter. ``has_work``: its engine has requests. ``is_stopped``: its process is held by
-    SIGSTOP or a debugger."""
+    SIGSTOP or a debugger. ``is_bounded``: its steps are of one size at most, such as chunks of prompts."""
 
     heard_at: float
     num_steps: int
     has_work: bool
     is_stopped: bool = False
+    is_bounded: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,10 @@ class Watched:
         standing_s = self.standing_s + TICK_S * is_heard if signs.has_work else 0.0
         return Watched(signs.heard_at, num_silent, signs.num_steps, self.num_moves, standing_s, self.longest_s)
 
-    @property
-    def standing_limit_s(self) -> float:
-        if self.num_moves < _ENOUGH_STEPS:
-            return _UNKNOWN_STANDING_S
-        return max(_MIN_STANDING_S, _STANDING_RATIO * self.longest_s)
+    def standing_limit_s(self, is_bounded: bool) -> float:
+        """How long the counter may stand before the door is closed."""
+        is_known = is_bounded and self.num_moves >= _ENOUGH_STEPS
+        return max(_MIN_STANDING_S if is_known else _UNKNOWN_STANDING_S, _STANDING_RATIO * self.longest_s)
 
 
 def verdict(watched: Watched, signs: Signs, now: float) -> Verdict:
@@ -99,7 +99,7 @@ def verdict(watched: Watched, signs: Signs, now: float) -> Verdict:
         return Verdict(Health.DEAD, f"the worker was silent for {silent_s:.0f} s and was ended")
     if silent_s >= SILENT_S:
         return Verdict(Health.SUSPECT, f"silent for {silent_s:.1f} s")
-    limit_s = watched.standing_limit_s
+    limit_s = watched.standing_limit_s(signs.is_bounded)
     if watched.standing_s >= 3 * limit_s:
         reason = f"the worker took no step for {watched.standing_s:.0f} s with work on it, and was ended"
         return Verdict(Health.DEAD, reason)

@@ -15,6 +15,8 @@ from jupyter_dsserve.protocol.request import Request, SamplingParams
 
 # An idle worker is asked for a token so often, to see that it still can.
 PROBE_S = 30.0
+# A prompt, or a call, is one step there, however long it is.
+_UNBOUNDED = ("padded", "program")
 
 
 class Watch:
@@ -34,7 +36,9 @@ class Watch:
         beat = replica.heartbeat
         is_silent = now - replica.heard_at >= SILENT_S
         has_work = beat.running + beat.waiting > 0
-        signs = Signs(replica.heard_at, beat.num_steps, has_work, is_silent and is_stopped(self._pid))
+        stopped = is_silent and is_stopped(self._pid)
+        is_bounded = not replica.runner.startswith(_UNBOUNDED)
+        signs = Signs(replica.heard_at, beat.num_steps, has_work, stopped, is_bounded)
         self._watched = self._watched.after(signs)
         seen = verdict(self._watched, signs, now)
         if seen.reason or replica.trouble:

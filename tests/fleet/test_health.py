@@ -67,6 +67,12 @@ def large_chunk(now: float) -> Signs:
     return replace(working(0.1, now), num_steps=int((now if now < BUSY else max(BUSY, now - 15)) / 0.1))
 
 
+def whole_prompt(now: float) -> Signs:
+    """The same of two minutes, where a prompt is computed whole, however long it is."""
+    steps = int((now if now < BUSY else max(BUSY, now - 120)) / 0.1)
+    return replace(working(0.1, now), num_steps=steps, is_bounded=False)
+
+
 def slow_model(now: float) -> Signs:
     """A step takes half a minute, from the start."""
     return working(30.0, now)
@@ -81,6 +87,7 @@ def slow_model(now: float) -> Signs:
         (hung, [(Health.SUSPECT, (20, 22)), (Health.DEAD, (60, 63))]),
         (idle, []),
         (large_chunk, []),
+        (whole_prompt, []),
         (slow_model, []),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
@@ -92,10 +99,10 @@ def test_a_life_and_its_verdicts(life: Life, expected: list[tuple[Health, tuple[
         assert least <= now - BUSY <= most
 
 
-def test_a_worker_that_has_shown_nothing_yet_has_two_minutes_for_its_first_steps() -> None:
-    found = at(lambda now: replace(working(0.1, now), num_steps=1))
+def test_a_worker_that_has_shown_nothing_yet_has_ten_minutes_for_its_first_steps() -> None:
+    found = at(lambda now: replace(working(0.1, now), num_steps=1), until=2000)
     assert [health for health, _ in found] == [Health.SUSPECT, Health.DEAD]
-    assert found[0][1] == pytest.approx(120, abs=3)
+    assert [now for _, now in found] == pytest.approx([600, 1800], abs=5)
 
 
 def test_a_gateway_that_was_itself_away_blames_nobody() -> None:

@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from jupyter_dsserve.fleet import watch
+from jupyter_dsserve.fleet import health, watch
 from jupyter_dsserve.gateway.server import Gateway
 from tests.engine.test_loop import toy_text
 from tests.support import Caller, is_running, until
@@ -146,6 +148,45 @@ class TestStopped:
         await until(lambda: gateway.fleet.deployment("demo").road.line.num_waiting == 1)
         os.kill(replica.pid, signal.SIGCONT)
         assert {a.status_code for a in (*(await asking), await patient)} == {200}
+
+
+HANGING = """
+import time
+from jupyter_dsserve.engine.toy import ToyRunner
+from jupyter_dsserve.worker.__main__ import main
+
+forward = ToyRunner.forward
+def hang(self, step):
+    if any(bytes(span.sequence.tokens).startswith(b"hang") for span in step.spans):
+        time.sleep(1000)
+    return forward(self, step)
+ToyRunner.forward = hang
+main()
+"""
+
+
+async def test_a_worker_whose_engine_hangs_although_its_heart_beats_is_replaced(
+    caller: Caller, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "_MIN_STANDING_S", 1.5)
+    monkeypatch.setattr(health, "_STANDING_RATIO", 1.0)
+    monkeypatch.setattr(health, "_ENOUGH_STEPS", 2)
+    (tmp_path / "hanging.py").write_text(HANGING)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path / 'hanging.py'}\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent.parent))
+    await caller.load("demo", "v1", "toy:step_s=0.001", python=str(python))
+    replica = gateway.fleet.version("demo", "v1").replicas[0]
+    assert (await caller.complete(max_tokens=100)).status_code == 200
+    await until(lambda: replica.heartbeat.num_steps >= 100)
+    lost = await caller.complete(prompt="hang")
+    assert (lost.status_code, "demo@v1#0 ended" in lost.text) == (503, True)
+    told = [(e["kind"], e["reason"]) for e in (await caller.get("/api/history")).json()]
+    assert any(kind == "replica_suspect" and "no step for" in why for kind, why in told)
+    assert any(kind == "replica_lost" and "took no step" in why for kind, why in told)
+    await caller.settled("demo", "v1", "READY")
+    assert (await caller.complete()).status_code == 200
 
 
 class TestDeath:
