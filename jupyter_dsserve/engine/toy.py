@@ -137,7 +137,7 @@ class ToyRunner:
         # With nothing to keep there is nothing to use again: no block is ever full.
         self.room = KVRoom(_MAX_SEQUENCES, context, num_blocks=_MAX_SEQUENCES, block_tokens=context)
         self._settings = settings
-        self._weights = bytearray(b"\1") * settings.bytes  # written to: untouched pages take no memory
+        self._weights = bytearray(settings.bytes)
         self._failing = FailRate(settings.fail_rate)
 
     def begin(self, sequence: Sequence) -> None:
@@ -162,7 +162,7 @@ class ToyEncoder:
     def __init__(self, settings: ToySettings, spec: WorkerSpec) -> None:
         self.limits = Limits(spec.max_step_tokens, spec.max_sequences)
         self._settings = settings
-        self._weights = bytearray(b"\1") * settings.bytes  # written to: untouched pages take no memory
+        self._weights = bytearray(settings.bytes)
         self._failing = FailRate(settings.fail_rate)
 
     def prepare(self, request: Request) -> Work:

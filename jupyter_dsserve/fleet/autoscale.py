@@ -19,6 +19,7 @@ from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest
 
 log = logging.getLogger(__name__)
 
+TICK_S = 1.0
 UP_S = 3.0  # over which what is asked now is averaged: a burst shorter than a load is no reason for one
 _TOLERANCE = 0.1  # a worker that is so much over its target does not need another beside it
 
@@ -74,11 +75,13 @@ class ScaleState:
     most: int = 64
 
     def seen(self, sample: Sample, keep_s: float) -> ScaleState:
-        """With one more sample; those older than ``keep_s`` are forgotten."""
+        """With one more sample. Those older than ``keep_s`` are forgotten, but for the last of them: what is kept must
+        span that time, however seldom it is looked."""
         last = self.samples[-1] if self.samples else sample
         is_busy = sample.in_flight > 0 or sample.num_requests > last.num_requests
-        kept = tuple(s for s in self.samples if s.at_s >= sample.at_s - keep_s)
-        return replace(self, samples=(*kept, sample), busy_s=sample.at_s if is_busy else self.busy_s)
+        samples = (*self.samples, sample)
+        num_old = sum(s.at_s <= sample.at_s - keep_s for s in samples)
+        return replace(self, samples=samples[max(0, num_old - 1) :], busy_s=sample.at_s if is_busy else self.busy_s)
 
     def changed(self, goal: int, now: float) -> ScaleState:
         return self if goal == self.goal else replace(self, goal=goal, changed_s=now)
@@ -113,7 +116,7 @@ def _needed(settings: AutoscaleSettings, in_flight: float, queued: float) -> int
 
 
 class Autoscaler:
-    """Looks at every version once a second and calls ``resize(version, goal, why)`` when its plan says so."""
+    """Looks at every version each second and calls ``resize(version, goal, why)`` when its plan says so."""
 
     def __init__(self, resize: Callable[[Version, int, str], Awaitable[None]]) -> None:
         self._resize = resize
@@ -125,7 +128,7 @@ class Autoscaler:
 
     async def run(self, versions: Callable[[], Iterable[Version]]) -> None:
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(TICK_S)
             known = list(versions())
             self._states = {version: state for version, state in self._states.items() if version in known}
             for version in known:

@@ -118,8 +118,8 @@ class Joining:
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
     """A version as the control API shows it. ``progress`` is 0 to 1; ``stage`` a word for what loads; ``created_at``
-    seconds since the epoch; ``reason`` says why a version is FAILED, or what it waits for while it is QUEUED; ``info``
-    is empty until it is READY. ``num_replicas`` are wanted; ``settings`` are what may change of a version:
+    seconds since the epoch; ``reason`` says why a version is FAILED, or what it, or one more worker of it, waits for;
+    ``info`` is empty until it is READY. ``num_replicas`` are wanted; ``settings`` are what may change of a version:
     ``priority``, ``autoscale``, and what it took when it was loaded (``measured``)."""
 
     deployment: str

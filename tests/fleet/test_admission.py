@@ -113,3 +113,12 @@ async def test_a_place_given_at_the_moment_its_asker_leaves_is_released(admissio
     await asyncio.gather(asking, return_exceptions=True)
     admission.release("demo@v2#0")
     assert await cpu(admission) == (60 * MB, 60 * MB)
+
+
+async def test_who_is_next_starts_the_moment_a_place_is_released(admission: Admission) -> None:
+    await admission.admit(version("v1", 40 * MB), "demo@v1#0")
+    asking = asyncio.create_task(admission.admit(version("v2", 30 * MB), "demo@v2#0"))
+    await until(lambda: admission.why("demo@v2"))
+    admission.stop()  # nobody looks any more
+    admission.release("demo@v1#0")
+    assert (await asyncio.wait_for(asking, 1)).parts == {"cpu": 30 * MB}

@@ -52,6 +52,17 @@ def test_it_shrinks_by_one_when_a_whole_window_needed_less() -> None:
     assert after(61, 5, goal=4, changed_s=-30)[0] == 4, "it has changed within the window"
 
 
+def test_it_shrinks_although_it_is_looked_at_a_little_late_each_time() -> None:
+    state = ScaleState(4, START - 100, START)
+    for tick in range(80):
+        now = START + 1.003 * tick
+        state = state.seen(Sample(now, 5, 0, tick), SETTINGS.stable_s)
+        if plan(SETTINGS, state, now) == 3:
+            break
+    assert 60 <= now - START < 62
+    assert len(state.samples) < 65
+
+
 def test_one_busy_moment_in_the_window_keeps_it_as_it_is() -> None:
     state = ScaleState(4, START - 100, START)
     for second in range(61):

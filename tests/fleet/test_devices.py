@@ -66,8 +66,17 @@ def test_limits_of_version_1_count_too(tmp_path: Path) -> None:
     assert ram(Machine(tmp_path / "cg", own))[0] == psutil.virtual_memory().total
 
 
-def test_what_a_process_takes_is_its_own_memory_and_not_what_it_maps() -> None:
-    code = "import sys\nheld = b'\\1' * 50_000_000\nprint('there', flush=True)\nsys.stdin.read()"
+def test_what_a_process_takes_is_its_own_memory_and_not_what_it_maps(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"1" * 80_000_000)
+    code = f"""
+import mmap, sys
+held = b"1" * 50_000_000
+weights = open({str(file)!r}, "rb")
+mapped = mmap.mmap(weights.fileno(), 0, prot=mmap.PROT_READ)
+print(sum(mapped[::4096]), flush=True)
+sys.stdin.read()
+"""
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout
         assert child.stdin

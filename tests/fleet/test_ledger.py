@@ -80,7 +80,7 @@ def test_what_is_not_free_is_not_given() -> None:
 @pytest.mark.parametrize(
     ("device", "num_ranks", "free", "found"),
     [
-        ("auto", 1, (10, 60, 40), "cuda:1"),  # where most is free
+        ("auto", 1, (50, 60, 40), "cuda:1"),  # where most is free
         ("cuda:2", 1, (90, 90, 40), "cuda:2"),
         ("cuda:2", 1, (90, 90, 10), None),  # its own is full, whatever is free elsewhere
         ("auto", 2, (60, 10, 50, 50), "cuda:2"),  # the group whole, on neighbours

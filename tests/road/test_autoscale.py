@@ -6,10 +6,19 @@ import asyncio
 from typing import Any
 
 import psutil
+import pytest
 
+from jupyter_dsserve.fleet import autoscale as autoscale_module
 from tests.support import Caller, until, worker_pids
 
 SLOW = "toy:step_s=0.02,load_s=0.3,bytes=1000"
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at five times a second, and not once."""
+    monkeypatch.setattr(autoscale_module, "TICK_S", 0.2)
+    monkeypatch.setattr(autoscale_module, "UP_S", 0.6)
 
 
 async def autoscale(caller: Caller, **fields: Any) -> Any:
