@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -22,6 +22,7 @@ class Events:
     def __init__(self, keep: Callable[[Event], object], past: Iterable[Event] = ()) -> None:
         self._keep = keep
         self._recent = deque(past, maxlen=_REMEMBERED)
+        self.counts: Counter[tuple[str, str, str]] = Counter()  # since the start: kind, deployment, version
         self._last_id = self._recent[-1].id if self._recent else 0
         self._listeners: set[asyncio.Queue[Item | None]] = set()
 
@@ -29,6 +30,7 @@ class Events:
         self, at: float, kind: str, *, deployment: str = "", version: str = "", replica: str = "", reason: str = ""
     ) -> Event:
         self._last_id += 1
+        self.counts[kind, deployment, version] += 1
         event = Event(self._last_id, at, kind, deployment, version, replica, reason)
         self._recent.append(event)
         self._keep(event)

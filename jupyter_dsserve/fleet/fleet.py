@@ -736,6 +736,13 @@ class Fleet:
         """Where workers dial in."""
         return self._link.address
 
+    def has_deployment(self, name: str) -> bool:
+        return name in self._deployments
+
+    def deployments(self) -> list[Deployment]:
+        """All, by name."""
+        return [self._deployments[name] for name in sorted(self._deployments)]
+
     def deployment(self, name: str) -> Deployment:
         """Raises `NotFound` naming the known ones."""
         if name not in self._deployments:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,15 +12,70 @@ WINDOW_S = 30.0
 RATE_S = 5.0  # over which tokens per second are counted
 
 
+# Seconds; of OpenTelemetry's conventions for generative AI, and some below: a small model's tokens are quick.
+FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+
+
+class Histogram:
+    """How many values were at most each of ``bounds``, which rise; and the sum of all."""
+
+    __slots__ = ("_counts", "bounds", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.sum = 0.0
+        self._counts = [0] * (len(bounds) + 1)
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    @property
+    def buckets(self) -> list[tuple[float, int]]:
+        """(bound, values up to it), the last bound infinite."""
+        total, found = 0, []
+        for bound, count in zip((*self.bounds, math.inf), self._counts, strict=True):
+            total += count
+            found.append((bound, total))
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One ended request: when it ended, how long it took, and its first token (None if there was none)."""
+    """One ended request: when it ended, how long it took, and its first token (None if there was none). ``queued_s`` is
+    how long it waited in line; ``prompt_tokens`` and ``num_tokens`` those of its usage."""
 
     at: float
     latency_s: float
     first_token_s: float | None
     num_tokens: int
     is_error: bool
+    queued_s: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Totals:
+    """Of all requests since the start; only good ones have times."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    tokens: int = 0
+    queued_s: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_S))
+    first_token_s: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_S))
+    per_token_s: Histogram = field(default_factory=lambda: Histogram(PER_TOKEN_S))
+
+    def add(self, served: Served) -> None:
+        self.prompt_tokens += served.prompt_tokens
+        self.cached_tokens += served.cached_tokens
+        self.tokens += served.num_tokens
+        self.queued_s.observe(served.queued_s)
+        if served.first_token_s is not None and not served.is_error:
+            self.first_token_s.observe(served.first_token_s)
+            if served.num_tokens > 1:
+                self.per_token_s.observe((served.latency_s - served.first_token_s) / (served.num_tokens - 1))
 
 
 @dataclass(slots=True)
@@ -28,12 +84,14 @@ class Window:
 
     requests: int = 0
     errors: int = 0
+    totals: Totals = field(default_factory=Totals)
     _served: deque[Served] = field(default_factory=deque)
     _tokens: deque[tuple[float, int]] = field(default_factory=deque)
 
     def add(self, served: Served) -> None:
         self.requests += 1
         self.errors += served.is_error
+        self.totals.add(served)
         self._served.append(served)
         self._forget_before(served.at)
 

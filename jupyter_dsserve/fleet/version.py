@@ -19,7 +19,7 @@ from jupyter_dsserve.fleet.stats import Served, Window, percentile
 from jupyter_dsserve.protocol.config import Priority
 from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, ReplicaLost, Unavailable
 from jupyter_dsserve.protocol.records import Origin, VersionState, VersionStats
-from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
+from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, Usage
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from jupyter_dsserve.protocol.tensors import ModelInfo
 
@@ -30,6 +30,7 @@ _FURTHEST_FIRST = (
     VersionState.QUEUED,
     VersionState.DRAINING,
 )
+_NO_USAGE = Usage(0, 0)
 SETTLED = (VersionState.READY, VersionState.FAILED, VersionState.STOPPED)
 
 
@@ -161,6 +162,7 @@ class Version:
         started = time.monotonic()
         first_token_s: float | None = None
         lost: Replica | None = None
+        queued_s = 0.0
         has_waited = False  # so that less of its time is left
         has_told = False  # the caller something: then nobody else can answer any more
         line = self.road.line
@@ -170,7 +172,7 @@ class Version:
                 replica = None if is_line else self._find(request, lost)
                 if replica is None:
                     replica = await self._wait(request, started, lost)
-                    has_waited = True
+                    has_waited, queued_s = True, time.monotonic() - started
                 is_lost = False
                 watch = self.watch and self.watch(request, replica.in_flight, started)
                 asked = later(request, time.monotonic() - started) if has_waited else request
@@ -188,7 +190,7 @@ class Version:
                         has_told = True
                         self.window.add_tokens(now, chunk.num_tokens)
                         if chunk.finish_reason:
-                            self._note_end(chunk, now, started, first_token_s)
+                            self._note_end(chunk, now, started, first_token_s, queued_s)
                         yield chunk
                 if not is_lost:
                     return
@@ -249,10 +251,21 @@ class Version:
             return 0
         return self.road.num_retries_left(sum(r.in_flight for r in self.replicas))
 
-    def _note_end(self, chunk: Chunk, now: float, started: float, first_token_s: float | None) -> None:
+    def _note_end(self, chunk: Chunk, now: float, started: float, first_token_s: float | None, queued_s: float) -> None:
         is_error = chunk.finish_reason is FinishReason.ERROR and not _is_callers_fault(chunk)
-        num_tokens = chunk.usage.completion_tokens if chunk.usage else 0
-        self.window.add(Served(now, now - started, first_token_s, num_tokens, is_error))
+        said = chunk.usage or _NO_USAGE
+        self.window.add(
+            Served(
+                now,
+                now - started,
+                first_token_s,
+                said.completion_tokens,
+                is_error,
+                queued_s,
+                said.prompt_tokens,
+                said.cached_tokens,
+            )
+        )
 
     def stats(self, weight: float, at: float, now: float) -> VersionStats:
         """``at`` is seconds since the epoch, for the record; ``now`` is monotonic seconds."""

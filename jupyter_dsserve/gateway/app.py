@@ -58,8 +58,18 @@ class DSServeApp(Command):
     )
     watch = Bool(False, help="Apply the deployments file again whenever it was written.").tag(config=True)
 
+    max_calls = Int(0, min=0, help="How many calls of models run at once; more get 429. 0 sets no limit.").tag(
+        config=True
+    )
+    cors_origin = List(
+        Unicode(), help="Pages from this origin may ask from a browser, such as https://app.example; * is any."
+    ).tag(config=True)
+    open_metrics = Bool(False, help="Let /metrics be read without a key.").tag(config=True)
+
     aliases = {
         **SHARED_ALIASES,
+        "cors-origin": "DSServeApp.cors_origin",
+        "max-calls": "DSServeApp.max_calls",
         "ip": "DSServeApp.ip",
         "port": "DSServeApp.port",
         "data-dir": "DSServeApp.dsserve_data_dir",
@@ -73,6 +83,7 @@ class DSServeApp(Command):
         **SHARED_FLAGS,
         "allow-code": ({"DSServeApp": {"allow_code": True}}, "Let versions load files that can run code."),
         "watch": ({"DSServeApp": {"watch": True}}, "Apply the deployments file again whenever it was written."),
+        "open-metrics": ({"DSServeApp": {"open_metrics": True}}, "Let /metrics be read without a key."),
         "insecure": ({"DSServeApp": {"insecure": True}}, "Allow addresses other than loopback, unencrypted."),
     }
 
@@ -101,7 +112,8 @@ class DSServeApp(Command):
                 "unencrypted: put a TLS proxy in front of 127.0.0.1, or add --insecure if you mean it"
             )
         loads = tuple(self._load_pair(text) for text in self.load)
-        return GatewayConfig.told(self.trait_values(), data_dir=Path(self.dsserve_data_dir).expanduser(), loads=loads)
+        own = {"data_dir": Path(self.dsserve_data_dir).expanduser(), "loads": loads}
+        return GatewayConfig.told(self.trait_values(), cors_origins=tuple(self.cors_origin), **own)
 
     def _load_pair(self, text: str) -> tuple[str, str]:
         name, sign, model = text.partition("=")

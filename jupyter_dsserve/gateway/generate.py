@@ -51,6 +51,7 @@ async def start(
         check_task(version, task)
         check(version)
 
+    handler.begin_call(model)
     headers = handler.request.headers
     if (priority := headers.get(PRIORITY_HEADER)) is not None:
         requests = [replace(request, priority=_priority(priority)) for request in requests]

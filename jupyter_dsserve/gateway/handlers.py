@@ -20,6 +20,7 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.keys import Grant, Reservation
 from jupyter_dsserve.gateway.bodies import B, read_body
+from jupyter_dsserve.gateway.calls import Calls, outcome_of
 from jupyter_dsserve.protocol.errors import (
     DSServeError,
     Forbidden,
@@ -42,6 +43,9 @@ class Context:
     fleet: Fleet
     admin_key: str = field(repr=False)
     max_body_bytes: int
+    cors_origins: frozenset[str] = frozenset()
+    open_metrics: bool = False
+    calls: Calls = field(default_factory=Calls)
 
 
 def is_number(text: str) -> bool:
@@ -63,14 +67,16 @@ def until_caller_leaves(
         try:
             await method(self, *args, **kwargs)
         except StreamClosedError:
-            pass  # the caller left while we wrote
+            self.caller_left = True  # while we wrote
         except asyncio.CancelledError:
             if not self.caller_left:
                 raise
+        except Exception as fault:
+            self.fault = fault
+            raise
         finally:
             self.work = None
-            if self.reservation:
-                self.reservation.settle()
+            self.end_call()
 
     return cancellable
 
@@ -88,6 +94,8 @@ class Handler(RequestHandler):
         self.fleet = context.fleet
         self.grant: Grant | None = None  # what the caller's key allows; None is everything
         self.reservation: Reservation | None = None
+        self.asked: str | None = None  # the deployment of a call of a model; empty if there is none of the name
+        self.fault: BaseException | None = None  # what a call ended with, if only in its last event
         self.work: asyncio.Task[Any] | None = None
         self.caller_left = False
         self._kept: dict[str, str] = {}
@@ -98,6 +106,9 @@ class Handler(RequestHandler):
         self.clear_header("Server")
 
     def prepare(self) -> None:
+        self._let_page_read()
+        if self.request.method == "OPTIONS":  # a browser asks it without a key
+            return
         if not self.is_open:
             self._check_key()
         self._check_size(int(self.request.headers.get("Content-Length", 0)))
@@ -132,6 +143,42 @@ class Handler(RequestHandler):
         """Forget one that `keep_header` has set."""
         self._kept.pop(name, None)
         self.clear_header(name)
+
+    def options(self, *_: str) -> None:
+        """What a browser asks before a page from elsewhere may send its key."""
+        if "Access-Control-Allow-Origin" not in self._kept:
+            raise HTTPError(405)
+        self.set_header("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE")
+        self.set_header("Access-Control-Allow-Headers", "Authorization, Content-Type, X-DSServe-Priority")
+        self.set_header("Access-Control-Max-Age", "600")
+        self.set_status(204)
+        self.clear_header("Content-Type")
+        self.finish()
+
+    def _let_page_read(self) -> None:
+        """Pages from elsewhere may read the answer if the settings name where they are from."""
+        origin, allowed = self.request.headers.get("Origin"), self.context.cors_origins
+        if allowed and origin and (origin in allowed or "*" in allowed):
+            self.keep_header("Access-Control-Allow-Origin", origin)
+            self.keep_header("Vary", "Origin")
+            self.keep_header("Access-Control-Expose-Headers", "X-DSServe-Version, X-DSServe-Degraded, Retry-After")
+
+    # ---- calls of models
+
+    def begin_call(self, model: str) -> None:
+        """Raises `TooManyRequests` if the gateway runs as many as it may."""
+        name = model.partition("@")[0]
+        self.asked = name if self.fleet.has_deployment(name) else ""
+        self.context.calls.begin()
+
+    def end_call(self) -> None:
+        """If one has begun. Its key's limits are settled then."""
+        if self.reservation:
+            self.reservation.settle()
+        if self.asked is not None:
+            calls, outcome = self.context.calls, outcome_of(self.fault, self.caller_left)
+            calls.end()
+            calls.observe(self.asked, self._kept.get("X-DSServe-Version", ""), outcome, self.request.request_time())
 
     def may_ask(self, deployment: str) -> bool:
         return self.grant is None or self.grant.may_ask(deployment)

@@ -155,6 +155,7 @@ async def _stream(
                 told = replace(chunk, finish_reason=None) if chunk.error else chunk
                 _send(handler, call.around([call.choice(index, told)]))
             if chunk.error:
+                handler.fault = chunk.error
                 _send(handler, handler.error_body(chunk.error))
                 break
             if chunk.usage:

@@ -14,8 +14,21 @@ from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.registry import Retention
 from jupyter_dsserve.fleet.source import canonical
-from jupyter_dsserve.gateway import apply, control, generate, keys, ledger, openai, road, rollout, tensors, texts
+from jupyter_dsserve.gateway import (
+    apply,
+    control,
+    generate,
+    keys,
+    ledger,
+    metrics,
+    openai,
+    road,
+    rollout,
+    tensors,
+    texts,
+)
 from jupyter_dsserve.gateway.bodies import LoadBody
+from jupyter_dsserve.gateway.calls import Calls
 from jupyter_dsserve.gateway.handlers import Context, UnknownPath
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict
@@ -23,7 +36,7 @@ from jupyter_dsserve.protocol.errors import Conflict
 # How much of an oversized body is read and thrown away so that its sender gets to see our answer.
 _MAX_DISCARDED = 8
 
-_FACES = (texts, tensors, openai, generate, control, ledger, road, rollout, apply, keys)
+_FACES = (texts, tensors, openai, generate, control, ledger, road, rollout, apply, keys, metrics)
 ROUTES = [route for face in _FACES for route in face.ROUTES]
 
 
@@ -52,7 +65,16 @@ class Gateway:
         port = self._sockets[0].getsockname()[1]
         self.url = f"http://{f'[{config.ip}]' if ':' in config.ip else config.ip}:{port}"
         self._watching: asyncio.Task[None] | None = None
-        self.app = make_app(Context(self.fleet, self.admin_key, config.max_body_bytes))
+        self.app = make_app(
+            Context(
+                self.fleet,
+                self.admin_key,
+                config.max_body_bytes,
+                frozenset(config.cors_origins),
+                config.open_metrics,
+                Calls(config.max_calls),
+            )
+        )
         self._server = HTTPServer(
             self.app,
             max_body_size=_MAX_DISCARDED * config.max_body_bytes,

@@ -51,15 +51,17 @@ class ShownKey:
 class KeyList(list[ApiKey]):
     """The keys there are; shown as a table."""
 
-    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+    def __repr__(self) -> str:
+        rows = [row_of(key, time.time()) for key in self]
+        return "\n".join("  ".join(row) for row in rows) or "There are no keys but the admin key."
+
+    def _repr_html_(self) -> str:
         if not self:
-            text = "There are no keys but the admin key."
-            return {"text/plain": text, "text/html": text}
+            return repr(self)
         rows = [row_of(key, time.time()) for key in self]
         head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        plain = "\n".join("  ".join(row) for row in rows)
-        return {"text/plain": plain, "text/html": f"<table><tr>{head}</tr>{body}</table>"}
+        return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def row_of(key: ApiKey, at: float) -> list[str]:

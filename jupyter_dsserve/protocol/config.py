@@ -77,6 +77,8 @@ class GatewayConfig:
     ``postgresql://`` URL or ``@FILE`` with one in it; empty is SQLite in ``data_dir``. Of the history the last
     ``history_events`` of the last ``history_days`` are kept; zero sets no such limit. ``memory_budget_bytes``: the most
     that we hold of each device; 0 is 75 % of what is free at the start.
+    ``max_calls`` of models run at once, and more get 429; 0 sets no limit. Pages from ``cors_origins`` may ask from a
+    browser (``*``: any). ``open_metrics``: ``/metrics`` needs no key.
     ``deployments`` is a file whose deployments are applied at the start, and with ``watch`` whenever it was written."""
 
     data_dir: Path
@@ -91,6 +93,9 @@ class GatewayConfig:
     history_events: int = 100_000
     history_days: float = 90.0
     memory_budget_bytes: int = 0
+    max_calls: int = 0
+    cors_origins: tuple[str, ...] = ()
+    open_metrics: bool = False
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     deployments: str = ""
     watch: bool = False
@@ -113,5 +118,5 @@ class GatewayConfig:
     def from_json(text: str) -> GatewayConfig:
         raw = json.loads(text)
         loads = tuple((name, model) for name, model in raw["loads"])
-        admission = AdmissionSettings(**raw["admission"])
-        return GatewayConfig(**(raw | {"data_dir": Path(raw["data_dir"]), "loads": loads, "admission": admission}))
+        own = {"data_dir": Path(raw["data_dir"]), "loads": loads, "cors_origins": tuple(raw["cors_origins"])}
+        return GatewayConfig(**(raw | own | {"admission": AdmissionSettings(**raw["admission"])}))

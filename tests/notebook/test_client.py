@@ -21,7 +21,15 @@ from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.notebook.options import shown
 from jupyter_dsserve.notebook.verbs import Send, Verbs, error_in, only_version, version_for
 from jupyter_dsserve.notebook.views import Answer, Version
-from jupyter_dsserve.protocol.errors import Conflict, DSServeError, InvalidRequest, NotFound, Unauthorized, Unavailable
+from jupyter_dsserve.protocol.errors import (
+    Conflict,
+    DSServeError,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    Unauthorized,
+    Unavailable,
+)
 from jupyter_dsserve.protocol.records import GatewayAddress, GatewayState, VersionState, VersionStats
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from tests.engine.test_loop import toy_text
@@ -208,6 +216,25 @@ def test_a_key_is_shown_nowhere_and_may_have_the_line_break_of_its_file() -> Non
     first = next(Verbs("http://here", "dsk_secret\n").deployment("demo"))
     assert isinstance(first, Send)
     assert first.request.headers["Authorization"] == "Bearer dsk_secret"
+
+
+async def test_a_key_is_made_asks_and_is_revoked_and_its_repr_has_it_not(client: AsyncClient, gateway: Gateway) -> None:
+    await client.load("demo", TOY)
+    made = await client.key("app", deployments=["demo"], rate=100, concurrency=2, priority=3)
+    assert made.key.startswith("dsk_")
+    assert made.key not in repr(made)
+    assert (made.record.deployments, made.record.rate, made.record.priority) == (("demo",), 100, 3)
+    app = AsyncClient(gateway.url, made.key)
+    try:
+        assert (await app.generate("demo", "hello", max_tokens=5)).text == toy_text("hello", 5)
+        with pytest.raises(Forbidden, match="only asks models"):
+            await app.status()
+        assert await client.keys() == [made.record]
+        assert await client.revoke(made.id) == []
+        with pytest.raises(Unauthorized, match="revoked"):
+            await app.generate("demo", "hello")
+    finally:
+        await app.aclose()
 
 
 async def test_a_load_goes_on_when_the_gateway_crashes_meanwhile(tmp_path: Path) -> None:

@@ -292,3 +292,24 @@ def test_after_a_kernel_restart_the_deployment_serves_on_and_is_found_again(load
     loaded.run("%load_ext jupyter_dsserve")
     assert loaded.server.processes() == before
     assert loaded.run("%%dsserve demo --max-tokens 5\nhello").text == toy_text("hello", 5) + "\n"
+
+
+def test_a_key_is_shown_once_with_a_warning_and_a_snippet_that_names_no_key(loaded: Kernel) -> None:
+    told = loaded.run("%dsserve key create app --deployments demo --rate 5 --burst 9 --ttl 60").shown[0]
+    plain, html = told["text/plain"], told["text/html"]
+    key = re.search(r"dsk_\S+", plain)
+    id = re.search(r"%dsserve key revoke (\w+)", plain)
+    assert key
+    assert id
+    assert key[0] in html
+    assert "clear the output of this cell" in plain
+    assert "5 calls/s, 9 at once" in plain
+    assert 'api_key=os.environ["DSSERVE_KEY"]' in plain
+    assert plain.count("dsk_") == 1
+    listed = loaded.run("%dsserve key list").shown[0]
+    assert f"{id[0].split()[-1]}  app  infer  demo  5 calls/s, 9 at once" in listed["text/plain"]
+    assert "dsk_" not in str(listed)
+    left = loaded.run(f"%dsserve key revoke {id[0].split()[-1]}").shown[0]
+    assert left["text/plain"] == "There are no keys but the admin key."
+    assert "name its id" in loaded.run("%dsserve key revoke").errors
+    assert "there is no key with the id 'x'" in loaded.run("%dsserve key revoke x").errors

@@ -12,7 +12,12 @@ from jupyter_dsserve.protocol.errors import InvalidRequest
 
 def test_a_config_goes_over_as_a_line_and_comes_back_equal() -> None:
     config = GatewayConfig(
-        Path("/d"), loads=(("a", "b"),), memory_budget_bytes=7, admission=AdmissionSettings(max_wait_s=5)
+        Path("/d"),
+        loads=(("a", "b"),),
+        memory_budget_bytes=7,
+        admission=AdmissionSettings(max_wait_s=5),
+        cors_origins=("https://a", "*"),
+        open_metrics=True,
     )
     assert GatewayConfig.from_json(config.to_json()) == config
 
