@@ -265,12 +265,14 @@ def test_the_logs_of_a_version_are_shown(page: Page) -> None:
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_axe_finds_nothing_serious(page: Page, theme: str) -> None:
     dress(page, theme)
+    # JupyterLab's body has no height and hides what overflows: axe would take the whole page for invisible.
+    page.add_style_tag(content="body { height: 100vh }")
     for place in ("#jupyter-dsserve-sidebar", ".jp-DSServe-statusItem"):
-        found = Axe().run(page, context=place).response["violations"]
-        bad = {
-            v["id"]: [n["failureSummary"] for n in v["nodes"]] for v in found if v["impact"] in ("serious", "critical")
-        }
-        assert bad == {}, f"{place} in {theme}"
+        found = Axe().run(page, context=place).response
+        assert {"button-name", "color-contrast"} <= {rule["id"] for rule in found["passes"]}, "it saw nothing"
+        serious = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
+        said = {rule["id"]: [node["failureSummary"] for node in rule["nodes"]] for rule in serious}
+        assert said == {}, f"{place} in {theme}"
 
 
 def test_the_launcher_makes_a_notebook_that_serves(page: Page) -> None:
