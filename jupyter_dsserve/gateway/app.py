@@ -91,6 +91,10 @@ class DSServeApp(Command):
     subcommands = {
         "bench": ("jupyter_dsserve.gateway.bench.BenchApp", "Press a server and measure what it gives."),
         "apply": ("jupyter_dsserve.notebook.commands.ApplyApp", "Make the fleet what a deployments file says."),
+        "monitoring": (
+            "jupyter_dsserve.gateway.monitoring.MonitoringApp",
+            "Write a configuration of Prometheus, alerts and a Grafana dashboard.",
+        ),
         "export": ("jupyter_dsserve.notebook.commands.ExportApp", "Write the deployments file of what is served."),
     }
 
