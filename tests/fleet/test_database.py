@@ -15,8 +15,8 @@ from jupyter_dsserve.protocol.errors import Conflict
 MOUNTS = """\
 /dev/vda1 / ext4 rw 0 0
 tmpfs /run tmpfs rw 0 0
-server:/home /home nfs4 rw 0 0
 /dev/sdb1 /home/ann/local\\040disk xfs rw 0 0
+server:/home /home nfs4 rw 0 0
 server:/x /home/bob nfs 0 0
 sshfs /mnt/far fuse.sshfs rw 0 0
 """
