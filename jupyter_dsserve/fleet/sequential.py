@@ -22,6 +22,9 @@ _MIN_BLOCKS = 32
 _RHOS = np.array([0.01, 0.1, 1.0])
 
 
+_FURTHEST = 5.0  # a factor of 150: beyond it a bound says nothing
+
+
 @dataclass(frozen=True, slots=True)
 class PairedMean:
     """Differences, one for each block of time, weighted. Null hypothesis: their mean is ``limit`` at most.
@@ -82,9 +85,12 @@ class PairedMean:
 
     def log_e(self, limit: ArrayLike) -> Array:
         """Against «the mean is ``limit`` at most»."""
-        limit = np.asarray(limit, np.float64)
+        return self._log_e(np.asarray(limit, np.float64), self._inflation())
+
+    def _log_e(self, limit: Array, inflation: Array) -> Array:
         total = self.sums[..., 1] - limit * self.sums[..., 0]
-        variance = self._variance(limit)[..., None]
+        # The sum of squares around the limit, with what correlation in time adds.
+        variance = (_around(limit, self.squares[..., 0, :]) * inflation)[..., None]
         scaled = np.square(total)[..., None] / (variance + _RHOS)
         # 2Φ(x) ≥ 2 − exp(−x²/2) for x ≥ 0, which spares the error function.
         tail = np.log(2.0 - np.exp(-scaled / 2))
@@ -93,23 +99,20 @@ class PairedMean:
         return np.where(total > 0, mixed, -np.inf)
 
     def lower_bound(self, alpha: float) -> Array:
-        """The largest limit that is ruled out at ``alpha``; minus infinity if none is. The mean lies below it at any
-        time with probability ``alpha`` at most."""
-        high, low = self.mean, self.mean - 50.0
-        any_ = self.log_e(low) >= -np.log(alpha)
-        for _ in range(50):
+        """The largest limit that is ruled out at ``alpha``, at most `_FURTHEST` below the mean; minus infinity if none
+        is. The mean lies below it at any time with probability ``alpha`` at most."""
+        enough, inflation = -np.log(alpha), self._inflation()
+        high, low = self.mean, self.mean - _FURTHEST
+        has_any = self._log_e(low, inflation) >= enough
+        for _ in range(20):
             middle = (low + high) / 2
-            is_out = self.log_e(middle) >= -np.log(alpha)
+            is_out = self._log_e(middle, inflation) >= enough
             low, high = np.where(is_out, middle, low), np.where(is_out, high, middle)
-        return np.where(any_, low, -np.inf)
+        return np.where(has_any, low, -np.inf)
 
     @property
     def _has_any(self) -> NDArray[np.bool_]:
         return self.sums[..., 0] > 0
-
-    def _variance(self, limit: Array) -> Array:
-        """The sum of squares around ``limit``, with what correlation in time adds."""
-        return _around(limit, self.squares[..., 0, :]) * self._inflation()
 
     def _inflation(self) -> Array:
         """By how much correlation in time multiplies the variance of the sum; 1 at least."""
