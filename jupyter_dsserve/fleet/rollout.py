@@ -42,7 +42,8 @@ class RolloutSpec:
 
     It stays at each for ``interval_s`` at least, and until it has answered ``min_requests``. The tests are relative to
     the stable version; on top it goes no further while its error rate is over ``max_error_rate``, and ends once that is
-    sure, or a latency is over ``max_latency_ratio`` times stable's with ``min_requests`` compared. ``mirror`` is the
+    sure, or a latency is over ``max_latency_ratio`` times stable's with ``min_requests`` compared, half an interval
+    after the step began. ``mirror`` is the
     percentage of stable's requests of which the candidate first gets copies, at weight 0; with 0 it gets none.
     ``has_check``: a notebook scores answers. ``block_s``: requests that end within so many seconds are compared with
     one another.
@@ -262,7 +263,7 @@ class Rollout:
         return loaded(Rollout, raw)
 
 
-def is_ruled_out(spec: RolloutSpec, evidence: Evidence) -> dict[str, NDArray[np.bool_]]:
+def is_ruled_out(spec: RolloutSpec, evidence: Evidence, at_step_s: float | Array) -> dict[str, NDArray[np.bool_]]:
     """Whether the candidate is to be rolled back, by cause: a test, or the hard stop of latencies."""
     counts = evidence.counts
     num_tokens = np.where(evidence.is_comparable, counts.shared_tokens, counts.shared_moved)
@@ -272,7 +273,9 @@ def is_ruled_out(spec: RolloutSpec, evidence: Evidence) -> dict[str, NDArray[np.
     ]
     tests = {name: log_e >= ROLL_BACK_AT for name, log_e in evidence.against().items()}
     tests[HARD_STOP] = tests[HARD_STOP] & (evidence.hard_stop.requests >= spec.min_requests)
-    return tests | {"max_latency_ratio": is_slow[0] | is_slow[1]}
+    # A worker's first requests are often slow: half an interval is for that.
+    is_started = np.asarray(at_step_s) >= spec.interval_s / 2
+    return tests | {"max_latency_ratio": is_started & (is_slow[0] | is_slow[1])}
 
 
 def may_advance(spec: RolloutSpec, evidence: Evidence, at_step_s: float | Array) -> NDArray[np.bool_]:
@@ -287,7 +290,7 @@ def may_advance(spec: RolloutSpec, evidence: Evidence, at_step_s: float | Array)
 def decide(rollout: Rollout) -> Verdict:
     """What is to be done with a rollout whose versions are both READY."""
     spec, evidence = rollout.spec, rollout.evidence
-    for cause, is_out in is_ruled_out(spec, evidence).items():
+    for cause, is_out in is_ruled_out(spec, evidence, rollout.at_step_s).items():
         if is_out:
             return Verdict(VerdictKind.ROLL_BACK, _why_not(cause, rollout))
     if spec.has_check and min(evidence.num_scores) < min(_MIN_SCORES, spec.min_requests):

@@ -137,7 +137,9 @@ def simulate(scenario: Scenario, num_runs: int, seed: int = 0) -> Result:
         evidence, at_step_s = evidence.plus(block), at_step_s + 1
         is_running = ~(back | promoted)
         exposed += np.where(is_running, block.requests[:, 1].sum(axis=-1), 0)
-        back |= is_running & np.any(list(np.broadcast_arrays(*is_ruled_out(spec, evidence).values())), axis=0)
+        back |= is_running & np.any(
+            list(np.broadcast_arrays(*is_ruled_out(spec, evidence, at_step_s).values())), axis=0
+        )
         goes_on = is_running & ~back & may_advance(spec, evidence, at_step_s)
         promoted |= goes_on & (step >= len(spec.steps) - 1)
         over_s = np.where(np.isnan(over_s) & (back | promoted), second + 1, over_s)

@@ -114,6 +114,8 @@ def test_an_error_rate_over_the_hard_stop_goes_no_further_and_ends_once_it_is_su
     unsure = verdict(both(4), 100)
     assert unsure.kind is VerdictKind.HOLD
     assert "an error rate below max_error_rate 10 %" in unsure.reason
+    a_little_over = verdict(seen(7, {"num": 8, "num_errors": 1}, {"num": 8, "num_errors": 1}), 100)
+    assert a_little_over.kind is VerdictKind.HOLD
     sure = verdict(both(40), 100)
     assert sure.kind is VerdictKind.ROLL_BACK
     assert "20.0 % of the candidate's 800 requests failed: over max_error_rate 10 %" in sure.reason
@@ -127,7 +129,8 @@ def test_an_error_rate_over_the_hard_stop_goes_no_further_and_ends_once_it_is_su
 def test_the_hard_stop_of_latencies_needs_min_requests() -> None:
     few = seen(4, {}, {"num": 10, "per_token_s": 0.05})
     assert verdict(few).kind is VerdictKind.HOLD
-    enough = verdict(seen(5, {}, {"num": 10, "per_token_s": 0.05}))
+    enough = verdict(seen(5, {}, {"num": 10, "per_token_s": 0.05}), 15)
+    assert verdict(seen(5, {}, {"num": 10, "per_token_s": 0.05}), 14).kind is VerdictKind.HOLD  # it has just begun
     assert enough.kind is VerdictKind.ROLL_BACK
     assert "max_latency_ratio 2" in enough.reason
 

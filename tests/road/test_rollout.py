@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -134,9 +136,24 @@ async def test_a_candidate_that_does_not_load_is_rolled_back_with_its_reason(cal
     assert await weights(caller) == {"v1": 100}
 
 
+async def test_while_the_candidates_worker_is_away_nothing_is_decided_and_then_it_goes_on(caller: Caller) -> None:
+    await two(caller, f"{STABLE},load_s=2")
+    async with traffic(caller):
+        await begin(caller, interval_s=600)
+        before = await until(lambda: rollout(caller), lambda r: r["requests"] > 3)
+        os.kill((await caller.version("demo", "v2"))["replicas"][0]["pid"], signal.SIGKILL)
+        away = await until(lambda: rollout(caller), lambda r: "waits for demo@v2" in r["reason"])
+        await caller.settled("demo", "v2", "LOADING")
+        assert (await rollout(caller))["at_step_s"] == away["at_step_s"]
+        back = await until(lambda: rollout(caller), lambda r: r["at_step_s"] > away["at_step_s"])
+    assert (back["state"], back["step"], back["weight"]) == ("PROGRESSING", before["step"], 20)
+
+
 async def test_what_does_not_go_with_a_rollout_is_refused_until_it_is_over(caller: Caller) -> None:
     await two(caller)
     await caller.load("demo", "v3", STABLE)
+    for shares in ({"v1": 90, "v3": 10}, {"v1": 100}):
+        assert (await caller.put("/api/deployments/demo/route", json={"weights": shares})).status_code == 200
     await begin(caller)
     refused = [
         await caller.post(ROLLOUT, json=QUICK | {"candidate": "v3"}),
@@ -151,6 +168,7 @@ async def test_what_does_not_go_with_a_rollout_is_refused_until_it_is_over(calle
     assert all("a rollout of demo@v2 is PROGRESSING beside v1" in r.json()["error"]["message"] for r in refused)
     assert (await caller.post("/api/deployments/demo/versions/v3/unload")).status_code == 202
     assert (await caller.post(f"{ROLLOUT}/rollback")).status_code == 200
+    assert (await caller.post("/api/deployments/demo/rollback")).status_code == 409  # nobody means the change before it
     assert (await caller.post("/api/deployments/demo/versions/v2/unload")).status_code == 202
     assert (await caller.post(f"{ROLLOUT}/rollback")).status_code == 409
 
