@@ -252,8 +252,13 @@ class Admission:
                 granted = self._line.pop(claim.replica).granted
                 if not granted.done():
                     granted.set_result(grant)
-            else:
+            elif not self._is_at_its_share(claim):  # else nobody's leaving helps it, and nobody need wait for it
                 blocked |= {d for run in seats(claim, [r.device for r in rooms]) for d in run}
+
+    def _is_at_its_share(self, claim: Claim) -> bool:
+        """Whether what its own version holds by now is all that keeps a replica out: its workers took more than was
+        expected when the version was let in."""
+        return place(replace(claim, num_to_come=1), self._rooms(everything=True), self.settings) is None
 
     def _in_order(self) -> list[Queued]:
         return in_order([waiting.queued for waiting in self._line.values()], self.settings)
@@ -270,9 +275,15 @@ class Admission:
     def _why(self, queued: Queued) -> str:
         claim, rooms = queued.claim, self._rooms()
         devices = {d for run in seats(claim, [r.device for r in rooms]) for d in run}
-        places = "; ".join(self._who(room) for room in rooms if room.device in devices)
+        several = len(devices) > 1
+        books = [(room.device, self._who(room)) for room in rooms if room.device in devices]
+        places = "; ".join(f"{device}: {who}" if several else who for device, who in books)
         before = [q.claim.version for q in takewhile(lambda q: q is not queued, self._in_order())]
         behind = f"; first comes {_listed(before)}" if before else ""
+        if self._is_at_its_share(self._now(claim)):
+            share = self.settings.share(claim.priority)
+            most = f"a version of priority {claim.priority} may take {share:.0%}"
+            behind = f"; {most}, of which its other workers leave too little"
         return f"waits for {described(claim.need)} on {' or '.join(sorted(devices))}: {places}{behind}"
 
     def _who(self, room: Room) -> str:
@@ -284,7 +295,7 @@ class Admission:
         if room.free_bytes < room.capacity_bytes - sum(held.values()):
             text += ", as the device has no more"
             ours += [f"{o.owner} holds {shown(o.num_bytes)}" for o in self._others.get(room.device, [])[:3]]
-        return f"{room.device}: {text}" + (f" ({', '.join(ours)})" if ours else "")
+        return text + (f" ({', '.join(ours)})" if ours else "")
 
     async def _poll(self) -> None:
         """Memory that other processes free is noticed by looking."""

@@ -40,6 +40,7 @@ class OtherProcess:
     owner: str
     pid: int
     num_bytes: int
+    is_kernel: bool = False
 
 
 class Machine:
@@ -63,7 +64,8 @@ class Machine:
         return [Device(CPU, total, free), *self._gpus.devices()]
 
     def others(self, ours: set[int]) -> dict[str, list[OtherProcess]]:
-        """By device, the processes that hold most of it, but for ``ours``. Takes a while: call it in a thread."""
+        """By device, the processes that hold most of it, and all kernels that hold some, but for ``ours``. Takes a
+        while: call it in a thread."""
         held = {CPU: _ram_of_processes(), **self._gpus.processes()}
         total = {d.id: d.total_bytes for d in self.devices()}
         named = _Names()
@@ -71,7 +73,8 @@ class Machine:
         for device, processes in held.items():
             least = _LEAST_SHARE * total.get(device, 0) if device == CPU else 0
             largest = sorted((n, pid) for pid, n in processes.items() if pid not in ours and n > least)[::-1]
-            found[device] = [OtherProcess(named.of(pid), pid, n) for n, pid in largest[:_SHOWN_PROCESSES]]
+            each = [named.process(pid, n) for n, pid in largest]
+            found[device] = [o for rank, o in enumerate(each) if rank < _SHOWN_PROCESSES or o.is_kernel]
         return found
 
     def taken(self, device: str, pid: int, *, with_children: bool) -> int:
@@ -235,17 +238,18 @@ class _Names:
     def __init__(self) -> None:
         self._notebooks: Mapping[str, str] | None = None
 
-    def of(self, pid: int) -> str:
+    def process(self, pid: int, num_bytes: int) -> OtherProcess:
         try:
             process = psutil.Process(pid)
             line, name = process.cmdline(), process.name()
         except psutil.NoSuchProcess:
-            return f"process {pid}, which cannot be seen from here"
+            return OtherProcess(f"process {pid}, which cannot be seen from here", pid, num_bytes)
         except psutil.Error:
-            return f"process {pid} of another user"
+            return OtherProcess(f"process {pid} of another user", pid, num_bytes)
         if not (kernel := kernel_id(line)):
-            return f"{name} (process {pid})"
+            return OtherProcess(f"{name} (process {pid})", pid, num_bytes)
         if self._notebooks is None:
             self._notebooks = notebooks()
         notebook = self._notebooks.get(kernel)
-        return f"kernel of {notebook}" if notebook else f"Jupyter kernel {pid}"
+        owner = f"kernel of {notebook}" if notebook else f"Jupyter kernel {pid}"
+        return OtherProcess(owner, pid, num_bytes, is_kernel=True)

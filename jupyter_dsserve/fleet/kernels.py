@@ -10,7 +10,7 @@ from pathlib import Path
 from jupyter_core.paths import jupyter_runtime_dir
 
 _CONNECTION_FILE = re.compile(r"kernel-([0-9a-zA-Z-]+)\.json$")
-_ANSWER_S = 1.0
+_ANSWER_S = 2.0
 
 
 def kernel_id(command: Sequence[str]) -> str:
@@ -21,7 +21,7 @@ def kernel_id(command: Sequence[str]) -> str:
 def notebooks(runtime_dir: Path | None = None) -> dict[str, str]:
     """The name of the notebook (or console) of each kernel, by the kernel's id, as this user's Jupyter servers tell.
 
-    Blocks for a second at most for each server that does not answer; what cannot be asked is left out.
+    Blocks for two seconds at most for each server that does not answer; what cannot be asked is left out.
     """
     folder = runtime_dir or Path(jupyter_runtime_dir())
     found: dict[str, str] = {}

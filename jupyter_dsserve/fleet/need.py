@@ -125,7 +125,15 @@ def _folder(path: str) -> Path | None:
     name, _, revision = path.partition("@")
     config = try_to_load_from_cache(name, "config.json", revision=revision or None)
     folder = Path(config).parent if isinstance(config, str) else None
-    return folder if folder and any(folder.glob("*.safetensors")) else None
+    return folder if folder and _is_whole(folder) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all files with weights are there: a download may have been broken off."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    return all((folder / name).is_file() for name in set(json.loads(index.read_text())["weight_map"].values()))
 
 
 def _item_bytes(spec: WorkerSpec, config: Mapping[str, Any], on_gpu: bool) -> int:

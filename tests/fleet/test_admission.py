@@ -11,10 +11,14 @@ import pytest
 
 from jupyter_dsserve.fleet.admission import Admission
 from jupyter_dsserve.fleet.devices import Machine
+from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.protocol import codec
+from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.config import AdmissionSettings
 from jupyter_dsserve.protocol.records import Origin
 from jupyter_dsserve.protocol.spec import WorkerSpec
+from jupyter_dsserve.protocol.tensors import ModelInfo
 from tests.support import until
 
 MB = 1_000_000
@@ -69,7 +73,7 @@ async def test_what_other_processes_take_is_not_free_and_is_noticed_when_they_gi
     asking = asyncio.create_task(admission.admit(version("v1", 40 * MB), "demo@v1#0"))
     why = await until(lambda: admission.why("demo@v1"))
     assert why.startswith(
-        "waits for 38.1 MiB on cpu: cpu: of the 57.2 MiB that we may hold 28.6 MiB are free, as the device has no more"
+        "waits for 38.1 MiB on cpu: of the 57.2 MiB that we may hold 28.6 MiB are free, as the device has no more"
     )
     use(50 * MB)
     began = time.monotonic()
@@ -122,3 +126,18 @@ async def test_who_is_next_starts_the_moment_a_place_is_released(admission: Admi
     admission.stop()  # nobody looks any more
     admission.release("demo@v1#0")
     assert (await asyncio.wait_for(asking, 1)).parts == {"cpu": 30 * MB}
+
+
+async def test_a_worker_kept_out_by_its_own_versions_share_holds_nobody_else_up(admission: Admission) -> None:
+    twice = version("v1", 20 * MB, num_replicas=2)
+    await admission.admit(twice, "demo@v1#0")
+    grown = Replica("demo@v1#0", twice.spec.digest, lambda _: None)
+    grown.pid = 1
+    grown.receive(pb.FromWorker(ready=pb.Ready(device="cpu", info=codec.info_to_pb(ModelInfo()))), 0.0)
+    grown.receive(pb.FromWorker(heartbeat=pb.Heartbeat(device_bytes=35 * MB)), 0.0)  # of 48 that it may take in all
+    assert admission.look(twice, grown) == 35 * MB
+    second = asyncio.create_task(admission.admit(twice, "demo@v1#1"))
+    why = await until(lambda: admission.why("demo@v1"))
+    assert why.endswith("; a version of priority high may take 80%, of which its other workers leave too little")
+    await asyncio.wait_for(admission.admit(version("v2", 20 * MB), "demo@v2#0"), 1)
+    second.cancel()

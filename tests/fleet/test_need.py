@@ -159,6 +159,10 @@ def test_a_hub_name_in_the_cache_is_read_and_another_one_is_said_to_be_unknown(
     (repository / "refs/main").write_text("abc")
     cached = need_of(WorkerSpec("org/name", max_sequences=8), "org/name", on_gpu=False)
     assert cached == need_of(SPEC, llama, on_gpu=False)
+    index = repository / "snapshots/abc/model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}')
+    broken_off = need_of(WorkerSpec("org/name"), "org/name", on_gpu=False)
+    assert broken_off.read_bytes == UNLIMITED, "its second file has still to come"
     other = need_of(WorkerSpec("org/other"), "org/other", on_gpu=False)
     assert other.fixed_bytes == TORCH_BYTES
     assert other.read_bytes == UNLIMITED

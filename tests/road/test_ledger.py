@@ -62,7 +62,7 @@ async def test_what_does_not_fit_waits_says_why_and_starts_when_memory_is_releas
     await small.load("one", "v1", toy(6_000_000))
     waiting = await queued(small, "two", toy(5_000_000))
     assert waiting["reason"] == (
-        "waits for 4.8 MiB on cpu: cpu: of the 9.5 MiB that we may hold 3.8 MiB are free (one@v1 holds 5.7 MiB)"
+        "waits for 4.8 MiB on cpu: of the 9.5 MiB that we may hold 3.8 MiB are free (one@v1 holds 5.7 MiB)"
     )
     (line,) = (await small.get("/api/ledger")).json()["waiting"]
     assert (line["owner"], line["priority"], line["bytes"]) == ("two@v1", "high", 5_000_000)
