@@ -33,7 +33,7 @@ class AdmissionSettings:
     timeout_high_s: float = 30.0
     timeout_medium_s: float = 60.0
     timeout_low_s: float = 120.0
-    bytes_per_s: float = 50e6
+    bytes_per_s: float = 20e6
     build_s: float = 120.0
     stall_s: float = 60.0
     ageing_s: float = 300.0

@@ -16,7 +16,7 @@ SETTINGS = AdmissionSettings()
 @pytest.mark.parametrize(("priority", "limit_s"), [("high", 30), ("medium", 60), ("low", 120)])
 def test_a_load_has_the_time_of_its_class_and_more_for_bytes_and_building(priority: Priority, limit_s: float) -> None:
     assert load_limit_s(Need(1), priority, SETTINGS) == limit_s
-    assert load_limit_s(Need(1, read_bytes=500_000_000), priority, SETTINGS) == limit_s + 10
+    assert load_limit_s(Need(1, read_bytes=500_000_000), priority, SETTINGS) == limit_s + 25
     assert load_limit_s(Need(1, builds=True), priority, SETTINGS) == limit_s + SETTINGS.build_s
 
 
