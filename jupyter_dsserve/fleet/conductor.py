@@ -43,6 +43,10 @@ class _Performance:
     block_s: float = 0.0  # passed of the block that is being filled
     saved_at: float = 0.0
 
+    def forget(self) -> None:
+        """What was seen since the last block."""
+        self.seen, self.block_s = ([], []), 0.0
+
 
 class Conductor:
     """One for a fleet. The weights before the last change of a route are kept too, to go back to.
@@ -298,11 +302,15 @@ class Conductor:
         if candidate.state is VersionState.FAILED:
             await self._roll_back(deployment, f"{candidate.id} is FAILED: {candidate.failure}")
         elif rollout.state is RolloutState.PAUSED:
-            performance.seen, performance.block_s = ([], []), 0.0
+            performance.forget()
         elif waits := [v for v in (stable, candidate) if not v.is_ready]:
+            if rollout.is_loaded and performance.seen[1]:  # what a worker left unanswered when it died
+                self._learn(performance, candidate, rollout.spec.block_s)
+            performance.forget()
             said = " and ".join(f"{v.id}, which is {v.state.value}" for v in waits)
-            performance.rollout = replace(rollout, reason=f"waits for {said}")
+            performance.rollout = replace(performance.rollout, reason=f"waits for {said}")
         elif not rollout.is_loaded:
+            performance.forget()
             performance.rollout = replace(rollout, is_loaded=True, reason="")
             await self._take_step(deployment, f"{candidate.id} is READY")
         else:
@@ -315,7 +323,7 @@ class Conductor:
         performance.block_s += passed_s
         if performance.block_s >= performance.rollout.spec.block_s - 1e-6:
             block = Block.of(*performance.seen, candidate.info.step_times)
-            performance.seen, performance.block_s = ([], []), 0.0
+            performance.forget()
             evidence = performance.rollout.evidence.plus(block)
             performance.rollout = replace(performance.rollout, evidence=evidence)
 

@@ -136,16 +136,23 @@ async def test_a_candidate_that_does_not_load_is_rolled_back_with_its_reason(cal
     assert await weights(caller) == {"v1": 100}
 
 
-async def test_while_the_candidates_worker_is_away_nothing_is_decided_and_then_it_goes_on(caller: Caller) -> None:
+async def test_while_the_candidates_worker_is_away_nothing_is_decided_and_then_it_goes_on(
+    caller: Caller, gateway: Gateway
+) -> None:
     await two(caller, f"{STABLE},load_s=2")
     async with traffic(caller):
         await begin(caller, interval_s=600)
         before = await until(lambda: rollout(caller), lambda r: r["requests"] > 3)
+        slow = asyncio.create_task(caller.complete("demo@v2", max_tokens=1000))
+        await until(lambda: gateway.fleet.version("demo", "v2").replicas[0].in_flight > 0)
         os.kill((await caller.version("demo", "v2"))["replicas"][0]["pid"], signal.SIGKILL)
         away = await until(lambda: rollout(caller), lambda r: "waits for demo@v2" in r["reason"])
+        assert (await slow).status_code == 503
         await caller.settled("demo", "v2", "LOADING")
         assert (await rollout(caller))["at_step_s"] == away["at_step_s"]
+        assert len(gateway.fleet._conductor._performances["demo"].seen[0]) < 100  # it does not pile up
         back = await until(lambda: rollout(caller), lambda r: r["at_step_s"] > away["at_step_s"])
+        assert back["errors"] > 0  # what the worker left unanswered
     assert (back["state"], back["step"], back["weight"]) == ("PROGRESSING", before["step"], 20)
 
 
