@@ -153,6 +153,11 @@ class Evidence:
     def first_ratio(self) -> Array:
         return np.exp(self.first.mean)
 
+    @property
+    def is_within(self) -> NDArray[np.bool_]:
+        """Whether the estimate of the latency per token lies within its margin, sure or not."""
+        return np.asarray(self.token_ratio <= LATENCY_MARGIN * np.where(self.is_comparable, 1.0, _STEP_TIME_MARGIN))
+
     def against(self) -> dict[str, Array]:
         """The evidence against the candidate, by measure: logarithms of e-values, `ROLL_BACK_AT` is enough."""
         limit = np.log(LATENCY_MARGIN)
@@ -278,13 +283,19 @@ def is_ruled_out(spec: RolloutSpec, evidence: Evidence, at_step_s: float | Array
     return tests | {"max_latency_ratio": is_started & (is_slow[0] | is_slow[1])}
 
 
-def may_advance(spec: RolloutSpec, evidence: Evidence, at_step_s: float | Array) -> NDArray[np.bool_]:
-    """Whether time and requests at this step are enough, and nothing speaks against the candidate."""
+def may_advance(
+    spec: RolloutSpec, evidence: Evidence, at_step_s: float | Array, weight: float | Array
+) -> NDArray[np.bool_]:
+    """Whether time and requests at this step are enough, and nothing speaks against the candidate.
+
+    ``weight`` is the step's, in percent: at 100 nothing is compared any more, so what comes before it has to be clear.
+    """
     runs = evidence.counts.shared_tokens.shape
     most = np.max([np.broadcast_to(log_e, runs) for log_e in evidence.against().values()], axis=0)
     is_enough = evidence.counts.requests >= spec.min_requests
     is_low = evidence.counts.errors <= spec.max_error_rate * evidence.counts.requests
-    return np.asarray((np.asarray(at_step_s) >= spec.interval_s) & is_enough & is_low & (most < SUSPICIOUS_AT))
+    is_clear = ((most < SUSPICIOUS_AT) & evidence.is_within) | (np.asarray(weight) >= 100)
+    return np.asarray((np.asarray(at_step_s) >= spec.interval_s) & is_enough & is_low & is_clear)
 
 
 def decide(rollout: Rollout) -> Verdict:
@@ -296,7 +307,7 @@ def decide(rollout: Rollout) -> Verdict:
     if spec.has_check and min(evidence.num_scores) < min(_MIN_SCORES, spec.min_requests):
         silent = "the check has scored {} answers of stable and {} of the candidate at this step: {} each are needed"
         return Verdict(VerdictKind.HOLD, silent.format(*evidence.num_scores, min(_MIN_SCORES, spec.min_requests)))
-    if may_advance(spec, evidence, rollout.at_step_s):
+    if may_advance(spec, evidence, rollout.at_step_s, rollout.weight):
         kind = VerdictKind.PROMOTE if rollout.is_last_step else VerdictKind.ADVANCE
         return Verdict(kind, f"{_so_far(rollout)}; {_figures(rollout)}")
     return Verdict(VerdictKind.HOLD, f"{_so_far(rollout)}; {_waits_for(rollout)}{_figures(rollout)}")
@@ -345,6 +356,8 @@ def _waits_for(rollout: Rollout) -> str:
         name for name, log_e in rollout.evidence.against().items() if log_e >= SUSPICIOUS_AT and name != HARD_STOP
     ]:
         waits.append(f"clearness about its {' and '.join(suspects)}")
+    elif not rollout.evidence.is_within:
+        waits.append(f"a {TOKENS} within its limit, or clearness that it is not")
     return f"waits for {' and '.join(waits)}; " if waits else ""
 
 

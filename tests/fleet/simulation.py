@@ -79,6 +79,13 @@ SCENARIOS = (
     Scenario("latency +20 %", True, slower=1.20),
     Scenario("latency +20 %, 100 requests/s", True, slower=1.20, rate=100.0),
     Scenario("latency +50 %", True, slower=1.50),
+    Scenario(
+        "latency +30 %, steps of 5 s and 20 requests",
+        True,
+        rate=50.0,
+        slower=1.30,
+        spec=RolloutSpec("v2", interval_s=5.0, min_requests=20),
+    ),
     Scenario("errors 1 % → 5 %", True, errors=(0.01, 0.05)),
     Scenario("errors 1 % → 5 %, 100 requests/s", True, errors=(0.01, 0.05), rate=100.0),
     Scenario("errors 1 % → 20 %", True, errors=(0.01, 0.20)),
@@ -140,7 +147,7 @@ def simulate(scenario: Scenario, num_runs: int, seed: int = 0) -> Result:
         back |= is_running & np.any(
             list(np.broadcast_arrays(*is_ruled_out(spec, evidence, at_step_s).values())), axis=0
         )
-        goes_on = is_running & ~back & may_advance(spec, evidence, at_step_s)
+        goes_on = is_running & ~back & may_advance(spec, evidence, at_step_s, np.array(spec.steps)[step])
         promoted |= goes_on & (step >= len(spec.steps) - 1)
         over_s = np.where(np.isnan(over_s) & (back | promoted), second + 1, over_s)
         step = np.where(goes_on & ~promoted, step + 1, step)

@@ -135,6 +135,15 @@ def test_the_hard_stop_of_latencies_needs_min_requests() -> None:
     assert "max_latency_ratio 2" in enough.reason
 
 
+def test_an_estimate_beyond_its_margin_gets_no_more_traffic_although_nothing_is_sure() -> None:
+    noisy, spec = {"noise": 0.3}, replace(SPEC, min_requests=10)
+    evidence = seen(5, noisy, noisy | {"per_token_s": 0.025})
+    held = verdict(evidence, step=2, spec=spec)
+    assert held.kind is VerdictKind.HOLD
+    assert "waits for a per-token latency within its limit" in held.reason
+    assert verdict(evidence, step=3, spec=spec).kind is VerdictKind.PROMOTE  # at 100 % no news come
+
+
 def test_what_is_suspicious_gets_no_more_traffic_until_it_is_clear() -> None:
     spec = replace(SPEC, interval_s=5, min_requests=10)
     early = verdict(seen(16, {}, {"per_token_s": 0.026}), 16, spec=spec)
