@@ -119,6 +119,7 @@ def _environment(launch: WorkerLaunch) -> Mapping[str, str]:
     threads = launch.spec.num_threads
     chosen = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} if threads else {}
     return {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's order: the ledger's cuda:1 is then the worker's, on unlike GPUs too
         **os.environ,
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
