@@ -407,7 +407,8 @@ def _why_not(cause: str, rollout: Rollout) -> str:
         said = f"limit is stable's less {SCORE_MARGIN:g}, over {evidence.scores.num} pairs"
     else:
         said = f"at least {found.lower_bound or found.limit:.2f} ×, limit {found.limit:.2f} ×"
-    return f"{_told(found)} ({said}); {_so_far(rollout)}{_how_compared(rollout)}"
+    how = _how_compared(rollout) if cause == TOKENS else ""
+    return f"{_told(found)} ({said}); {_so_far(rollout)}{how}"
 
 
 # ---- as JSON
