@@ -144,6 +144,7 @@ class Registry:
         self._num_added = 0
         self._has_lease = self._engine.dialect.name != "sqlite"  # whose directory is locked by its own gateway
         self._looked_at = 0.0
+        self._question = "is its server there?" if self._has_lease else "is its disk full?"
 
     def open(self, num_events: int, started: str = "") -> Stored:
         """Bring the tables to what this code knows and read everything. Blocks; called once, before serving.
@@ -281,7 +282,7 @@ class Registry:
             if is_kept:
                 self._keep(what, work)
             self._trouble = trouble
-            raise Unavailable(f"{what} was not written to the registry ({trouble}): is its disk full?")
+            raise Unavailable(f"{what} was not written to the registry ({trouble}): {self._question}")
 
     def _tried(self, what: str, work: Work) -> str:
         """Empty if it is written, or why it is not yet. Raises `Unavailable` if another time would not help."""
