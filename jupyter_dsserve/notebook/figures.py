@@ -45,7 +45,7 @@ _PANES = (
     "tokens/s",
     "requests/s (× errors)",
     "in flight (in line: thin)",
-    "KV cache, % (GiB of memory: thin)",
+    "KV cache, % (memory, MiB: thin)",
 )
 _MEMORY = len(_PANES)
 _HEADS = _MEMORY + 1  # and the next two: axes from 0 to 1 over the first row, for the heads of marks
@@ -60,7 +60,7 @@ _LINES = (
     _Line(4, "in_flight", "in flight", hover="%{y:.0f}"),
     _Line(4, "queued", "in line", "thin", "%{y:.0f}"),
     _Line(5, "kv", "KV cache", hover="%{y:.1f} %"),
-    _Line(_MEMORY, "memory", "memory", "thin", "%{y:.2f} GiB"),
+    _Line(_MEMORY, "memory", "memory", "thin", "%{y:,.0f} MiB"),
 )
 
 
@@ -247,7 +247,7 @@ def live_layout(name: str) -> dict[str, Any]:
         "showgrid": False,
         "zeroline": False,
         "nticks": 5,
-        "tickformat": ".2f",
+        "tickmode": "auto",  # not where the other axis has its ticks
     }
     for column in range(NUM_HEADS):
         layout[f"yaxis{_axis(_HEADS + column)}"] = {

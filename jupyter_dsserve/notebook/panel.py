@@ -13,6 +13,7 @@ import ipywidgets as w
 from jupyter_dsserve.notebook.client import Record
 from jupyter_dsserve.notebook.parts.common import button, close_all, in_red
 from jupyter_dsserve.notebook.parts.events import Events
+from jupyter_dsserve.notebook.parts.eye import Eye
 from jupyter_dsserve.notebook.parts.logs import Logs
 from jupyter_dsserve.notebook.parts.memory import Memory
 from jupyter_dsserve.notebook.parts.playground import Playground
@@ -22,6 +23,7 @@ from jupyter_dsserve.notebook.parts.versions import Versions
 from jupyter_dsserve.notebook.past import KEPT, Past
 from jupyter_dsserve.notebook.series import WINDOW_S, Series
 from jupyter_dsserve.notebook.session import Session, session
+from jupyter_dsserve.notebook.still import still
 from jupyter_dsserve.notebook.views import Deployment
 from jupyter_dsserve.protocol.errors import DSServeError, NotFound
 from jupyter_dsserve.protocol.records import Event, VersionStats
@@ -72,8 +74,10 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.events = Events(self._past)
         self.memory = Memory(self._client)
         self.logs = Logs(name, self._client)
+        self.eye = Eye(self._on_seen)
         self._folds = [self.playground, self.events, self.memory, self.logs]
         super().__init__()
+        self.add_class("dsserve-panel")
         self._arrange()
 
         self._stop_button.on_click(lambda _: self.stop())
@@ -94,7 +98,13 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
     def close(self) -> None:
         """Stop, and take it off the page, with all that stands in it."""
         self.stop()
+        if self.comm is not None:
+            self.eye.leave()
         close_all(self)
+
+    def _on_seen(self) -> None:
+        if not self._stop_button.disabled:
+            self._look()
 
     def refresh(self) -> None:
         """Show what the gateway says now."""
@@ -140,6 +150,11 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
                     self.series.add(record)
             if self._past.add(events):
                 self.events.show()
+        if self.eye.may_see:
+            self._look()
+
+    def _look(self) -> None:
+        """Ask for everything that is shown, and draw."""
         self.refresh()
         for fold in (self.memory, self.logs):
             fold.refresh()
@@ -174,15 +189,18 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self._message.value = in_red(text) if is_error else escape(text)
 
     def _arrange(self) -> None:
-        head = w.HBox([self._title, self._stop_button])
+        head = w.HBox([self._title, self.eye, self._stop_button])
         controls = (self.versions, self.rollout, self._message)
         self.children = (head, self._trouble, *controls, self.plots.figure, *self._folds)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        """A figure that is displayed a second time takes no more updates (plotly): that one gets a new figure."""
+        """A figure that is displayed a second time takes no more updates (plotly): that one gets a new figure. Where no
+        widget shows, there is a table with a picture."""
         with self._lock:
             if self._was_shown:
                 self.plots.renew()
                 self._arrange()
             self._was_shown = True
-        return super()._repr_mimebundle_(**options)
+            now = time.time()
+            html = still(self._deployment, self.series, self._past.marks(now - WINDOW_S), now)
+        return {**super()._repr_mimebundle_(**options), "text/html": html}

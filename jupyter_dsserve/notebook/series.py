@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 @dataclass(frozen=True, slots=True)
 class Curves:
     """Of one version, each an array with a value for each second: ``ago_s`` is at most 0, latencies are in
-    milliseconds, ``kv`` in percent and ``memory`` in GiB. Latencies are NaN while nothing was answered, and
+    milliseconds, ``kv`` in percent and ``memory`` in MiB. Latencies are NaN while nothing was answered, and
     ``errors_per_s`` while there were none."""
 
     ago_s: Floats
@@ -87,7 +87,7 @@ class Series:
             in_flight=each(lambda s: s.in_flight),
             queued=each(lambda s: s.queued),
             kv=each(lambda s: 100 * s.kv_used),
-            memory=each(lambda s: s.device_bytes / 2**30),
+            memory=each(lambda s: s.device_bytes / 2**20),
         )
 
 

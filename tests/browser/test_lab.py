@@ -147,3 +147,78 @@ def test_a_load_test_shows_its_table_and_its_plot(demo: Demo, page: Page, pictur
     page.mouse.move(5, 5)
     page.add_style_tag(content=".Toastify { display: none }")  # JupyterLab asks whether one wants its news
     cell(page, sweep).locator(".jp-OutputArea").first.screenshot(path=pictures.folder / "bench.png")
+
+
+def run(page: Page, source: str) -> None:
+    """The cell whose source begins so."""
+    cell(page, source).locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")
+
+
+def words(page: Page) -> list[str]:
+    """What is written on the live plots besides their axes."""
+    found: list[str] = page.evaluate(
+        """() => [...document.querySelectorAll(".js-plotly-plot")].flatMap(plot =>
+             plot.layout.annotations.map(each => each.text))"""
+    )
+    return found
+
+
+def test_a_panel_shows_a_rollout_step_by_step_and_marks_where_it_was_taken_back(
+    demo: Demo, page: Page, pictures: Pictures
+) -> None:
+    page.set_viewport_size({"width": 1360, "height": 1300})
+    page.goto(f"{demo.notebook.replace('01_first_answer', '03_gray_release')}&reset")
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=30_000)
+    for source in ("%load_ext jupyter_dsserve", "import contextlib", "%dsserve panel assistant"):
+        run(page, source)
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=30_000)
+    page.locator(".js-plotly-plot").wait_for(timeout=60_000)
+    if pictures.keeps:  # for people: long enough to see what it was like before
+        eventually(lambda: curves(page), lambda p: len(p[0]["v1 p95"]["x"]) > 40, timeout_s=90)
+    run(page, "%dsserve load assistant --model toy:step_s=0.015")
+    panel = cell(page, "%dsserve panel assistant").locator(".jp-OutputArea-output > .widget-vbox")
+    panel.get_by_text("PROGRESSING").wait_for(timeout=30_000)
+    assert panel.locator("span", has_text=re.compile(r"^10 %$")).count() == 1
+    assert panel.get_by_role("button", name="Promote").is_enabled()
+    panel.get_by_text("ROLLED_BACK").wait_for(timeout=60_000)
+    assert "latency" in (panel.text_content() or "")
+    eventually(lambda: words(page), lambda found: "rollback" in found)
+    assert panel.get_by_role("button", name="Promote").is_disabled()
+    if pictures.keeps:
+        page.wait_for_timeout(8_000)
+    page.mouse.move(5, 5)
+    page.add_style_tag(content=".Toastify { display: none }")
+    panel.screenshot(path=pictures.folder / "rollout.png")
+
+
+def test_a_panel_that_is_out_of_view_rests_and_is_whole_when_it_is_back(page: Page) -> None:
+    panel = cell(page, "%dsserve panel assistant").locator(".jp-OutputArea-output > .widget-vbox")
+    panel.evaluate("element => { element.style.display = 'none' }")
+    page.wait_for_timeout(1_500)  # what was on its way
+    before = curves(page)[0]["v1 p95"]["x"]
+    page.wait_for_timeout(3_000)
+    assert curves(page)[0]["v1 p95"]["x"] == before
+    panel.evaluate("element => { element.style.display = '' }")
+    eventually(lambda: curves(page), lambda p: max(p[0]["v1 p95"]["x"]) > -2 and p[0]["v1 p95"]["x"] != before)
+
+
+def test_the_playground_shows_two_answers_side_by_side_and_folds_open_and_shut(
+    demo: Demo, page: Page, pictures: Pictures
+) -> None:
+    panel = cell(page, "%dsserve panel assistant").locator(".jp-OutputArea-output > .widget-vbox")
+    panel.get_by_text("Playground").click()
+    panel.get_by_placeholder("What both are asked").fill("What is new?")
+    panel.get_by_role("button", name="Ask").click()
+    for version in ("v1", "v2"):
+        panel.get_by_text(f"assistant@{version} · 64 tokens").wait_for(timeout=30_000)
+    panel.get_by_text("Events", exact=True).click()
+    panel.get_by_text("rollout rolled back v2").wait_for()
+    panel.get_by_text("Memory", exact=True).click()
+    panel.get_by_text("that may be held").wait_for()
+    panel.get_by_text("Logs", exact=True).click()
+    panel.locator("pre", has_text="assistant@v1#0").wait_for()
+    page.mouse.move(5, 5)
+    panel.screenshot(path=pictures.folder / "folds.png")
+    for name in ("Playground", "Events", "Memory", "Logs"):
+        panel.get_by_text(name, exact=True).click()

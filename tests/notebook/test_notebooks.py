@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 
 import nbformat
@@ -60,6 +61,24 @@ async def test_load_test(server: JupyterServer) -> None:
     assert re.search(r"^goodput requests/s \(.*\) +\d", rate, re.MULTILINE)
     assert re.search(r"^requests/s asked +4 +16$", rate, re.MULTILINE)
     assert re.fullmatch(r"\d+ tokens/s, first token after \d+ ms for 95 in 100\n", counted)
+
+
+async def test_gray_release(server: JupyterServer) -> None:
+    with server:
+        started = time.monotonic()
+        cells = await executed("03_gray_release.ipynb", server)
+        took_s = time.monotonic() - started
+    said = [outputs(cell) for cell in cells]
+    slower, weights, broken, good, history = said[4], said[5], said[6], said[7], said[8]
+    assert "v2 beside v1: ROLLED_BACK" in slower
+    assert "latency" in slower
+    assert weights == "{'v1': 100.0}"
+    assert "v3 beside v1: ROLLED_BACK" in broken
+    assert "failed" in broken or "errors" in broken
+    assert "v4 beside v1: PROMOTED" in good
+    ends = re.findall(r"rollout_(rolled_back|promoted) (v\d)", history)
+    assert ends == [("rolled_back", "v2"), ("rolled_back", "v3"), ("promoted", "v4")]
+    assert took_s < 90, "it is to take half a minute; a busy machine has three times as long"
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.name)

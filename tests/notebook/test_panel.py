@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import nbformat
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 from ipywidgets.widgets.widget import _instances
+from nbconvert import HTMLExporter
 
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.notebook import panel as panel_module
@@ -61,6 +64,12 @@ def lines(view: Panel, version: str) -> dict[str, Any]:
     return {
         k.removeprefix(f"{version} ").removesuffix("</extra>"): t for k, t in found.items() if k.startswith(version)
     }
+
+
+def num_drawn(view: Panel) -> int:
+    """How many points of v1 are on the plot. Lines are there a moment before their points are."""
+    line = lines(view, "v1").get("p95")
+    return 0 if line is None or line.x is None else len(line.x)
 
 
 def shown(view: Panel) -> dict[str, int]:
@@ -157,7 +166,7 @@ async def test_the_plot_gets_a_point_for_every_second_of_each_version(two: Calle
 
     async def num_points() -> int:
         await two.complete()  # all the time, so that there are requests per second
-        return len(lines(view, "v1").get("p95", go.Scatter(x=[])).x)
+        return num_drawn(view)
 
     await until(num_points, lambda num: num >= 3)
     found = lines(view, "v1")
@@ -183,6 +192,23 @@ async def test_running_the_cell_again_leaves_one_panel_one_plot_and_one_thread(t
     assert len(_instances) == num_widgets, "widgets of closed panels are left in the kernel and in the browser"
     assert list(panel_module._live) == ["demo"]
     assert len(session.session().feed._listeners) == 1
+
+
+async def test_a_panel_that_nobody_sees_asks_and_draws_nothing_and_is_whole_when_it_is_seen_again(two: Caller) -> None:
+    view = await opened("demo")
+    await until(lambda: num_drawn(view) >= 2)
+    await by_hand(lambda: view.eye.set_state({"is_seen": False}))
+    await asyncio.sleep(0.3)  # what was on its way
+    num_asked, drawn = view._num_asked, lines(view, "v1")["p95"].x
+    num = len(view.series.curves("v1", time.time()).ago_s)
+    await until(lambda: len(view.series.curves("v1", time.time()).ago_s) >= num + 2)
+    assert view._num_asked == num_asked
+    assert lines(view, "v1")["p95"].x is drawn
+    await by_hand(lambda: view.eye.set_state({"is_seen": True}))
+    assert num_drawn(view) >= num + 2
+    view.eye.set_state({"is_seen": False})
+    view.eye._begin()
+    assert view.eye.may_see, "while a cell runs the kernel cannot hear the page"
 
 
 async def test_stop_ends_the_thread_and_keeps_the_picture(two: Caller) -> None:
@@ -212,6 +238,26 @@ async def test_a_second_display_gets_a_figure_of_its_own(two: Caller) -> None:
     assert view.plots.figure is not figure
     assert view.plots.figure in view.children
     await until(lambda: lines(view, "v2"))
+
+
+async def test_where_no_widget_shows_there_is_a_table_and_a_picture_of_the_curves_so_far(two: Caller) -> None:
+    view = await opened("demo")
+
+    async def num_points() -> int:
+        await two.complete()
+        return len(view.series.curves("v1", time.time()).p95_ms)
+
+    await until(num_points, lambda num: num >= 3)
+    again = await opened("demo")  # as when the cell is run again: it goes on with the curves
+    output = nbformat.v4.new_output("display_data", data=again._repr_mimebundle_())
+    cell = nbformat.v4.new_code_cell("%dsserve panel demo", outputs=[output])
+    html, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+    assert "<b>demo: v1=90 v2=10</b>" in html
+    assert html.count("toy:step_s=0.001") == 2
+    picture = re.search(r"<svg [^>]*>(?:(?!</svg>).)*p95 of the answers.*?</svg>", html)
+    assert picture
+    curve = re.search(r'd="M[\d. ]+L[\d. L]+" fill="none" stroke="#0072B2"', picture[0])
+    assert curve, "v1 has no curve"
 
 
 async def test_it_says_that_the_gateway_is_gone_and_goes_on_when_it_is_back(two: Caller, gateway: Gateway) -> None:

@@ -25,7 +25,8 @@ class Memory(Fold):
     def ask(self) -> None:
         ledger: Ledger = self._client.ledger()
         bars = "".join(bar(device) for device in ledger.devices)
-        self.books.value = f'{bars}<div style="font-size:85%">{ledger._repr_mimebundle_()["text/html"]}</div>'
+        table = ledger._repr_mimebundle_()["text/html"]
+        self.books.value = f'{bars}<div style="font-size:85%;max-height:20em;overflow:auto">{table}</div>'
 
 
 def bar(device: DeviceMemory) -> str:

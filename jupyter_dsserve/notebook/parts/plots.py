@@ -31,7 +31,7 @@ class Plots:
 
     def _new(self) -> Any:
         figure = go.FigureWidget(data=mark_traces(), layout=live_layout(self._name))
-        figure._config = {**figure._config, "responsive": True, "displaylogo": False}  # as wide as the page
+        figure._config = {**figure._config, "responsive": True, "displayModeBar": False}  # as wide as the page
         return figure
 
     def renew(self) -> None:
