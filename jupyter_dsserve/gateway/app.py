@@ -91,6 +91,7 @@ class DSServeApp(Command):
     subcommands = {
         "bench": ("jupyter_dsserve.gateway.bench.BenchApp", "Press a server and measure what it gives."),
         "apply": ("jupyter_dsserve.notebook.commands.ApplyApp", "Make the fleet what a deployments file says."),
+        "key": ("jupyter_dsserve.notebook.commands.KeyApp", "Make an API key for an app, list them, revoke one."),
         "monitoring": (
             "jupyter_dsserve.gateway.monitoring.MonitoringApp",
             "Write a configuration of Prometheus, alerts and a Grafana dashboard.",

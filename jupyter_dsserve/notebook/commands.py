@@ -1,11 +1,12 @@
-"""``jupyter dsserve apply`` and ``export``: the client's verbs from a shell."""
+"""``jupyter dsserve apply``, ``export`` and ``key``: the client's verbs from a shell."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
-from traitlets import Bool, Unicode
+from traitlets import Bool, Float, Int, Unicode
 
 from jupyter_dsserve import __version__
 from jupyter_dsserve.command import SHARED_ALIASES, SHARED_FLAGS, Command
@@ -20,6 +21,7 @@ class _AskingCommand(Command):
     """Asks the gateway that runs for you on this machine, or another one."""
 
     version = __version__
+    max_words = 1
 
     url = Unicode("", help="The gateway, such as http://127.0.0.1:8899; none is yours on this machine.").tag(
         config=True
@@ -31,16 +33,17 @@ class _AskingCommand(Command):
     def start(self) -> None:
         super().start()
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        if len(self.extra_args) > 1:
-            self.quit(f"one file at a time, not {' and '.join(self.extra_args)}")
+        if len(self.extra_args) > self.max_words:
+            self.quit(f"too much at once: {' and '.join(self.extra_args)}; see --help")
         try:
-            self.ask(self.extra_args[0] if self.extra_args else "")
+            self.ask(*self.extra_args, *[""] * (self.max_words - len(self.extra_args)))
         except DSServeError as fault:
             self.quit(fault.message)
         except KeyboardInterrupt:
             self.quit("interrupted: what the gateway has begun goes on")
 
-    def ask(self, file: str) -> None:
+    def ask(self, *words: str) -> None:
+        """``max_words`` of them; what was not given is empty."""
         raise NotImplementedError
 
     def client(self) -> Client:
@@ -77,7 +80,7 @@ class ApplyApp(_AskingCommand):
         "watch": ({"ApplyApp": {"watch": True}}, "Apply the file again whenever it was written."),
     }
 
-    def ask(self, file: str) -> None:
+    def ask(self, file: str) -> None:  # type: ignore[override]
         if not file:
             self.quit("name the deployments file: jupyter dsserve apply FILE")
         client = self.client()
@@ -105,10 +108,67 @@ class ExportApp(_AskingCommand):
     }
     flags = SHARED_FLAGS
 
-    def ask(self, file: str) -> None:
+    def ask(self, file: str) -> None:  # type: ignore[override]
         text = self.client().export(file)
         if not file:
             print(text, end="")
+
+
+class KeyApp(_AskingCommand):
+    name = "jupyter-dsserve-key"
+    description = (
+        "API keys of a gateway: jupyter dsserve key create NAME [options], key list, key revoke ID. A new key is "
+        "printed this once, alone on standard output."
+    )
+    examples = "jupyter dsserve key create app --deployments demo --rate 10 --ttl 86400 > app.key"
+    max_words = 2
+
+    scope = Unicode("infer", help="infer only asks models; admin does everything.").tag(config=True)
+    deployments = Unicode("", help="Those it may ask, such as demo,other; empty is all.").tag(config=True)
+    rate = Float(0.0, help="Calls a second; 0 sets no limit, here and below.").tag(config=True)
+    burst = Int(0, help="Calls at once before the rate holds; 0 is a second's worth.").tag(config=True)
+    tokens_per_min = Int(0, help="Of prompts and answers together.").tag(config=True)
+    concurrency = Int(0, help="Calls that run at once.").tag(config=True)
+    priority = Int(0, help="0 to 100: none of its requests goes before that; lower goes first.").tag(config=True)
+    ttl_s = Float(0.0, help="It ends after so many seconds; 0 is never.").tag(config=True)
+
+    aliases = {
+        **SHARED_ALIASES,
+        "url": "KeyApp.url",
+        "key": "KeyApp.key",
+        "data-dir": "KeyApp.dsserve_data_dir",
+        "scope": "KeyApp.scope",
+        "deployments": "KeyApp.deployments",
+        "rate": "KeyApp.rate",
+        "burst": "KeyApp.burst",
+        "tokens-per-min": "KeyApp.tokens_per_min",
+        "concurrency": "KeyApp.concurrency",
+        "priority": "KeyApp.priority",
+        "ttl": "KeyApp.ttl_s",
+    }
+    flags = SHARED_FLAGS
+
+    def ask(self, action: str, name: str) -> None:  # type: ignore[override]
+        if action == "list" and not name:
+            print(repr(self.client().keys()))
+        elif action == "revoke" and name:
+            print(repr(self.client().revoke(name)))
+        elif action == "create" and name:
+            made = self.client().key(
+                name,
+                scope=self.scope,
+                deployments=self.deployments.split(",") if self.deployments else None,
+                rate=self.rate,
+                burst=self.burst,
+                tokens_per_min=self.tokens_per_min,
+                concurrency=self.concurrency,
+                priority=self.priority,
+                ttl_s=self.ttl_s or None,
+            )
+            print(made.key)
+            print(f"It is shown this once. To take it back: jupyter dsserve key revoke {made.id}", file=sys.stderr)
+        else:
+            self.quit("say what to do: jupyter dsserve key create NAME, key list, or key revoke ID")
 
 
 class _Printed:

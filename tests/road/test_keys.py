@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -279,3 +280,27 @@ async def test_a_key_stands_nowhere_but_in_the_answer_that_told_it(tmp_path: Pat
         assert not [text for text in texts if secret in text]
         assert not [raw for raw in files if secret.encode() in raw]
     assert json.dumps(new["record"]["name"]) in "".join(texts)
+
+
+async def test_the_command_prints_a_new_key_alone_and_lists_and_revokes(gateway: Gateway, caller: Caller) -> None:
+    async def run(*words: str) -> tuple[int, str, str]:
+        line = [str(Path(sys.executable).with_name("jupyter-dsserve")), "key", *words, "--data-dir"]
+        process = await asyncio.create_subprocess_exec(
+            *line, str(gateway.data_dir.path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        out, err = await process.communicate()
+        return process.returncode or 0, out.decode(), err.decode()
+
+    code, key, said = await run("create", "app", "--deployments", "demo,other", "--rate", "5", "--ttl", "60")
+    assert code == 0, said
+    async with Caller(gateway.url, key.strip()) as app:
+        assert (await app.get("/v1/models")).status_code == 200
+    [record] = (await caller.get("/api/keys")).json()
+    assert (record["deployments"], record["rate"]) == (["demo", "other"], 5)
+    assert said.strip().endswith(f"key revoke {record['id']}")
+    assert key.strip() not in said
+    assert (await run("list"))[1].startswith(f"{record['id']}  app  infer  demo, other  5 calls/s")
+    assert (await run("revoke", record["id"]))[:2] == (0, "There are no keys but the admin key.\n")
+    code, _, said = await run("create")
+    assert code == 1
+    assert "say what to do" in said
