@@ -31,6 +31,8 @@ class _Inbox:
     comes from the worker is not wanted.
     """
 
+    __slots__ = ("_chunk", "_news", "_num_met", "_num_steps", "has_begun", "is_cut", "is_over")
+
     def __init__(self) -> None:
         self.has_begun = self.is_over = self.is_cut = False
         self._chunk: Chunk | None = None

@@ -181,9 +181,10 @@ class Version:
                         now = time.monotonic()
                         if watch:
                             watch.see(chunk, now)
-                        if chunk.num_tokens and first_token_s is None:
-                            first_token_s = now - started
-                        elif isinstance(chunk.error, ReplicaLost) and not (has_told or chunk.text or lost):
+                        if chunk.num_tokens:
+                            if first_token_s is None:
+                                first_token_s = now - started
+                        elif not (has_told or chunk.text or lost) and isinstance(chunk.error, ReplicaLost):
                             is_lost = self.num_spare(replica) > 0
                             if is_lost:
                                 break
