@@ -68,7 +68,13 @@ const plugin: JupyterFrontEndPlugin<void> = {
       palette?.addItem({ command, category: 'Model Serving' });
     }
     const args = { isLauncher: true };
-    launcher?.add({ command: ID.newNotebook, category: 'Notebook', args });
+    const picture = encodeURIComponent(serveIcon.svgstr);
+    launcher?.add({
+      command: ID.newNotebook,
+      category: 'Notebook',
+      args,
+      kernelIconUrl: `data:image/svg+xml,${picture}` // there it takes no icon
+    });
     launcher?.add({ command: ID.open, category: 'Other', args });
 
     const settings = await registry.load(PLUGIN);

@@ -25,7 +25,7 @@ export function addressOf(jupyterUrl: string, gatewayUrl: string): IAddress {
       }
     : {
         url: `${jupyterUrl.replace(/\/+$/, '')}/dsserve`,
-        setKey: 'KEY=...  # the token of your Jupyter server'
+        setKey: 'KEY=...  # an API key (%dsserve key), or the token of your Jupyter server'
       };
 }
 

@@ -18,6 +18,7 @@ test('on the machine itself callers go straight to the gateway', () => {
 
 test("from elsewhere they go through the Jupyter server's address", () => {
   assert.equal(THERE.url, 'https://hub.example.org/user/me/dsserve');
+  assert.match(curlSnippet(THERE, 'demo', 'generate'), /^KEY=\.\.\. {2}# an API key/);
 });
 
 test('a curl line asks the model, and holds no key', () => {
