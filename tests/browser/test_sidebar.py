@@ -76,8 +76,8 @@ def page(browser: Browser, lab: Lab) -> Iterator[Page]:
         viewport={"width": 1360, "height": 900}, permissions=["clipboard-read", "clipboard-write"]
     )
     page = context.new_page()
-    page.set_default_timeout(15_000)
-    page.goto(f"{lab.server.url}/lab?token={lab.server.token}&reset")
+    page.set_default_timeout(30_000)
+    page.goto(f"{lab.server.url}/lab?token={lab.server.token}&reset", timeout=60_000)
     page.locator(".jp-LauncherCard:visible").first.wait_for(timeout=60_000)
     run(page, "dsserve:show")
     yield page
