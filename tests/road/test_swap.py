@@ -40,6 +40,11 @@ async def two(caller: Caller, second: str, **more: str) -> None:
     await caller.settled("demo", "v2", "STOPPED")
 
 
+async def state(caller: Caller) -> tuple[dict[str, float], str]:
+    demo = (await caller.get("/api/deployments/demo")).json()
+    return demo["weights"], demo["activating"]
+
+
 async def test_a_swap_that_memory_does_not_hold_is_refused_with_the_figures_and_the_remedy(caller: Caller) -> None:
     await two(caller, LARGE)
     refused = await activate(caller, "v2")
@@ -72,18 +77,15 @@ async def test_recreate_ends_the_old_one_first_and_requests_wait_for_the_new_one
     await asking
     assert Counter(a.status_code for a in answers) == {200: len(answers)}
     assert {a.headers["X-DSServe-Version"] for a in answers} == {"v1", "v2"}
-    demo = (await caller.get("/api/deployments/demo")).json()
-    assert (demo["activating"], [v["state"] for v in demo["versions"]]) == ("", ["STOPPED", "READY"])
+    await caller.settled("demo", "v1", "STOPPED")
+    await until(lambda: state(caller), lambda found: found == ({"v2": 100}, ""))
 
 
 async def test_the_old_version_comes_back_if_the_new_one_fails(caller: Caller) -> None:
     await two(caller, LARGE, python="/no/such/python")
     assert (await activate(caller, "v2", strategy="recreate")).status_code == 202
     await caller.settled("demo", "v2", "FAILED")
-    demo = await until(
-        lambda: caller.get("/api/deployments/demo"), lambda a: a.json()["weights"] == {"v1": 100}, timeout_s=10
-    )
-    assert demo.json()["activating"] == ""
+    await until(lambda: state(caller), lambda found: found == ({"v1": 100}, ""))
     assert (await caller.complete()).headers["X-DSServe-Version"] == "v1"
     events = (await caller.get("/api/history")).json()
     [failed] = [e["reason"] for e in events if e["kind"] == "activate_failed"]
