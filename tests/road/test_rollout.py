@@ -69,7 +69,7 @@ async def rollout(caller: Caller) -> Any:
     return (await caller.get(ROLLOUT)).json()
 
 
-async def over(caller: Caller, timeout_s: float = 30) -> Any:
+async def over(caller: Caller, timeout_s: float = 90) -> Any:
     found = await until(lambda: rollout(caller), lambda r: r["state"] in ("PROMOTED", "ROLLED_BACK"), timeout_s)
     sys.stdout.write(f"{found['state']}: {found['reason']}\n")  # pytest -s shows them
     return found
