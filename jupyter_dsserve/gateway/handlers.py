@@ -109,9 +109,21 @@ class Handler(RequestHandler):
         self._let_page_read()
         if self.request.method == "OPTIONS":  # a browser asks it without a key
             return
-        if not self.is_open:
-            self._check_key()
+        try:
+            if not self.is_open:
+                self._check_key()
+        except DSServeError as fault:
+            self.refuse(fault)
         self._check_size(int(self.request.headers.get("Content-Length", 0)))
+
+    def refuse(self, fault: DSServeError | HTTPError) -> None:
+        """Of `prepare`: raises ``fault``, but once the request has been read to its end. Answered before, Tornado ends
+        the connection, and this answer or the next may be lost. The first fault holds."""
+
+        def raising(*_: str) -> None:
+            raise fault
+
+        self.__dict__.setdefault(str(self.request.method).lower(), raising)  # which Tornado calls then
 
     def data_received(self, chunk: bytes) -> None:
         """Keep the body up to one byte over the limit: an error can only be answered once it has all come."""
@@ -258,4 +270,4 @@ class UnknownPath(Handler):
     is_open = True
 
     def prepare(self) -> None:
-        raise HTTPError(404)
+        self.refuse(HTTPError(404))

@@ -84,7 +84,7 @@ class OneModel(OpenAIHandler):
 class UnknownOpenAIPath(OpenAIHandler):
     def prepare(self) -> None:
         super().prepare()
-        raise HTTPError(404)
+        self.refuse(HTTPError(404))
 
 
 @dataclass(frozen=True, slots=True)

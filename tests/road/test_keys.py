@@ -304,3 +304,26 @@ async def test_the_command_prints_a_new_key_alone_and_lists_and_revokes(gateway:
     code, _, said = await run("create")
     assert code == 1
     assert "say what to do" in said
+
+
+@pytest.mark.parametrize("num_pieces", [0, 10])
+@pytest.mark.parametrize(("path", "status"), [("/v1/completions", 401), ("/v1/no", 401), ("/no", 404)])
+async def test_a_caller_that_is_refused_hears_so_however_late_its_body_comes(
+    gateway: Gateway, path: str, status: int, num_pieces: int
+) -> None:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    for _ in range(2):  # on one connection, which goes on
+        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer wrong\r\n"
+        writer.write(f"{head}Content-Length: {100 * num_pieces}\r\n\r\n".encode())
+        await asyncio.sleep(0.05)
+        for _ in range(num_pieces):
+            writer.write(b"x" * 100)
+            await writer.drain()
+            await asyncio.sleep(0.001)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+        length = re.search(rb"Content-Length: (\d+)", answer)
+        assert length
+        await reader.readexactly(int(length[1]))
+    writer.close()
