@@ -12,6 +12,14 @@ from jupyter_dsserve.protocol.config import GatewayConfig
 from tests.postgres import Postgres, programs, running
 from tests.support import Caller
 
+# What a test wants printed after all of them.
+TABLE = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(TABLE, []):
+        terminalreporter.write_line(line)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", metavar="DIR", help="where the browser tests leave their pictures")
