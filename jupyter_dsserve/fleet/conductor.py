@@ -285,8 +285,10 @@ class Conductor:
 
     async def _conduct(self, deployment: str, performance: _Performance) -> None:
         tick_s, last = min(performance.rollout.spec.block_s, _MAX_TICK_S), time.monotonic()
-        while not performance.rollout.is_over:
+        while True:
             await asyncio.sleep(tick_s)
+            if performance.rollout.is_over:  # by hand, perhaps, and perhaps just now
+                return
             now = time.monotonic()
             try:
                 await self._turn(deployment, performance, min(now - last, _LATE_TICKS * tick_s))

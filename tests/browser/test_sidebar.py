@@ -111,6 +111,7 @@ def choose(page: Page, of: str, label: str) -> None:
 def dress(page: Page, theme: str) -> None:
     run(page, "apputils:change-theme", theme=f"JupyterLab {theme}")
     page.locator(f"body[data-jp-theme-name='JupyterLab {theme}']").wait_for(state="attached")
+    page.locator("#jupyterlab-splash").wait_for(state="detached")  # it lies over the page while a theme loads
 
 
 def copied(page: Page) -> str:

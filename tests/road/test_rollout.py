@@ -116,6 +116,15 @@ async def test_a_candidate_that_is_no_slower_is_loaded_promoted_and_the_old_one_
     assert {m["name"] for m in status["measures"]} == {"error rate", "first-token latency", "per-token latency"}
 
 
+async def test_a_candidate_that_is_taken_back_before_its_first_step_gets_no_traffic(caller: Caller) -> None:
+    await two(caller)
+    await begin(caller, block_s=0.5)
+    assert (await caller.post(f"{ROLLOUT}/rollback")).json()["state"] == "ROLLED_BACK"
+    await asyncio.sleep(1.0)  # the look that was due comes, and finds that it is over
+    assert await weights(caller) == {"v1": 100}
+    assert await kinds(caller) == ["rollout_started", "rollout_rolled_back"]
+
+
 async def test_a_candidate_that_fails_more_often_is_rolled_back(caller: Caller) -> None:
     await two(caller, f"{STABLE},fail_rate=0.3")
     async with traffic(caller):
