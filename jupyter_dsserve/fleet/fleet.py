@@ -292,6 +292,7 @@ class Fleet:
         if found.is_resting:
             self._wake(found, "it is loaded")
         if found.is_wanted and not found.failure:
+            self._supervisor.start(found)  # a worker that was given up may be tried again
             return found
         found.is_wanted, found.failure = True, ""
         self._supervisor.start(found)
@@ -300,6 +301,7 @@ class Fleet:
 
     async def unload(self, deployment: str, version: str) -> Version:
         """Move its traffic away, drain it and end its workers, in the background. It stays registered."""
+        self._refuse_while_stopping()
         found = self.version(deployment, version)
         self._conductor.refuse_during(deployment, f"unload {version}", version)
         self._take_down(found)
@@ -309,6 +311,7 @@ class Fleet:
 
     async def delete(self, deployment: str, version: str) -> VersionStatus:
         """Unload and forget; how it stands now. The name is free again once its workers have ended."""
+        self._refuse_while_stopping()
         found = self.version(deployment, version)
         self._conductor.refuse_during(deployment, f"delete {version}", version)
         if not found.is_deleted:
@@ -348,7 +351,8 @@ class Fleet:
             self._registry.forget_deployment(deployment.name)
 
     async def _save(self, version: Version) -> None:
-        if not version.is_deleted:
+        # At the stop nothing is wanted any more, and that is not what the next start is to find.
+        if not (version.is_deleted or self._is_stopping):
             await self._written(self._registry.save_version(_row(version)))
 
     async def _written(self, writing: Awaitable[None]) -> None:
@@ -416,7 +420,10 @@ class Fleet:
         """Keep so many workers up from now on; 0 puts the version to rest. Raises `Conflict` if so many never fit."""
         if num_replicas > version.num_replicas:
             await self._admission.check(version, num_replicas)
-        if num_replicas == version.num_wanted or not version.is_wanted:
+        if not version.is_wanted:
+            return
+        if num_replicas == version.num_wanted:
+            self._supervisor.start(version)  # a worker that was given up may be tried again
             return
         text = f"from {version.num_wanted} workers to {num_replicas}" + (f": {why}" if why else "")
         self._record("scaled" if num_replicas else "resting", version, "", text)
@@ -639,8 +646,7 @@ class Fleet:
                 for replica in version.replicas:
                     replica.breaker.settings = found.road.breaker
                 version.announce()
-            self._registry.save_route(deployment, found.route)  # its row may not be there yet
-            await self._written(self._registry.save_policy(deployment, policy.to_json()))
+            await self._written(self._registry.save_policy(deployment, policy.to_json(), found.route))
         return policy
 
     async def answer(self, call: Call, requests: Sequence[Request], check: Callable[[Version], None]) -> Answering:

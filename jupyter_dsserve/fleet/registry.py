@@ -195,12 +195,11 @@ class Registry:
             f"the route of {deployment}", lambda db: _upsert(db, _deployments, {"name": deployment}, values)
         )
 
-    def save_policy(self, deployment: str, policy: Mapping[str, Any]) -> asyncio.Future[None]:
-        """Of a deployment that has a route already."""
-        which = _deployments.c.name == deployment
+    def save_policy(self, deployment: str, policy: Mapping[str, Any], route: Route) -> asyncio.Future[None]:
+        """With the route as it is now: the deployment may not be written yet."""
+        values = {"weights": dict(route.weights), "revision": route.revision, "policy": dict(policy)}
         return self._write(
-            f"the policy of {deployment}",
-            lambda db: db.execute(_deployments.update().where(which).values(policy=dict(policy))),
+            f"the policy of {deployment}", lambda db: _upsert(db, _deployments, {"name": deployment}, values)
         )
 
     def save_rollout(self, deployment: str, state: Mapping[str, Any]) -> asyncio.Future[None]:

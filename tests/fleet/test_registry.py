@@ -50,7 +50,7 @@ async def test_versions_routes_and_events_are_there_again(url: sa.URL) -> None:
         registry.add_event(event)
     registry.save_route("demo", Route({"v1": 100}, 1))
     registry.save_route("demo", Route({"v1": 90, "v2": 10}, 2))
-    registry.save_policy("demo", {"max_queue": 5})
+    registry.save_policy("demo", {"max_queue": 5}, Route({"v1": 90, "v2": 10}, 2))
     registry.save_rollout("demo", {"step": 1})
     registry.save_rollout("demo", {"step": 2})
     await registry.save_version(ROW)
@@ -61,6 +61,18 @@ async def test_versions_routes_and_events_are_there_again(url: sa.URL) -> None:
     assert stored.rollouts == {"demo": {"step": 2}}
     assert stored.routes == {"demo": Route({"v1": 90, "v2": 10}, 2)}
     assert stored.events == events[-10:]
+
+
+async def test_a_policy_that_is_written_before_its_route_is_kept(url: sa.URL) -> None:
+    """As it happens when the disk was full for the first of two routes."""
+    registry = opened(url)
+    registry.open(10)
+    registry.save_policy("demo", {"max_queue": 5}, Route({"v1": 100}, 1))
+    await registry.save_route("demo", Route({"v1": 90, "v2": 10}, 2))
+    registry.close()
+    stored = opened(url).open(10)
+    assert stored.policies == {"demo": {"max_queue": 5}}
+    assert stored.routes == {"demo": Route({"v1": 90, "v2": 10}, 2)}
 
 
 async def test_what_is_forgotten_is_gone(url: sa.URL) -> None:
@@ -188,7 +200,7 @@ async def test_what_a_kill_left_of_a_deleted_deployment_is_gone(url: sa.URL) -> 
     for name in ("demo", "other"):
         registry.save_version(replace(ROW, deployment=name))
         registry.save_route(name, Route({"v1": 100}, 1))
-        registry.save_policy(name, {"rate": 5})
+        registry.save_policy(name, {"rate": 5}, Route())
         registry.save_rollout(name, {"step": 1})
     await registry.forget_version("demo", "v1")  # and then the gateway was killed
     registry.close()

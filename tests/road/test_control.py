@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
+from jupyter_dsserve.protocol.errors import Unavailable
 from tests.engine.test_loop import toy_text
 from tests.support import Caller, Command, until, worker_pids
 
@@ -446,3 +447,29 @@ async def test_history_is_what_is_remembered_while_the_registry_cannot_be_read(
 
     sa.event.listen(gateway.fleet._registry._engine, "begin", broken)
     assert (await caller.get("/api/history?deployment=demo")).json()[0]["kind"] == "registered"
+
+
+async def test_what_is_asked_during_the_stop_is_refused_and_the_next_start_finds_what_ran(data_dir: Path) -> None:
+    config = GatewayConfig(data_dir, port=0, drain_s=5)
+    gateway = Gateway(config)
+    await gateway.start()
+    async with Caller(gateway.url, gateway.admin_key) as caller:
+        for version in ("v1", "v2"):
+            await caller.load("demo", version, "toy:step_s=0.02")
+        await caller.put("/api/deployments/demo/route", json={"weights": {"v1": 90, "v2": 10}})
+        answering = asyncio.create_task(caller.complete(max_tokens=50))
+        await until(lambda: gateway.fleet.in_flight)
+        stopping = asyncio.create_task(gateway.stop())
+        await until(lambda: gateway.fleet.version("demo", "v1").state == "DRAINING")
+        for verb in (gateway.fleet.unload, gateway.fleet.delete):
+            with pytest.raises(Unavailable, match="stopping"):
+                await verb("demo", "v2")
+        assert (await answering).status_code == 200
+        await stopping
+    again = Gateway(config)
+    await again.start()
+    try:
+        assert again.fleet.deployment("demo").route.weights == {"v1": 90, "v2": 10}
+        await until(lambda: again.fleet.deployment("demo").ready == {"v1", "v2"})
+    finally:
+        await again.stop()

@@ -85,7 +85,7 @@ async def test_a_first_load_that_dies_is_failed_with_its_reason_and_can_be_tried
     assert (await caller.version("demo", "v1"))["state"] in ("QUEUED", "LOADING")
 
 
-async def test_a_version_serves_on_with_the_replicas_that_are_left(
+async def test_a_version_serves_on_with_the_replicas_that_are_left_until_it_is_loaded_again(
     caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "MAX_RESTARTS", 0)
@@ -96,7 +96,12 @@ async def test_a_version_serves_on_with_the_replicas_that_are_left(
     os.kill(both["replicas"][0]["pid"], signal.SIGKILL)
     left = await until(lambda: caller.version("demo", "v1"), lambda v: len(v["replicas"]) == 1)
     assert left["state"] == "READY"
-    os.kill(left["replicas"][0]["pid"], signal.SIGKILL)
+    await caller.post("/api/deployments/demo/versions/v1/load")
+    both = await until(
+        lambda: caller.version("demo", "v1"), lambda v: [r["state"] for r in v["replicas"]] == ["READY", "READY"]
+    )
+    for replica in both["replicas"]:
+        os.kill(replica["pid"], signal.SIGKILL)
     assert (await caller.settled("demo", "v1", "FAILED"))["replicas"] == []
     await caller.post("/api/deployments/demo/versions/v1/load")
     await until(
