@@ -117,13 +117,15 @@ class ForwardHandler(_Handler):
         # As it came: Tornado's own path argument is decoded, and `a%2Fb` must not become two segments.
         path = self.request.path[len(url_path_join(self.base_url, "dsserve/")) :]
         keeper, end = self.extension.keeper, time.monotonic() + self.extension.start_wait_s
-        if (path.startswith(_LOOKING) or self.is_stranger) and not keeper.running():
-            state = keeper.status().state.value
-            raise HTTPError(503, f"the gateway is {state}: it starts when a model is loaded or asked")
+        may_start = not (path.startswith(_LOOKING) or self.is_stranger)
         while True:
-            address = await self.address(max(0.0, end - time.monotonic()))
+            # Each time anew: one that drains is still told of, but hears nothing, and may be gone at the next turn.
+            found = await self.address(max(0.0, end - time.monotonic())) if may_start else keeper.running()
+            if not found:
+                state = keeper.status().state.value
+                raise HTTPError(503, f"the gateway is {state}: it starts when a model is loaded or asked")
             try:
-                return await self.extension.forwarder.send(self.request, path, address)
+                return await self.extension.forwarder.send(self.request, path, found)
             except aiohttp.ClientError as fault:  # it has just ended
                 was_not_sent = isinstance(fault, aiohttp.ClientConnectorError)
                 if time.monotonic() > end or not (was_not_sent or self.request.method in ("GET", "HEAD")):

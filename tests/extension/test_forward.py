@@ -7,13 +7,21 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock, Mock
 
+import aiohttp
 import httpx
 import pytest
 from openai import AsyncOpenAI
+from tornado.web import HTTPError
 
 from jupyter_dsserve.data_dir import DataDir
+from jupyter_dsserve.extension.handlers import ForwardHandler
+from jupyter_dsserve.protocol.records import GatewayAddress, GatewayState, GatewayStatus
 from tests.engine.test_loop import toy_text
 from tests.support import Caller, Json, JupyterServer, until
 
@@ -146,6 +154,33 @@ async def test_calls_wait_while_the_gateway_starts_and_looking_does_not_start_it
             answers = await asyncio.gather(*(caller.get("/v1/models") for _ in range(5)))
             assert [a.status_code for a in answers] == [200] * 5
             assert len(server.processes()) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "is_stranger"),
+    [("/dsserve/api/status", "GET", False), ("/dsserve/v1/models", "GET", True), ("/dsserve/v1/x", "POST", True)],
+)
+async def test_looking_at_a_gateway_that_ends_meanwhile_does_not_start_another(
+    path: str, method: str, is_stranger: bool
+) -> None:
+    """It drains: its address still stands in the lock file, but nobody listens there; then the lock is free."""
+
+    keeper = Mock(address=AsyncMock(side_effect=AssertionError("it was started")))
+    keeper.running.side_effect = chain([GatewayAddress("http://127.0.0.1:1", "key")], repeat(None))
+    keeper.status.return_value = GatewayStatus(GatewayState.OFF)
+
+    async def refused(*_: object) -> None:
+        raise aiohttp.ClientConnectorError(Mock(), OSError("refused"))
+
+    extension = SimpleNamespace(keeper=keeper, start_wait_s=5.0, forwarder=SimpleNamespace(send=refused))
+    request = SimpleNamespace(path=path, method=method)
+    handler: Any = SimpleNamespace(
+        request=request, base_url="/", extension=extension, is_stranger=is_stranger, address=keeper.address
+    )
+    with pytest.raises(HTTPError) as fault:
+        await ForwardHandler._ask(handler)
+    assert fault.value.status_code == 503
+    assert "OFF" in str(fault.value.log_message)
 
 
 async def test_calls_say_that_it_is_still_starting_when_their_time_is_over(home: Path) -> None:
