@@ -65,12 +65,13 @@ async def test_versions_routes_and_events_are_there_again(url: sa.URL) -> None:
 
 async def test_a_policy_that_is_written_before_its_route_is_kept(url: sa.URL) -> None:
     """As it happens when the disk was full for the first of two routes."""
-    registry = opened(url)
+    registry = Registry(url)
     registry.open(10)
+    registry.save_version(ROW)
     registry.save_policy("demo", {"max_queue": 5}, Route({"v1": 100}, 1))
     await registry.save_route("demo", Route({"v1": 90, "v2": 10}, 2))
     registry.close()
-    stored = opened(url).open(10)
+    stored = opened(url)
     assert stored.policies == {"demo": {"max_queue": 5}}
     assert stored.routes == {"demo": Route({"v1": 90, "v2": 10}, 2)}
 
