@@ -13,7 +13,14 @@ from jupyter_dsserve.fleet.breaker import Breaker, BreakerSettings, Door, Outcom
 from jupyter_dsserve.fleet.router import estimated_tokens
 from jupyter_dsserve.protocol import codec
 from jupyter_dsserve.protocol import worker_pb2 as pb
-from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, EngineFailure, ReplicaLost, Unavailable
+from jupyter_dsserve.protocol.errors import (
+    Conflict,
+    DeadlineExceeded,
+    DSServeError,
+    EngineFailure,
+    ReplicaLost,
+    Unavailable,
+)
 from jupyter_dsserve.protocol.records import ReplicaStatus, VersionState
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
 from jupyter_dsserve.protocol.tensors import ModelInfo
@@ -205,10 +212,12 @@ class Replica:
         """The answer in chunks; the last one has a finish reason. Leaving early aborts the request on the worker.
 
         ``first_token_s``: how many seconds it may take to begin; 0 is any. Raises `Unavailable` if the replica is not
-        READY.
+        READY, `Conflict` if a request with its id runs there already.
         """
         if self.state is not _READY:
             raise Unavailable(f"the worker {self.id} is {self.state.value} and takes no requests")
+        if request.id in self._in_flight:  # the one before would never hear again
+            raise Conflict(f"a request {request.id!r} runs on {self.id} already: give each one its own id")
         command = codec.submit(request)
         num_prompt, num_answer = estimated_tokens(request)
         outstanding = num_prompt + num_answer

@@ -162,6 +162,7 @@ class Version:
         started = time.monotonic()
         first_token_s: float | None = None
         lost: Replica | None = None
+        watch: Watch | None = None
         queued_s = 0.0
         has_waited = False  # so that less of its time is left
         has_told = False  # the caller something: then nobody else can answer any more
@@ -174,7 +175,8 @@ class Version:
                     replica = await self._wait(request, started, lost)
                     has_waited, queued_s = True, time.monotonic() - started
                 is_lost = False
-                watch = self.watch and self.watch(request, replica.in_flight, started)
+                if self.watch and not lost:  # once, whoever answers in the end: a mirror copies what it is told of
+                    watch = self.watch(request, replica.in_flight, started)
                 asked = later(request, time.monotonic() - started) if has_waited else request
                 async with aclosing(replica.generate(asked, self.road.policy.first_token_timeout_s)) as chunks:
                     async for chunk in chunks:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.protocol import codec
 from jupyter_dsserve.protocol import worker_pb2 as pb
-from jupyter_dsserve.protocol.errors import ReplicaLost
+from jupyter_dsserve.protocol.errors import Conflict, ReplicaLost
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, SamplingParams
 from jupyter_dsserve.protocol.tensors import ModelInfo
 
@@ -112,3 +114,12 @@ def sent(replica: Replica) -> list[pb.ToWorker]:
         if command := replica.commands.get_nowait():
             commands.append(command)
     return commands
+
+
+async def test_an_id_that_runs_already_is_refused_and_the_one_before_is_answered() -> None:
+    replica = ready()
+    first, second = ask(replica, Request("r", "hello")), ask(replica, Request("r", "again"))
+    with pytest.raises(Conflict, match="'r' runs on demo@v1#0 already"):
+        await asyncio.wait_for(second, 1)
+    replica.receive(step(1, Chunk("r", "a", 1, FinishReason.STOP)), 0.0)
+    assert [c.text for c in await asyncio.wait_for(first, 1)] == ["a"]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from jupyter_dsserve.fleet.observations import Watch
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.protocol import codec
+from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.errors import Unavailable
 from jupyter_dsserve.protocol.policy import Policy
 from jupyter_dsserve.protocol.records import Origin, VersionState
-from jupyter_dsserve.protocol.request import Request
+from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
 SHORT = Request("r", "hello")
@@ -91,3 +96,27 @@ def test_how_many_the_others_may_take_over_is_the_budget_and_none_if_there_are_n
     assert made.num_spare(first) == 1
     second.trouble = "silent for 3.0 s"
     assert made.num_spare(first) == 0
+
+
+async def test_a_request_that_another_replica_answers_in_the_end_is_watched_once() -> None:
+    made = version(2)
+    told: list[tuple[str, int]] = []
+    watch = Watch(SHORT, 0, 0.0, lambda _watch, _seen: None, keeps_text=True)
+
+    def begun(request: Request, in_flight: int, _started: float) -> Watch:
+        told.append((request.id, in_flight))
+        return watch
+
+    made.watch = begun
+
+    async def ask() -> str:
+        return "".join([chunk.text async for chunk in made.generate(SHORT)])
+
+    asking = asyncio.create_task(ask())
+    await asyncio.sleep(0)
+    next(r for r in made.replicas if r.in_flight).lost()
+    await asyncio.sleep(0.01)
+    output = pb.StepOutput(chunks=[codec.chunk_to_pb(Chunk("r", "a", 1, FinishReason.STOP))])
+    next(r for r in made.replicas if r.in_flight).receive(pb.FromWorker(output=output), 0.0)
+    assert await asyncio.wait_for(asking, 1) == watch.text == "a"
+    assert told == [("r", 0)]
