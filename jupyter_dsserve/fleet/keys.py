@@ -76,6 +76,11 @@ class Grant:
             asked = ", ".join(self.key.deployments or ())
             raise NotFound(f"model {model!r} is not one that this key may ask: it may ask {asked}", param="model")
 
+    def missing(self, model: str) -> NotFound:
+        """Of a model on the key's list that does not exist (any more, or yet)."""
+        asked = ", ".join(self.key.deployments or ())
+        return NotFound(f"model {model!r} is not a deployment here now: this key may ask {asked}", param="model")
+
     def limited(self, requests: Sequence[Request]) -> Sequence[Request]:
         """With the key's own priority, where theirs would go before it."""
         if all(r.priority >= self.key.priority for r in requests):
@@ -132,12 +137,19 @@ class Reservation:
         self._came: dict[int, int] = defaultdict(int)  # tokens by answer
         self._said: dict[int, int] = {}  # those of its usage, by answer
 
+    def begin(self) -> None:
+        """The call goes to the fleet: from here on its prompt counts, though its caller leave before any answer."""
+        self._has_begun = True
+
+    def refused(self) -> None:
+        """The fleet does not answer: nothing counts."""
+        self._has_begun = False
+
     def counted(self, numbered: Numbered) -> Numbered:
         """The same chunks, whose tokens are counted if the key has a limit of them."""
         return self._counted(numbered) if self._grant.key.tokens_per_min else numbered
 
     async def _counted(self, numbered: Numbered) -> Numbered:
-        self._has_begun = True
         async with aclosing(numbered):
             async for number, chunk in numbered:
                 self._came[number] += chunk.num_tokens

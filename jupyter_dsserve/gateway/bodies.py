@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from jupyter_dsserve.fleet.autoscale import AutoscaleSettings
 from jupyter_dsserve.fleet.rollout import RolloutSpec
@@ -45,7 +45,16 @@ NumReplicas = Annotated[int, Field(ge=1, le=64)]
 
 
 FactName = Annotated[str, Field(min_length=1, max_length=100)]
-Fact = Annotated[str, Field(max_length=1000)] | int | float | bool | None
+
+
+def _writable(fact: object) -> object:
+    """Whole numbers of more than 64 bits cannot be told again in JSON, and as a float they would be others."""
+    if isinstance(fact, int) and not -(2**63) <= fact < 2**64:
+        raise ValueError("give a whole number of at most 64 bits, or a string")
+    return fact
+
+
+Fact = Annotated[Annotated[str, Field(max_length=1000)] | int | float | bool | None, BeforeValidator(_writable)]
 
 
 class LoadBody(Body):
@@ -531,7 +540,7 @@ class InputTensor(Body):
     """``data`` is nested as ``shape`` says, or flat."""
 
     name: str
-    shape: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    shape: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=64)]
     datatype: Literal[
         "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
     ]
@@ -556,7 +565,14 @@ class InputTensor(Body):
             raise self._refused(f"data has the shape {list(found.shape)}, not {self.shape}, which is what shape says")
         if not np.isfinite(found).all():
             raise self._refused("data has NaN or an infinity, which JSON does not know")
-        return Tensor.of(self.name, found.reshape(self.shape).astype(dtype))
+        with np.errstate(over="ignore"):
+            array = found.astype(dtype)
+        if not np.isfinite(array).all():
+            raise self._refused(f"data has numbers too large for {self.datatype}: send smaller ones")
+        try:
+            return Tensor.of(self.name, array.reshape(self.shape))
+        except ValueError as fault:
+            raise self._refused(f"an array of the shape {self.shape} cannot be: {fault}") from None
 
     def _refused(self, what: str) -> InvalidRequest:
         return InvalidRequest(f"input {self.name!r}: {what}", param=self.name)

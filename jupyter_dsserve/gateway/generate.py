@@ -15,7 +15,7 @@ from jupyter_dsserve.fleet.road import Call, Numbered
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway.bodies import PredictBody, Priority
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
-from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk, Request
 from jupyter_dsserve.protocol.spec import Task
 
@@ -56,10 +56,16 @@ async def start(
     if (priority := headers.get(PRIORITY_HEADER)) is not None:
         requests = [replace(request, priority=_priority(priority)) for request in requests]
     if grant := handler.grant:
-        grant.check(model)
+        handler.check_model(model)
         requests = grant.limited(requests)
         handler.reservation = grant.admit(requests, time.monotonic())
-    answering = await handler.fleet.answer(Call(model, user or "", headers), requests, checked)
+        handler.reservation.begin()
+    try:
+        answering = await handler.fleet.answer(Call(model, user or "", headers), requests, checked)
+    except DSServeError:
+        if handler.reservation:
+            handler.reservation.refused()
+        raise
     if handler.reservation:
         answering = replace(answering, chunks=handler.reservation.counted(answering.chunks))
     if answering.degraded:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
 from functools import wraps
 from http.client import responses
 from types import TracebackType
@@ -50,6 +52,23 @@ class Context:
 
 def is_number(text: str) -> bool:
     return text.isdecimal() and len(text) < 10
+
+
+def _json(value: object) -> bytes:
+    """Also whole numbers of more than 64 bits, which a registry may hold from before they were refused."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, default=_plain).encode()
+
+
+def _plain(value: Any) -> object:
+    """What orjson would make of it, for what the standard encoder does not know."""
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 H = TypeVar("H", bound="Handler")
@@ -196,16 +215,19 @@ class Handler(RequestHandler):
         return self.grant is None or self.grant.may_ask(deployment)
 
     def check_model(self, model: str) -> None:
-        """Raises `NotFound` for a model that the caller's key may not ask."""
+        """Raises `NotFound` for a model that the caller's key may not ask; and for one on its list that does not exist,
+        without the names of others."""
         if self.grant:
             self.grant.check(model)
+            if self.grant.key.deployments is not None and not self.fleet.has_deployment(model.partition("@")[0]):
+                raise self.grant.missing(model)
 
     # ---- answers
 
     def answer(self, value: object, status: int = 200) -> None:
         """Finish with JSON: a dataclass of ours, a list of them, or plain data."""
         self.set_status(status)
-        self.finish(orjson.dumps(value))
+        self.finish(_json(value))
 
     def error_body(self, error: DSServeError) -> dict[str, Any]:
         return {"error": {"type": type(error).__name__, "message": error.message, "param": error.param}}

@@ -120,6 +120,7 @@ async def test_what_was_reserved_and_not_used_comes_back() -> None:
 async def test_an_answer_that_its_caller_left_counts_with_what_came_of_it() -> None:
     limited = grant(tokens_per_min=100)
     call = limited.admit([asking(90)], 0.0)
+    call.begin()
     answer = call.counted(chunks(Chunk("r", "a", 30), Chunk("r", "b", 60)))
     await anext(answer)
     await answer.aclose()
@@ -144,6 +145,20 @@ def test_a_call_that_never_began_costs_no_tokens() -> None:
     limited = grant(tokens_per_min=100)
     limited.admit([asking(90)], 0.0).settle()
     limited.admit([asking(90)], 0.0)
+
+
+def test_a_caller_that_left_before_any_answer_pays_for_the_prompt_and_one_that_is_refused_pays_nothing() -> None:
+    limited = grant(tokens_per_min=100)
+    call = limited.admit([asking(90)], 0.0)
+    call.begin()
+    call.refused()
+    call.settle()
+    call = limited.admit([asking(90)], 0.0)
+    call.begin()
+    call.settle()
+    with pytest.raises(TooManyRequests):
+        limited.admit([asking(81)], 0.0)
+    limited.admit([asking(80)], 0.0)  # the prompt's 10 are used
 
 
 def test_a_refused_call_takes_nothing() -> None:

@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -391,6 +392,24 @@ async def test_a_version_says_who_registered_it_and_of_which_run_it_is(caller: C
     nested = {"name": "demo", "version": "v2", "model": FAST, "metadata": {"a": {"b": 1}}}
     refused = await caller.post("/api/deployments", json=nested)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "metadata.a")
+    for seed in (2**64, -(2**63) - 1, 10**400):
+        large = {"name": "demo", "version": "v2", "model": FAST, "metadata": {"seed": seed}}
+        refused = await caller.post("/api/deployments", json=large)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "metadata.seed")
+        assert "at most 64 bits" in refused.text
+
+
+async def test_a_number_too_large_for_the_encoder_that_was_stored_once_is_told_all_the_same(
+    caller: Caller, gateway: Gateway
+) -> None:
+    await caller.load("demo", "v1", FAST, metadata={"seed": 2**64 - 1})
+    version = gateway.fleet.version("demo", "v1")
+    facts = {"seed": 2**70}
+    version.origin = replace(version.origin, metadata=facts)
+    assert (await caller.get("/api/deployments/demo")).json()["versions"][0]["metadata"] == facts
+    [shown] = (await caller.get("/api/deployments")).json()
+    assert (shown["versions"][0]["metadata"], shown["versions"][0]["state"]) == (facts, "READY")
+    assert (await caller.get("/api/status")).status_code == (await caller.get("/api/export")).status_code == 200
 
 
 async def test_a_directory_that_changed_since_it_was_registered_is_not_loaded_as_that_version(

@@ -159,6 +159,34 @@ async def test_deployments_outside_the_list_do_not_exist_for_a_key(gateway: Gate
                 assert re.search(r"is not one that this key may ask: it may ask mine", answer.text), answer.text
 
 
+async def test_a_listed_deployment_that_does_not_exist_gives_no_other_names_away(
+    gateway: Gateway, caller: Caller
+) -> None:
+    await caller.load("secret-project", "v1", "toy:step_s=0")
+    async with await with_key(gateway, caller, deployments=["gone"]) as app:
+        for answer in (
+            await app.complete("gone"),
+            await app.complete("gone@v1"),
+            await app.get("/v1/models/gone"),
+            await app.get("/v2/models/gone"),
+            await app.get("/v2/models/gone/ready"),
+        ):
+            assert answer.status_code == 404
+            assert "is not a deployment here now: this key may ask gone" in answer.text
+            assert "secret" not in answer.text
+
+
+async def test_who_leaves_before_the_first_token_pays_for_the_prompt(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.2")
+    async with await with_key(gateway, caller, tokens_per_min=1000) as app:
+        [grant] = gateway.fleet.held_keys.grants()
+        asked = asyncio.create_task(app.complete(prompt="x" * 2400, max_tokens=50))
+        await until(lambda: gateway.fleet.in_flight)
+        asked.cancel()
+        await until(lambda: grant.in_flight == 0)
+        assert (await app.complete(prompt="x" * 2400, max_tokens=50)).status_code == 429
+
+
 async def test_limits_of_a_key_are_openais_429_and_no_other_keys(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0")
     new = await made(caller, rate=0.01, burst=2)
