@@ -119,6 +119,7 @@ class Handler(RequestHandler):
         self.caller_left = False
         self._kept: dict[str, str] = {}
         self._body = bytearray()
+        self._is_refused = False
 
     def set_default_headers(self) -> None:
         self.set_header("Content-Type", "application/json")
@@ -142,10 +143,14 @@ class Handler(RequestHandler):
         def raising(*_: str) -> None:
             raise fault
 
+        self._is_refused = True
         self.__dict__.setdefault(str(self.request.method).lower(), raising)  # which Tornado calls then
 
     def data_received(self, chunk: bytes) -> None:
-        """Keep the body up to one byte over the limit: an error can only be answered once it has all come."""
+        """Keep the body up to one byte over the limit: an error can only be answered once it has all come. Of a
+        refused request nothing is kept: nobody reads it, and it may have come without a key."""
+        if self._is_refused:
+            return
         self._body += chunk[: self.context.max_body_bytes + 1 - len(self._body)]
 
     def body(self, kind: type[B]) -> B:

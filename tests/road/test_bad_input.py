@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from jupyter_dsserve.gateway import control, generate, openai
+from jupyter_dsserve.gateway.handlers import Handler
 from jupyter_dsserve.gateway.server import Gateway
 from tests.support import Caller
 
@@ -210,6 +211,17 @@ async def test_a_chunked_body_over_the_limit_is_answered_413_too(served: Caller)
     answer = await served.post("/v1/completions", content=chunks())
     assert answer.status_code == 413
     assert "100000" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/completions", 401), ("/v1/nothing", 401), ("/nothing", 404)])
+async def test_of_a_refused_request_no_body_is_kept(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, path: str, status: int
+) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(Handler, "on_finish", lambda handler: kept.append(len(handler._body)))
+    async with Caller(gateway.url, "dsk_wrong") as stranger:
+        assert (await stranger.post(path, content=b"x" * 50_000)).status_code == status
+    assert kept == [0]
 
 
 def every_route() -> list[str]:
