@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_WAITING = ("route", "unload", "delete")  # what is done only once the deployment's versions are READY
+
 
 class Applier:
     """One goal at a time. ``status`` is the last one's."""
@@ -74,7 +76,7 @@ class Applier:
         fleet = self._fleet
         return {
             "register": self._register,
-            "load": lambda c, _: fleet.load(c.deployment, c.version),
+            "load": self._load,
             "scale": lambda c, goal: fleet.scale(c.deployment, c.version, _wanted(c, goal).num_replicas or 1),
             "autoscale": self._autoscale,
             "set": self._register,
@@ -93,6 +95,17 @@ class Applier:
         await self._fleet.register(
             change.deployment, change.version, wanted.spec, num_replicas, wanted.origin, settings
         )
+
+    async def _load(self, change: Change, _: Goal) -> None:
+        """Raises `Conflict` if it would wait for memory of what is to end only once it is READY."""
+        changes = self.status.changes
+        waits = (i for i, c in enumerate(changes) if c.kind in _WAITING and c.deployment == change.deployment)
+        later = changes[next(waits, len(changes)) :]
+        if leaving := [f"{c.deployment}@{c.version}" for c in later if c.kind in ("unload", "delete")]:
+            found = self._fleet.version(change.deployment, change.version)
+            remedy = f"{', '.join(leaving)} would end once it is READY: activate it with the strategy recreate first"
+            await self._fleet.refuse_unless_beside(found, leaving, remedy)
+        await self._fleet.load(change.deployment, change.version)
 
     async def _autoscale(self, change: Change, goal: Goal) -> None:
         limits = _wanted(change, goal).settings["autoscale"]

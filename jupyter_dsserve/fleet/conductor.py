@@ -18,7 +18,7 @@ from jupyter_dsserve.fleet.rollout import Rollout, RolloutSpec, Verdict, Verdict
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.fleet.scoring import Sample, Scoring
 from jupyter_dsserve.fleet.version import Version
-from jupyter_dsserve.protocol.errors import Conflict, DSServeError, NotFound, Unavailable
+from jupyter_dsserve.protocol.errors import Conflict, NotFound, Unavailable
 from jupyter_dsserve.protocol.records import RolloutState, RolloutStatus, VersionState
 from jupyter_dsserve.protocol.request import Request
 
@@ -82,7 +82,9 @@ class Conductor:
                 self._fleet.events.record(time.time(), "rollout_lost", deployment=deployment, reason=why)
 
     def _go_on(self, deployment: str, rollout: Rollout) -> None:
-        self._perform(deployment, rollout)
+        performance = self._perform(deployment, rollout)
+        if not rollout.is_over:
+            self._spawn(self._conduct(deployment, performance))
         # The route is written on its own: a crash may have come between the two.
         if rollout.is_loaded and not rollout.is_over:
             self._set_weights(deployment, rollout.weights)
@@ -118,16 +120,20 @@ class Conductor:
             )
         rollout = Rollout.begun(spec, others[0], deployment.route.weights, time.time())
         last = self._performances.get(deployment.name)
-        self._perform(deployment.name, rollout)  # before anything is waited for: two at once are one too many
+        performance = self._perform(deployment.name, rollout)  # before any wait: two at once are one too many
         try:
             await self._fleet.load(deployment.name, spec.candidate)
-        except DSServeError as refusal:
-            self._end(deployment.name, RolloutState.ROLLED_BACK, refusal.message)
-            if last:
-                self._performances[deployment.name] = last
-            else:
-                del self._performances[deployment.name]
+        except BaseException as fault:
+            if not performance.rollout.is_over:  # else it was taken back meanwhile, and another may have begun
+                self._end(deployment.name, RolloutState.ROLLED_BACK, str(fault))
+                if last:
+                    self._performances[deployment.name] = last
+                else:
+                    del self._performances[deployment.name]
             raise
+        if performance.rollout.is_over:
+            return
+        self._spawn(self._conduct(deployment.name, performance))  # not before: a failure of an earlier load is gone now
         self._record(deployment.name, "rollout_started", f"instead of {rollout.stable}, {_listed(spec)}")
         await self._saved(deployment.name)
 
@@ -164,7 +170,8 @@ class Conductor:
 
     async def rollback(self, deployment: Deployment) -> None:
         """End the rollout that runs. Without one: back to the weights before the last change of the route, at once if
-        their versions are READY, else as soon as they are. Raises `Conflict` if there is nothing to go back to."""
+        their versions are READY, else as soon as they are. Raises `Conflict` if there is nothing to go back to, while a
+        swap runs, and if there is no memory for them beside those that serve."""
         if self._is_running(deployment.name):
             await self._roll_back(deployment.name, "by hand")
             return
@@ -176,13 +183,23 @@ class Conductor:
             )
         _refuse_while_activating(deployment)
         missing = [v for v in (self._fleet.version(deployment.name, name) for name in before) if not v.is_ready]
-        for version in missing:
-            await self._fleet.load(deployment.name, version.name)
-        if missing:
-            deployment.activating = missing[0].name
-            self._spawn(self._go_back_when_ready(deployment, before, missing))
-        else:
+        if not missing:
             await self._go_back(deployment, before, leaves=False)
+            return
+        deployment.activating = missing[0].name  # before anything is waited for: two at once are one too many
+        is_left = True
+        try:
+            served = {version.id for version in deployment.served}
+            for version in missing:
+                remedy = "to end those that serve first, activate it with the strategy recreate"
+                await self._fleet.refuse_unless_beside(version, served, remedy)
+            for version in missing:
+                await self._fleet.load(deployment.name, version.name)
+            self._spawn(self._go_back_when_ready(deployment, before, missing))
+            is_left = False
+        finally:
+            if is_left:
+                deployment.activating = ""
 
     def status(self, deployment: str) -> RolloutStatus | None:
         """The rollout that runs, or the last one."""
@@ -251,18 +268,19 @@ class Conductor:
 
     # ---- the performance
 
-    def _perform(self, deployment: str, rollout: Rollout) -> None:
-        performance = self._performances[deployment] = _Performance(rollout)
-        if rollout.is_over:
-            return
-        candidate = self._fleet.version(deployment, rollout.spec.candidate)
-        if rollout.step < 0:
-            performance.mirror = Mirror(candidate, rollout.spec.mirror)
-        if rollout.spec.has_check:
-            performance.scoring = Scoring(rollout.stable, rollout.spec.candidate)
-        for side, name in enumerate((rollout.stable, rollout.spec.candidate)):
-            self._fleet.version(deployment, name).watch = partial(self._watch, performance, side)
-        self._spawn(self._conduct(deployment, performance))
+    def _perform(self, deployment: str, rollout: Rollout) -> _Performance:
+        """`_conduct` is to follow, unless it is over. Raises `NotFound`, and then nothing has changed."""
+        performance = _Performance(rollout)
+        if not rollout.is_over:
+            stable, candidate = (self._fleet.version(deployment, v) for v in (rollout.stable, rollout.spec.candidate))
+            if rollout.step < 0:
+                performance.mirror = Mirror(candidate, rollout.spec.mirror)
+            if rollout.spec.has_check:
+                performance.scoring = Scoring(rollout.stable, rollout.spec.candidate)
+            for side, version in enumerate((stable, candidate)):
+                version.watch = partial(self._watch, performance, side)
+        self._performances[deployment] = performance
+        return performance
 
     def _watch(self, performance: _Performance, side: int, request: Request, in_flight: int, started: float) -> Watch:
         keeps_text = performance.scoring is not None or performance.mirror is not None
@@ -394,12 +412,18 @@ class Conductor:
             for version in missing:
                 if await version.settled() is not VersionState.READY:
                     reason = version.failure or "it was unloaded"
-                    why = f"{version.id} is {version.state.value}: {reason}; the route stays"
-                    self._fleet.events.record(time.time(), "rollback_failed", deployment=deployment.name, reason=why)
+                    self._record_stay(deployment, f"{version.id} is {version.state.value}: {reason}")
                     return
+            if lost := deployment.lost(before):  # while others were waited for
+                self._record_stay(deployment, lost)
+                return
             await self._go_back(deployment, before, leaves=True)
         finally:
             deployment.activating = ""
+
+    def _record_stay(self, deployment: Deployment, why: str) -> None:
+        why += "; the route stays"
+        self._fleet.events.record(time.time(), "rollback_failed", deployment=deployment.name, reason=why)
 
     async def _go_back(self, deployment: Deployment, before: Mapping[str, float], *, leaves: bool) -> None:
         """``leaves``: what has no weight any more drains and stops, as it did when those came that now leave."""
@@ -410,7 +434,8 @@ class Conductor:
         self._fleet.events.record(time.time(), "rolled_back", deployment=deployment.name, reason=f"to {shares}")
         await self._saved(deployment.name)
         for name in now.keys() - before.keys() if leaves else ():
-            await self._fleet.unload(deployment.name, name)
+            if name in deployment.versions:  # or it was deleted while we waited
+                await self._fleet.unload(deployment.name, name)
 
     # ---- inside
 

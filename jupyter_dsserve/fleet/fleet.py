@@ -95,6 +95,17 @@ class Deployment:
         """Those that can answer: one that rests comes when it is asked."""
         return {v.name for v in self.versions.values() if v.can_answer}
 
+    @property
+    def served(self) -> list[Version]:
+        """Those with weight."""
+        return [self.versions[name] for name in self.route.weights if name in self.versions]
+
+    def lost(self, weights: Mapping[str, float]) -> str:
+        """Which of the versions that ``weights`` name cannot be given traffic, and why, in words; empty if all can."""
+        found = {name: self.versions.get(name) for name in weights}
+        states = {name: version.state.value if version else "deleted" for name, version in found.items()}
+        return ", ".join(f"{self.name}@{n} is {states[n]}" for n, v in found.items() if not (v and v.can_answer))
+
     def pick(self, call: Call, tried: Collection[str]) -> Version | None:
         """The version by rule, by key or by turn, among those that take requests and were not ``tried``; or None.
 
@@ -298,6 +309,15 @@ class Fleet:
         self._supervisor.start(found)
         await self._save(found)
         return found
+
+    async def refuse_unless_beside(self, version: Version, others: Collection[str], remedy: str) -> None:
+        """Raises `Conflict`, with the figures and the ``remedy``, if a version that is not loaded would wait for memory
+        that ``others`` hold (ids of versions), which end only once it is READY."""
+        if version.is_wanted and not version.failure:
+            return
+        version.model_path = self._path(version.spec)
+        if why := await self._admission.why_not_beside(version, others):
+            raise Conflict(f"{version.id} {why}; {remedy}")
 
     async def unload(self, deployment: str, version: str) -> Version:
         """Move its traffic away, drain it and end its workers, in the background. It stays registered."""
@@ -518,13 +538,9 @@ class Fleet:
         found.activating = version  # before anything is waited for: two at once are one too many
         is_left = True
         try:
-            is_loaded = candidate.is_wanted and not candidate.failure
-            if strategy == "beside" and not is_loaded:
-                others = {found.versions[name].id for name in found.route.weights}
-                if why := await self._admission.why_not_beside(candidate, others):
-                    raise Conflict(
-                        f"{candidate.id} {why}; to end those that serve first, ask for the strategy recreate"
-                    )
+            if strategy == "beside":
+                remedy = "to end those that serve first, ask for the strategy recreate"
+                await self.refuse_unless_beside(candidate, {v.id for v in found.served}, remedy)
             await self.load(deployment, version)
             if candidate.is_ready:
                 await self._swap(found, candidate)
@@ -562,13 +578,17 @@ class Fleet:
         served = [deployment.versions[name] for name in before if name in deployment.versions]
         for version in served:
             await version.settled()
-            await self.load(version.deployment, version.name)
-            version.is_awaited = True
-        if len(served) == len(before) > 0:
+            with contextlib.suppress(DSServeError):  # it was deleted meanwhile, say: the others come back all the same
+                await self.load(version.deployment, version.name)
+                version.is_awaited = True
+        if lost := deployment.lost(before):
+            reason = f"{lost}; the route stays"
+            self.events.record(time.time(), "rollback_failed", deployment=deployment.name, reason=reason)
+        elif before:
             await self._written(self._replace_route(deployment, deployment.route.replaced(before)))
 
     async def _swap(self, deployment: Deployment, candidate: Version) -> None:
-        served = [deployment.versions[name] for name in deployment.route.weights if name != candidate.name]
+        served = [version for version in deployment.served if version is not candidate]
         if set(deployment.route.weights) != {candidate.name}:
             self._conductor.changes(deployment)
         writing = self._replace_route(deployment, deployment.route.replaced({candidate.name: 100.0}))

@@ -17,7 +17,10 @@ import httpx
 import pytest
 
 from jupyter_dsserve import AsyncClient
+from jupyter_dsserve.fleet.rollout import Rollout, RolloutSpec
+from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway.server import Gateway
+from jupyter_dsserve.protocol.errors import Conflict
 from tests.engine.test_loop import toy_text
 from tests.support import Caller, Command, until
 
@@ -344,3 +347,91 @@ async def test_a_rollout_goes_on_where_it_was_after_the_gateway_was_killed(data_
             assert 4 < found["at_step_s"] <= at["at_step_s"] + 1
             async with traffic(caller):
                 await until(lambda: rollout(caller), lambda r: r["step"] == 1 and r["weight"] == 50, 30)
+
+
+async def test_of_a_rollback_and_an_activate_at_once_one_is_refused(caller: Caller, gateway: Gateway) -> None:
+    await two(caller)
+    await caller.load("demo", "v3", STABLE)
+    await caller.post("/api/deployments/demo/activate", json={"version": "v2"})
+    await caller.settled("demo", "v1", "STOPPED")
+    fleet = gateway.fleet
+    both = await asyncio.gather(fleet.rollback("demo"), fleet.activate("demo", "v3"), return_exceptions=True)
+    assert both[0] is None
+    assert "already activating v1" in str(both[1])
+    await until(lambda: weights(caller), lambda w: w == {"v1": 100})
+    assert (await caller.version("demo", "v3"))["state"] == "READY"
+
+
+async def test_a_rollback_leaves_the_route_if_a_version_is_deleted_while_another_loads(
+    caller: Caller, gateway: Gateway
+) -> None:
+    fleet, demo = gateway.fleet, "/api/deployments/demo"
+    await caller.load("demo", "v1", "toy:")
+    await caller.load("demo", "v2", "toy:load_s=0.6")
+    await caller.load("demo", "v3", "toy:")
+    await caller.put(f"{demo}/route", json={"weights": {"v1": 50, "v2": 50}})
+    await caller.post(f"{demo}/activate", json={"version": "v3"})
+    for name in ("v1", "v2"):
+        await caller.settled("demo", name, "STOPPED")
+    assert (await caller.post(f"{demo}/rollback")).status_code == 202
+    await caller.settled("demo", "v1", "READY")
+    await caller.delete(f"{demo}/versions/v1")
+    await until(lambda: not fleet.deployment("demo").activating)
+    assert await weights(caller) == {"v3": 100}
+    [failed] = [e.reason for e in await fleet.history() if e.kind == "rollback_failed"]
+    assert "demo@v1 is " in failed
+
+
+async def test_a_failure_of_an_earlier_load_ends_no_rollout_whose_load_has_not_begun(
+    caller: Caller, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await two(caller)
+    fleet = gateway.fleet
+    load, may_load = fleet.load, asyncio.Event()
+
+    async def slow(deployment: str, version: str) -> Version:
+        await may_load.wait()
+        return await load(deployment, version)
+
+    fleet.version("demo", "v2").failure = "out of memory, yesterday"
+    monkeypatch.setattr(fleet, "load", slow)
+    beginning = asyncio.create_task(begin(caller))
+    await asyncio.sleep(0.3)  # several ticks
+    assert (await rollout(caller))["state"] == "PROGRESSING"
+    may_load.set()
+    await beginning
+    assert (await rollout(caller))["state"] == "PROGRESSING"
+
+
+async def test_a_load_that_is_refused_ends_no_rollout_that_began_meanwhile(
+    caller: Caller, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await two(caller)
+    fleet = gateway.fleet
+    load, may_load = fleet.load, asyncio.Event()
+
+    async def refused(deployment: str, version: str) -> Version:
+        await may_load.wait()
+        raise Conflict("it never fits")
+
+    monkeypatch.setattr(fleet, "load", refused)
+    first = asyncio.create_task(caller.post(ROLLOUT, json=QUICK))
+    await until(lambda: rollout(caller), lambda r: r.get("state") == "PROGRESSING")
+    await caller.post(f"{ROLLOUT}/rollback")
+    monkeypatch.setattr(fleet, "load", load)
+    await begin(caller)
+    may_load.set()
+    assert (await first).status_code == 409
+    assert (await rollout(caller))["state"] == "PROGRESSING"
+
+
+async def test_a_stored_rollout_of_a_version_that_is_gone_is_lost_and_holds_nothing_up(
+    caller: Caller, gateway: Gateway
+) -> None:
+    await caller.load("demo", "v1", "toy:")
+    spec = RolloutSpec("v9")
+    stored = Rollout.begun(spec, "v1", {"v1": 100.0}, 0.0).to_json()
+    gateway.fleet._conductor.bring_back({"demo": {"before": {}, "rollout": stored}})
+    assert (await kinds(caller))[-1] == "rollout_lost"
+    assert (await caller.get(ROLLOUT)).status_code == 404
+    assert (await caller.post("/api/deployments/demo/versions/v1/unload")).status_code == 202

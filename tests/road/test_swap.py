@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from jupyter_dsserve.fleet.goal import DeploymentGoal, VersionGoal
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
 from tests.support import Caller, until
@@ -19,12 +20,11 @@ LARGE = f"toy:step_s=0.001,bytes={60 * MB}"
 
 
 @pytest.fixture
-async def caller(data_dir: Path) -> AsyncIterator[Caller]:
-    """Of a gateway that may hold 100 MB: one large version and not two."""
+async def gateway(data_dir: Path) -> AsyncIterator[Gateway]:
+    """It may hold 100 MB: one large version and not two."""
     gateway = Gateway(GatewayConfig(data_dir, port=0, drain_s=5, memory_budget_bytes=100 * MB))
     await gateway.start()
-    async with Caller(gateway.url, gateway.admin_key) as caller:
-        yield caller
+    yield gateway
     await gateway.stop()
 
 
@@ -118,3 +118,57 @@ async def test_a_strategy_that_is_none_is_refused_by_name(caller: Caller) -> Non
     await two(caller, "toy:")
     refused = await activate(caller, "v2", strategy="blue-green")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "strategy")
+
+
+async def test_a_rollback_that_memory_does_not_hold_is_refused_with_the_figures_and_the_remedy(caller: Caller) -> None:
+    await two(caller, LARGE)
+    await activate(caller, "v2", strategy="recreate")
+    await caller.settled("demo", "v2", "READY")
+    await until(lambda: state(caller), lambda found: found == ({"v2": 100}, ""))
+    refused = await caller.post("/api/deployments/demo/rollback")
+    assert refused.status_code == 409
+    message = refused.json()["error"]["message"]
+    assert "demo@v2 holds 57.2 MiB" in message
+    assert "activate it with the strategy recreate" in message
+    assert await state(caller) == ({"v2": 100}, "")
+    assert (await caller.version("demo", "v1"))["state"] == "STOPPED"
+
+
+async def test_a_file_that_memory_does_not_hold_fails_with_the_figures_and_the_next_one_is_taken(
+    gateway: Gateway, caller: Caller
+) -> None:
+    await two(caller, LARGE)
+    spec = gateway.fleet.version("demo", "v1").spec
+    goal = {"demo": DeploymentGoal({"v1": VersionGoal(spec, is_loaded=False), "v2": VersionGoal(spec)})}
+    for _ in range(2):
+        await gateway.fleet.apply(goal)
+        done = await until(lambda: gateway.fleet.applier.status, lambda s: s.state != "APPLYING", 5)
+        assert done.state == "FAILED"
+        assert "demo@v1 holds 57.2 MiB" in done.reason
+        assert "strategy recreate" in done.reason
+    assert await state(caller) == ({"v1": 100}, "")
+
+
+async def test_a_file_whose_load_nothing_waits_for_gets_the_memory_of_what_is_pruned(
+    gateway: Gateway, caller: Caller
+) -> None:
+    await caller.load("demo", "v1", LARGE)
+    spec = gateway.fleet.version("demo", "v1").spec
+    await gateway.fleet.apply({"other": DeploymentGoal({"v1": VersionGoal(spec)})}, prune=True)
+    done = await until(lambda: gateway.fleet.applier.status, lambda s: s.state != "APPLYING")
+    assert done.state == "APPLIED", done.reason
+
+
+async def test_a_route_never_goes_back_to_a_version_that_was_deleted_meanwhile(
+    gateway: Gateway, caller: Caller
+) -> None:
+    fleet = gateway.fleet
+    await caller.load("demo", "v1", "toy:")
+    await caller.load("demo", "v2", "toy:")
+    await fleet.route("demo", {"v1": 50, "v2": 50})
+    deployment = fleet.deployment("demo")
+    await fleet.delete("demo", "v2")
+    await until(lambda: "v2" not in deployment.versions)
+    await fleet._bring_back_served(deployment, {"v1": 50, "v2": 50})
+    assert dict(deployment.route.weights) == {"v1": 100}
+    assert "demo@v2 is deleted" in [e for e in await fleet.history() if e.kind == "rollback_failed"][-1].reason
