@@ -30,11 +30,11 @@ class Manifest:
     def read(file: str | Path) -> Manifest:
         """Raises `InvalidRequest` with the file's name and the line of what is wrong. A ``model`` that is a path is
         seen from the file's directory."""
-        path = Path(file).expanduser()
         try:
+            path = Path(file).expanduser()
             text = path.read_text()
-        except (OSError, UnicodeDecodeError) as fault:
-            raise InvalidRequest(f"{path} cannot be read ({fault}): give a deployments file") from None
+        except (OSError, RuntimeError, ValueError) as fault:  # no such user's home; no UTF-8, or no path
+            raise InvalidRequest(f"{file} cannot be read ({fault}): give a deployments file") from None
         try:
             root = yaml.compose(text, _Loader)
             found = _Loader("").construct_document(root) if root else None
@@ -79,33 +79,40 @@ class Manifest:
         return type(fault)(f"{self.place(str(fault.param))}: {fault.message}", param=fault.param) if is_ours else fault
 
     def _find_models(self) -> None:
-        for deployment in self.deployments.values():
+        for name, deployment in self.deployments.items():
             versions = deployment.get("versions") if isinstance(deployment, dict) else None
-            for version in versions.values() if isinstance(versions, dict) else ():
+            for tag, version in versions.items() if isinstance(versions, dict) else ():
                 model = version.get("model") if isinstance(version, dict) else None
                 if isinstance(model, str) and model:
-                    path = self.file.resolve().parent / Path(model).expanduser()
-                    version["model"] = str(path.resolve()) if path.exists() else model
+                    try:
+                        path = self.file.resolve().parent / Path(model).expanduser()
+                        version["model"] = str(path.resolve()) if path.exists() else model
+                    except (OSError, RuntimeError) as fault:  # too long a name; no such user's home
+                        place = self.place(f"deployments.{name}.versions.{tag}.model")
+                        raise InvalidRequest(f"{place}: the model {model!r} cannot be looked for ({fault})") from None
 
 
 def stamp(file: str | Path) -> tuple[int, int] | None:
     """Differs once a file was written; None while there is none."""
     try:
         found = Path(file).expanduser().stat()
-    except OSError:
+    except (OSError, RuntimeError, ValueError):
         return None
     return found.st_mtime_ns, found.st_size
 
 
 def watch(apply: Callable[[], object], file: str | Path, say: Callable[[str], object] = print) -> None:
-    """Call ``apply`` now and whenever ``file`` was written, for ever; what goes wrong is said, and tried again then."""
+    """Call ``apply`` now, even if there is no file, and whenever ``file`` was written, for ever; what goes wrong is
+    said, and tried again then."""
     seen: object = ()
     while True:
-        if (now := stamp(file)) not in (seen, None):
+        if (now := stamp(file)) != seen and (now or seen == ()):
             try:
                 apply()
             except DSServeError as fault:
                 say(fault.message)
+            except Exception as fault:
+                say(f"{type(fault).__name__}: {fault}")
         seen = now
         time.sleep(LOOK_S)
 
@@ -118,6 +125,16 @@ def to_yaml(deployments: Mapping[str, Any]) -> str:
 
 class _Loader(yaml.SafeLoader):
     """Names are texts and stand once; a date is a text, for JSON has none."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Raises `ConstructorError` too for what only looks like a number or a date: ``0x_`` is one to YAML."""
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, ValueError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value!r} is no {kind}: write a text in quotes", node.start_mark
+            ) from None
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:

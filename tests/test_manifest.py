@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from jupyter_dsserve.manifest import Manifest, stamp, to_yaml
+from jupyter_dsserve.gateway import apply
+from jupyter_dsserve.manifest import Manifest, stamp, to_yaml, watch
 from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest
 
 TEXT = """\
@@ -73,6 +76,11 @@ def test_an_error_keeps_its_kind_and_gets_its_line(tmp_path: Path) -> None:
         ("apiVersion: v9\ndeployments: {}", "line 1: apiVersion is 'v9'"),
         ("demo: {}", "holds no deployments"),
         ("", "holds no deployments"),
+        ("deployments:\n  demo: {note: 0x_}", "line 2: '0x_' is no int"),
+        ("deployments:\n  demo: {note: !!timestamp x}", "line 2: 'x' is no timestamp"),
+        ("deployments:\n  demo: {note: !!bool x}", "line 2: 'x' is no bool"),
+        ("deployments:\n  demo: {versions: {v1: {model: ~no-such-user/x}}}", "line 2: the model '~no-such-user/x'"),
+        (f"deployments:\n  demo: {{versions: {{v1: {{model: {'x' * 300}}}}}}}", "line 2: the model 'xxx"),
         ("deployments: !!python/object:os.system {}", "could not determine a constructor"),
     ],
 )
@@ -83,9 +91,63 @@ def test_what_is_no_deployments_file_is_refused_with_its_line(tmp_path: Path, te
     assert "deployments.yaml" in refused.value.message
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="no-such"):
-        Manifest.read(tmp_path / "no-such.yaml")
+@pytest.mark.parametrize("file", ["no-such.yaml", "~no-such-user/deployments.yaml"])
+def test_a_file_that_is_not_there_is_named(file: str) -> None:
+    assert stamp(file) is None
+    with pytest.raises(InvalidRequest, match=r"no-such.* cannot be read"):
+        Manifest.read(file)
+
+
+def test_a_watched_file_that_is_not_there_is_told_of_once_and_then_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, said, turns = tmp_path / "typo.yaml", list[str](), iter(range(4))
+
+    def sleep(_s: float) -> None:
+        turn = next(turns)
+        if turn == 1:
+            file.write_text(TEXT)
+        if turn == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("jupyter_dsserve.manifest.time.sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        watch(lambda: said.append(f"read {len(Manifest.read(file).deployments)}"), file, said.append)
+    assert "typo.yaml cannot be read" in said[0]
+    assert said[1:] == ["read 1"]
+
+
+def test_watching_goes_on_whatever_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = list[str]()
+    monkeypatch.setattr("jupyter_dsserve.manifest.time.sleep", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        watch(Mock(side_effect=OSError("the network")), written(tmp_path, TEXT), said.append)
+    assert said == ["OSError: the network"]
+
+
+async def test_a_gateways_watching_goes_on_whatever_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, fleet = written(tmp_path, TEXT), Mock()
+    failed, applied = asyncio.Event(), asyncio.Event()
+
+    async def apply_file(*_: object) -> None:
+        if failed.is_set():
+            applied.set()
+            return
+        failed.set()
+        raise RuntimeError("never thought of")
+
+    monkeypatch.setattr(apply, "apply_file", apply_file)
+    monkeypatch.setattr(apply, "LOOK_S", 0.01)
+    watching = asyncio.create_task(apply.keep_applied(fleet, str(file)))
+    await asyncio.sleep(0.02)
+    written(tmp_path, TEXT + "\n")
+    await asyncio.wait_for(failed.wait(), 1)
+    written(tmp_path, TEXT)
+    await asyncio.wait_for(applied.wait(), 1)
+    watching.cancel()
+    [told] = fleet.events.record.call_args_list
+    assert told.args[1] == "apply_failed"
+    assert told.kwargs["reason"] == "RuntimeError: never thought of"
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

@@ -106,6 +106,9 @@ async def keep_applied(fleet: Fleet, file: str) -> None:
         except DSServeError as fault:
             log.error("%s", fault.message)
             fleet.events.record(time.time(), "apply_failed", reason=fault.message)
+        except Exception as fault:  # whatever it is, the next writing is seen
+            log.exception("%s could not be applied", file)
+            fleet.events.record(time.time(), "apply_failed", reason=f"{type(fault).__name__}: {fault}")
         seen = now
 
 
