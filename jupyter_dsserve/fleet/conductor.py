@@ -227,13 +227,16 @@ class Conductor:
 
     # ---- the check of a notebook
 
-    async def samples(self, deployment: str, wait_s: float) -> list[Sample]:
-        """Answers to score, as they come within ``wait_s`` seconds. Raises `Conflict` if no check is registered."""
-        return await self._scoring(deployment).samples(wait_s)
+    async def samples(self, deployment: str, wait_s: float, started_at: float | None = None) -> list[Sample]:
+        """Answers to score, as they come within ``wait_s`` seconds. Raises `Conflict` if no check is registered, or the
+        rollout is another than the one that was ``started_at``."""
+        return await self._scoring(deployment, started_at).samples(wait_s)
 
-    def scored(self, deployment: str, scores: Mapping[int, float], failure: str) -> None:
-        """Take in scores from 0 to 1 by sample id. ``failure``: the check itself failed."""
-        scoring, running = self._scoring(deployment), self._running(deployment)
+    def scored(
+        self, deployment: str, scores: Mapping[int, float], failure: str, started_at: float | None = None
+    ) -> None:
+        """Take in scores from 0 to 1 by sample id. ``failure``: the check itself failed. Raises as `samples` does."""
+        scoring, running = self._scoring(deployment, started_at), self._running(deployment)
         scoring.failure = failure
         evidence = running.rollout.evidence
         for stable, candidate in scoring.scored(scores):
@@ -241,8 +244,11 @@ class Conductor:
             evidence = replace(evidence, scores=evidence.scores.plus(stable, candidate), num_scores=num)
         running.rollout = replace(running.rollout, evidence=evidence)
 
-    def _scoring(self, deployment: str) -> Scoring:
-        scoring = self._running(deployment).scoring
+    def _scoring(self, deployment: str, started_at: float | None) -> Scoring:
+        running = self._running(deployment)
+        scoring = running.scoring
+        if started_at not in (None, running.rollout.started_at):
+            raise Conflict(f"another rollout of {deployment} runs now: the one that this check is for is over")
         if scoring is None:
             raise Conflict(f"the rollout of {deployment} has no check: start it with one")
         return scoring

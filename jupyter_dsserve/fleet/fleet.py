@@ -629,13 +629,15 @@ class Fleet:
         await self._conductor.rollback_rollout(self.deployment(deployment).name)
         return self.rollout_status(deployment)
 
-    async def samples(self, deployment: str, wait_s: float) -> list[Sample]:
-        """Answers for a rollout's check to score."""
-        return await self._conductor.samples(self.deployment(deployment).name, wait_s)
+    async def samples(self, deployment: str, wait_s: float, started_at: float | None = None) -> list[Sample]:
+        """Answers for a rollout's check to score. Raises `Conflict` if it is not the one that was ``started_at``."""
+        return await self._conductor.samples(self.deployment(deployment).name, wait_s, started_at)
 
-    def score(self, deployment: str, scores: Mapping[int, float], failure: str) -> None:
-        """What a rollout's check made of samples, by id."""
-        self._conductor.scored(self.deployment(deployment).name, scores, failure)
+    def score(
+        self, deployment: str, scores: Mapping[int, float], failure: str, started_at: float | None = None
+    ) -> None:
+        """What a rollout's check made of samples, by id. Raises as `samples` does."""
+        self._conductor.scored(self.deployment(deployment).name, scores, failure, started_at)
 
     def rollout_status(self, deployment: str) -> RolloutStatus:
         """The rollout that runs, or the last one. Raises `NotFound` if there never was one."""

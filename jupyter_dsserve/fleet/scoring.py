@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ class Scoring:
 
     def __init__(self, stable: str, candidate: str) -> None:
         self._versions = (stable, candidate)
-        self._ids = itertools.count(1)
+        # Begun anywhere, so that what an earlier rollout's check says late is of no sample here; doubles hold them.
+        self._ids = itertools.count(secrets.randbits(52))
         self._waiting: dict[str, deque[Sample]] = {v: deque(maxlen=_MAX_WAITING) for v in self._versions}
         self._out: dict[int, str] = {}
         self._scores: dict[str, deque[float]] = {v: deque(maxlen=_MAX_UNPAIRED) for v in self._versions}

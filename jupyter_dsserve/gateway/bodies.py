@@ -246,10 +246,11 @@ class Score(Body):
 
 
 class ScoresBody(Body):
-    """``failure`` says why the check itself does not work, or is empty."""
+    """``failure`` says why the check itself does not work, or is empty; ``started_at`` which rollout it is for."""
 
     scores: Annotated[list[Score], Field(max_length=1000)]
     failure: Annotated[str, Field(max_length=1000)] = ""
+    started_at: float | None = None
 
 
 # ---- inference

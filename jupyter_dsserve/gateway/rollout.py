@@ -39,24 +39,29 @@ class ByHand(Handler):
 
 
 class Samples(Handler):
-    """Waits up to ``wait_s`` seconds for answers to score."""
+    """Waits up to ``wait_s`` seconds for answers to score, of the rollout that was ``started_at`` if that is given."""
 
     @until_caller_leaves
     async def get(self, name: str) -> None:
-        text = self.get_query_argument("wait_s", "20")
-        try:
-            wait_s = float(text)
-        except ValueError:
-            wait_s = math.nan
-        if not 0 <= wait_s <= _MAX_WAIT_S:
+        wait_s, started_at = self._float("wait_s", "20"), self._float("started_at", "")
+        if wait_s is None or not 0 <= wait_s <= _MAX_WAIT_S:
+            text = self.get_query_argument("wait_s", "")
             raise InvalidRequest(f"wait_s is {text!r}: give seconds from 0 to {_MAX_WAIT_S:g}", param="wait_s")
-        self.answer({"samples": await self.fleet.samples(name, wait_s)})
+        self.answer({"samples": await self.fleet.samples(name, wait_s, started_at)})
+
+    def _float(self, name: str, default: str) -> float | None:
+        """Of the query; None if it is empty, and NaN for what is no number."""
+        text = self.get_query_argument(name, default)
+        try:
+            return float(text) if text else None
+        except ValueError:
+            return math.nan
 
 
 class Scores(Handler):
     def post(self, name: str) -> None:
         body = self.body(ScoresBody)
-        self.fleet.score(name, {each.id: each.score for each in body.scores}, body.failure)
+        self.fleet.score(name, {each.id: each.score for each in body.scores}, body.failure, body.started_at)
         self.answer(self.fleet.rollout_status(name))
 
 

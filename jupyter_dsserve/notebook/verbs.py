@@ -344,10 +344,11 @@ class Verbs:
             }
             body = {key: value for key, value in given.items() if value is not None}
             path = f"{_path(name)}/rollout"
-            yield from self.send("POST", path, {"candidate": candidate, "check": check is not None, **body})
+            asked = {"candidate": candidate, "check": check is not None, **body}
+            begun = _read(_ROLLOUT, (yield from self.send("POST", path, asked)), self.url)
             if check:
                 address = yield from self._address(start=True)
-                start_checking(address, name, check, trust_env=is_remote(address.url))
+                start_checking(address, name, begun.started_at, check, trust_env=is_remote(address.url))
         return (yield from self._look(_ROLLOUT, f"{_path(name)}/rollout"))
 
     def pause(self, name: str) -> Talk[Rollout]:

@@ -42,3 +42,11 @@ async def test_who_waits_is_let_go_when_the_rollout_is_over() -> None:
     scoring = offered(1, 0)
     scoring.wake()
     assert await scoring.samples(10) == []
+
+
+async def test_a_late_score_of_another_rollouts_check_counts_for_nothing() -> None:
+    earlier, later = offered(2, 2), offered(2, 2)
+    late = {sample.id: 1.0 for sample in await earlier.samples(0.01)}
+    assert late.keys().isdisjoint(sample.id for sample in await later.samples(0.01))
+    assert later.scored(late) == []
+    assert max(late) < 2**53

@@ -305,6 +305,17 @@ async def test_a_silent_check_holds_the_rollout_and_a_broken_one_says_so(caller:
         assert await weights(caller) == {"v1": 80, "v2": 20}
 
 
+async def test_a_check_of_an_earlier_rollout_is_sent_away(caller: Caller) -> None:
+    await two(caller)
+    await begin(caller, check=True)
+    own = (await rollout(caller))["started_at"]
+    for started_at, status in ((own, 200), (own - 1, 409)):
+        given = {"wait_s": 0, "started_at": started_at}
+        assert (await caller.get(f"{ROLLOUT}/samples", params=given)).status_code == status
+        told = {"scores": [], "started_at": started_at}
+        assert (await caller.post(f"{ROLLOUT}/scores", json=told)).status_code == status
+
+
 def _without(body: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in body.items() if key != "candidate"}
 
