@@ -266,6 +266,13 @@ class Conductor:
                 f"promote it or roll it back, then {verb}"
             )
 
+    def has_part(self, deployment: str, version: str) -> bool:
+        """Whether the version takes part in a rollout that runs."""
+        if not self._is_running(deployment):
+            return False
+        rollout = self._performances[deployment].rollout
+        return version in (rollout.stable, rollout.spec.candidate)
+
     def changes(self, deployment: Deployment) -> None:
         """The route is about to be changed by hand."""
         if deployment.route.weights:

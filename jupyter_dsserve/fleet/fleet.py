@@ -13,6 +13,7 @@ import shlex
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ class Fleet:
         origin = Origin(row.note, row.created_by, row.metadata, row.content)
         version = Version(row.deployment, row.name, row.spec, "", row.num_replicas, origin, row.created_at)
         version.settings = dict(row.settings)
-        version.road = deployment.road
+        version.road, version.wake = deployment.road, partial(self._wake, version, "a request came")
         deployment.versions[row.name] = version
         version.is_wanted = row.is_wanted and restore
         if version.is_wanted != row.is_wanted:  # so that a crash of ours brings back what ran today
@@ -269,7 +270,7 @@ class Fleet:
         if not known:
             known = self._deployments[deployment] = Deployment(deployment)
         known.versions[version] = new
-        new.road = known.road
+        new.road, new.wake = known.road, partial(self._wake, new, "a request came")
         try:
             await self._registry.save_version(_row(new), is_new=True)
         except Unavailable:
@@ -437,11 +438,14 @@ class Fleet:
         return self._supervisor.adopt(version, request.pid)
 
     async def _resize(self, version: Version, num_replicas: int, why: str) -> None:
-        """Keep so many workers up from now on; 0 puts the version to rest. Raises `Conflict` if so many never fit."""
+        """Keep so many workers up from now on; 0 puts the version to rest, but not during a rollout of it. Raises
+        `Conflict` if so many never fit."""
         if num_replicas > version.num_replicas:
             await self._admission.check(version, num_replicas)
         if not version.is_wanted:
             return
+        if num_replicas == 0 and self._conductor.has_part(version.deployment, version.name):
+            return  # the rollout would wait for it
         if num_replicas == version.num_wanted:
             self._supervisor.start(version)  # a worker that was given up may be tried again
             return
@@ -687,8 +691,6 @@ class Fleet:
         fault: DSServeError | None = None
         while version := self.version(deployment.name, pinned) if pinned else deployment.pick(call, tried):
             check(version)
-            if version.is_resting and version.is_wanted:
-                self._wake(version, "a request came")
             try:
                 return Answering(version, "", await begun([version.generate(r) for r in requests]))
             except (Unavailable, EngineFailure) as failed:

@@ -58,6 +58,7 @@ class Version:
     is_awaited: bool = False
     replicas: list[Replica] = field(default_factory=list)
     window: Window = field(default_factory=Window)
+    wake: Callable[[], None] = lambda: None  # loads it again: called when a request is to wait while it rests
     watch: Callable[[Request, int, float], Watch] | None = None  # request, in flight, monotonic seconds
     _last_info: ModelInfo = field(default_factory=ModelInfo)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -213,6 +214,8 @@ class Version:
             has_prefixes = len(free) > 1 and free[0].runner == "ragged"
             return least_loaded(free, next(self._turn), prefix_of(request) if has_prefixes else "")
         if taking or self._is_coming:
+            if self.is_resting and self.is_wanted:
+                self.wake()
             return None
         raise self.refusal(now)
 

@@ -120,3 +120,22 @@ async def test_a_request_that_another_replica_answers_in_the_end_is_watched_once
     next(r for r in made.replicas if r.in_flight).receive(pb.FromWorker(output=output), 0.0)
     assert await asyncio.wait_for(asking, 1) == watch.text == "a"
     assert told == [("r", 0)]
+
+
+async def test_a_request_wakes_one_that_rests_before_it_waits_and_nothing_else_does() -> None:
+    made = version(0)
+    made.is_resting = made.is_awaited = True
+    woken: list[str] = []
+
+    def wake() -> None:
+        made.is_resting = False
+        woken.append(made.id)
+
+    made.wake = wake
+    assert made.takes
+    assert not woken
+    asking = asyncio.create_task(anext(made.generate(SHORT)))
+    await asyncio.sleep(0)
+    assert woken == ["demo@v1"]
+    asking.cancel()
+    await asyncio.wait({asking})

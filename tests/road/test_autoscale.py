@@ -107,3 +107,26 @@ async def test_limits_that_cannot_be_are_refused(caller: Caller) -> None:
     by_hand = await caller.post("/api/deployments/demo/versions/v1/scale", json={"replicas": 2})
     assert by_hand.status_code == 409
     assert "scaled automatically" in by_hand.json()["error"]["message"]
+
+
+async def test_one_that_rests_and_stands_in_for_another_is_woken(caller: Caller) -> None:
+    await caller.load("demo", "v1", SLOW)
+    await autoscale(caller, min=0, max=1, idle_s=0.2)
+    await caller.settled("demo", "v1", "STOPPED")
+    await caller.load("demo", "v2", "toy:step_s=0,fail_rate=1")
+    await caller.put("/api/deployments/demo/route", json={"weights": {"v2": 100}})
+    await caller.put("/api/deployments/demo/policy", json={"fallback": "v1"})
+    answer = await asyncio.wait_for(caller.complete(), 5)
+    assert (answer.status_code, answer.headers["X-DSServe-Version"]) == (200, "v1")
+
+
+async def test_one_in_a_rollout_does_not_rest_before_that_is_over(caller: Caller) -> None:
+    await caller.load("demo", "v1", SLOW)
+    await caller.load("demo", "v2", SLOW)
+    begun = await caller.post("/api/deployments/demo/rollout", json={"candidate": "v2"})
+    assert begun.status_code < 300
+    await autoscale(caller, min=0, max=1, idle_s=0.1)
+    await asyncio.sleep(0.7)
+    assert (await caller.version("demo", "v1"))["state"] == "READY"
+    await caller.post("/api/deployments/demo/rollout/rollback")
+    await caller.settled("demo", "v1", "STOPPED")
