@@ -111,11 +111,13 @@ class Replica:
         self.used_at = 0.0  # when its last request ended, or it became READY
         self._on_change = on_change
         self._tell = tell
+        self.probe_id = f"probe-{id}"  # of our own request, which nobody is to take for use
         self._in_flight: dict[str, _Inbox] = {}
 
     @property
     def in_flight(self) -> int:
-        return len(self._in_flight)
+        """Requests on it, without our own probe."""
+        return len(self._in_flight) - (self.probe_id in self._in_flight)
 
     @property
     def status(self) -> ReplicaStatus:

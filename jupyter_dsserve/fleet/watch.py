@@ -51,13 +51,14 @@ class Watch:
         replica = self._replica
         if replica.state is not VersionState.READY:
             return
-        is_idle = not replica.in_flight and now - replica.used_at > PROBE_S
+        is_probed = self._probe is not None and not self._probe.done()
+        is_idle = not replica.in_flight and not is_probed and now - replica.used_at > PROBE_S
         if is_idle and self._version.spec.task == "generate":
             self._probe = asyncio.create_task(self._ask_for_a_token())
 
     async def _ask_for_a_token(self) -> None:
         """The answer goes to the breaker; if none comes, the work that stays on the worker shows that it hangs."""
-        request = Request(f"probe-{self._replica.id}", (0,), SamplingParams(max_tokens=1))
+        request = Request(self._replica.probe_id, (0,), SamplingParams(max_tokens=1))
         with contextlib.suppress(Unavailable):
             async for _ in self._replica.generate(request):
                 pass

@@ -6,11 +6,15 @@ import asyncio
 
 import pytest
 
+from jupyter_dsserve.fleet import watch as watch_module
 from jupyter_dsserve.fleet.replica import Replica
+from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.protocol import codec
 from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.errors import Conflict, ReplicaLost
+from jupyter_dsserve.protocol.records import Origin
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, SamplingParams
+from jupyter_dsserve.protocol.spec import WorkerSpec
 from jupyter_dsserve.protocol.tensors import ModelInfo
 
 
@@ -123,3 +127,18 @@ async def test_an_id_that_runs_already_is_refused_and_the_one_before_is_answered
         await asyncio.wait_for(second, 1)
     replica.receive(step(1, Chunk("r", "a", 1, FinishReason.STOP)), 0.0)
     assert [c.text for c in await asyncio.wait_for(first, 1)] == ["a"]
+
+
+async def test_our_own_probe_is_no_request_and_is_sent_once_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "PROBE_S", 0.0)
+    replica = ready()
+    version = Version("demo", "v1", WorkerSpec("toy:"), "toy:", 1, Origin(), 0.0, replicas=[replica])
+    watch = watch_module.Watch(version, replica, 0)
+    for now in (1.0, 2.0):
+        watch._probe_if_idle(now)
+        await asyncio.sleep(0)
+    (command,) = sent(replica)
+    assert (replica.in_flight, version.in_flight, replica.status.in_flight) == (0, 0, 0)
+    replica.receive(step(1, Chunk(command.submit.request_id, "a", 1, FinishReason.LENGTH)), 0.0)
+    await asyncio.sleep(0.01)
+    assert replica._in_flight == {}
