@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -16,6 +17,8 @@ from jupyter_dsserve.fleet.router import SmoothShares
 from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, EngineFailure, TooManyRequests, Unavailable
 from jupyter_dsserve.protocol.policy import Policy
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, Usage
+
+log = logging.getLogger(__name__)
 
 Chunks = AsyncGenerator[Chunk, None]
 # The chunks of several answers, each with the number of its answer.
@@ -136,8 +139,11 @@ async def _forward(answer: Chunks, number: int, ready: asyncio.Queue[tuple[int, 
         async with aclosing(answer):
             async for chunk in answer:
                 await ready.put((number, chunk))
-    except DSServeError as fault:
-        await ready.put((number, Chunk("", finish_reason=FinishReason.ERROR, error=fault)))
+    except Exception as fault:  # whoever waits for this answer must hear of its end, whatever that was
+        error = fault if isinstance(fault, DSServeError) else EngineFailure(f"{type(fault).__name__}: {fault}")
+        if error is not fault:
+            log.exception("answer %d of several failed", number)
+        await ready.put((number, Chunk("", finish_reason=FinishReason.ERROR, error=error)))
 
 
 async def configured(text: str, requests: Sequence[Request]) -> Numbered:

@@ -73,6 +73,22 @@ async def test_what_came_before_a_fault_is_told_and_so_is_the_callers_own_mistak
     assert await told(Answer(InvalidRequest("too long"))) == {0: "InvalidRequest"}
 
 
+async def test_a_fault_that_nobody_foresaw_ends_one_of_several_too() -> None:
+    async def broken() -> AsyncGenerator[Chunk, None]:
+        yield Chunk("r", "a", 1)
+        raise KeyError("oh")
+
+    numbered = await begun([broken(), Answer("b").chunks()])
+
+    async def ends() -> dict[int, Chunk]:
+        return {number: chunk async for number, chunk in numbered if chunk.finish_reason}
+
+    last = await asyncio.wait_for(ends(), 1)
+    assert isinstance(last[0].error, EngineFailure)
+    assert "KeyError" in last[0].error.message
+    assert last[1].finish_reason is FinishReason.STOP
+
+
 @pytest.mark.parametrize("num_answers", [1, 3])
 async def test_leaving_early_ends_all_of_them(num_answers: int) -> None:
     answers = [Answer("a", is_endless=True) for _ in range(num_answers)]
