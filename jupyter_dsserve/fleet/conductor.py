@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from jupyter_dsserve.fleet.deployment import Deployment
 from jupyter_dsserve.fleet.mirror import Mirror, prompt_text
 from jupyter_dsserve.fleet.observations import Block, Observation, Watch
 from jupyter_dsserve.fleet.registry import Registry
@@ -23,7 +24,7 @@ from jupyter_dsserve.protocol.records import RolloutState, RolloutStatus, Versio
 from jupyter_dsserve.protocol.request import Request
 
 if TYPE_CHECKING:
-    from jupyter_dsserve.fleet.fleet import Deployment, Fleet
+    from jupyter_dsserve.fleet.fleet import Fleet
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ never more series than of those.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client import PROCESS_COLLECTOR, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -16,14 +16,18 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from jupyter_dsserve import __version__
 from jupyter_dsserve.fleet.breaker import Door
-from jupyter_dsserve.fleet.fleet import Deployment, Fleet
-from jupyter_dsserve.fleet.stats import Histogram
+from jupyter_dsserve.fleet.deployment import Deployment
+from jupyter_dsserve.fleet.fleet import Fleet
+from jupyter_dsserve.fleet.stats import Histogram, Totals
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway.calls import Calls
 from jupyter_dsserve.gateway.handlers import Handler
-from jupyter_dsserve.protocol.records import LedgerStatus, RolloutState, VersionState
+from jupyter_dsserve.protocol.records import LedgerStatus, RolloutState, VersionState, VersionStats
 
 _VERSION = ("deployment", "version")
+
+_Key = tuple[str, str]  # as in _VERSION
+_Pair = tuple[Deployment, Version]
 
 
 class Metrics(Handler):
@@ -69,7 +73,13 @@ def families(fleet: Fleet, calls: Calls, ledger: LedgerStatus, now: float) -> It
 def _of_versions(fleet: Fleet, now: float) -> Iterator[Metric]:
     pairs = [(d, v) for d in fleet.deployments() for v in d.versions.values()]
     stats = [((d.name, v.name), v.stats(d.route.weights.get(v.name, 0.0), 0.0, now)) for d, v in pairs]
-    totals = [((d.name, v.name), v.window.totals) for d, v in pairs]
+    yield from _ended([((d.name, v.name), v.window.totals) for d, v in pairs], stats)
+    yield from _running(pairs, stats)
+    yield from _standing(pairs, stats)
+
+
+def _ended(totals: Sequence[tuple[_Key, Totals]], stats: Sequence[tuple[_Key, VersionStats]]) -> Iterator[Metric]:
+    """What ended requests took and gave."""
     yield _histogram(
         "gen_ai_server_time_to_first_token_seconds",
         "From a request's arrival to its first token.",
@@ -101,6 +111,10 @@ def _of_versions(fleet: Fleet, now: float) -> Iterator[Metric]:
             for kind, value in (("input", t.prompt_tokens), ("cached", t.cached_tokens), ("output", t.tokens))
         ],
     )
+
+
+def _running(pairs: Sequence[_Pair], stats: Sequence[tuple[_Key, VersionStats]]) -> Iterator[Metric]:
+    """What is being worked on now, and with how much."""
     for name, help, of in (
         ("dsserve_in_flight", "Requests on workers.", "in_flight"),
         ("dsserve_kv_used_ratio", "Of the KV cache of the fullest worker.", "kv_used"),
@@ -110,12 +124,6 @@ def _of_versions(fleet: Fleet, now: float) -> Iterator[Metric]:
         ("dsserve_ready_workers", "Workers that take requests.", "replicas"),
     ):
         yield _gauge(name, help, _VERSION, [(key, getattr(s, of)) for key, s in stats])
-    yield _gauge(
-        "dsserve_wanted_workers",
-        "Workers that there should be.",
-        _VERSION,
-        [((d.name, v.name), v.num_replicas if v.is_wanted else 0) for d, v in pairs],
-    )
     yield _gauge(
         "dsserve_queue_length",
         "Requests in line at the gateway, and those that wait within workers.",
@@ -127,6 +135,16 @@ def _of_versions(fleet: Fleet, now: float) -> Iterator[Metric]:
         "Sequences in the workers' steps at their last heartbeat.",
         _VERSION,
         [((d.name, v.name), sum(r.heartbeat.running for r in v.replicas)) for d, v in pairs],
+    )
+
+
+def _standing(pairs: Sequence[_Pair], stats: Sequence[tuple[_Key, VersionStats]]) -> Iterator[Metric]:
+    """How versions stand: their workers, their traffic, their state."""
+    yield _gauge(
+        "dsserve_wanted_workers",
+        "Workers that there should be.",
+        _VERSION,
+        [((d.name, v.name), v.num_replicas if v.is_wanted else 0) for d, v in pairs],
     )
     yield _gauge(
         "dsserve_route_weight_ratio",

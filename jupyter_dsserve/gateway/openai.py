@@ -184,8 +184,6 @@ def _model(name: str) -> Json:
 
 
 def _code(error: DSServeError) -> str | None:
-    if isinstance(error, TooManyRequests):
-        return "rate_limit_exceeded"
     if isinstance(error, Unauthorized):
         return "invalid_api_key"
     if isinstance(error, TooManyRequests):
