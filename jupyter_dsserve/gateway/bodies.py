@@ -1,7 +1,6 @@
 """What may stand in a request's body, and how it becomes the protocol's dataclasses.
 
-Unknown fields are refused, with the nearest known name. Fields of OpenAI's that we know and cannot honour yet are
-declared with the one value that asks for nothing, so that asking for more is refused by name.
+Unknown fields are refused, with the nearest known name. Bodies of OpenAI's routes are in `openai_bodies.py`.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ import difflib
 import json
 import math
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -21,16 +19,7 @@ from jupyter_dsserve.fleet.autoscale import AutoscaleSettings
 from jupyter_dsserve.fleet.rollout import RolloutSpec
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.records import ApiKey, Origin
-from jupyter_dsserve.protocol.request import (
-    Features,
-    Message,
-    Prompt,
-    Request,
-    SamplingParams,
-    Structure,
-    StructureKind,
-    Texts,
-)
+from jupyter_dsserve.protocol.request import Features, Request, SamplingParams
 from jupyter_dsserve.protocol.spec import RUNNERS, DType, Quantize, RunnerName, Strategy, Task, WorkerSpec, Zero
 from jupyter_dsserve.protocol.tensors import DATATYPES, Tensor
 
@@ -255,283 +244,10 @@ class ScoresBody(Body):
 
 # ---- inference
 
-Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Priority = Annotated[int, Field(ge=-100, le=100)]
 TimeoutS = Annotated[float, Field(gt=0, le=86_400)]
-TokenIdText = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # OpenAI's way: JSON has no other keys
-_MAX_CHOICES = 2048  # of a call: as many as OpenAI takes prompts
-
-
-@dataclass(frozen=True, slots=True)
-class Requests:
-    """What one call asks: ``num_choices`` requests for each of its prompts, in a row."""
-
-    id: str
-    num_choices: int
-    all: tuple[Request, ...]
-
-
-class _OpenAIBody(Body):
-    """What completions and chat share."""
-
-    model: str
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    ignore_eos: bool = False
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[TokenIdText, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    user: str | None = None
-    priority: Priority = 0
-    timeout_s: TimeoutS | None = None
-    # accepted because they change nothing in the answer
-    metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-
-    @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    def _requests(self, kind: str, prompts: Sequence[Prompt], sampling: SamplingParams) -> Requests:
-        """``n`` requests for each prompt, in the order of their choices' index. The i-th of a prompt has the seed + i.
-
-        Raises `InvalidRequest` for too many.
-        """
-        id, n = _new_id(kind), self.n or 1
-        if n * len(prompts) > _MAX_CHOICES:
-            raise InvalidRequest(
-                f"{len(prompts)} prompts with n={n} make {n * len(prompts)} choices, over the limit of {_MAX_CHOICES} "
-                "a call: make several calls",
-                param="n",
-            )
-        asked = [
-            (prompt, sampling if sampling.seed is None else replace(sampling, seed=_wrapped(sampling.seed + i)))
-            for prompt in prompts
-            for i in range(n)
-        ]
-        ids = [f"{id}-{i}" for i in range(len(asked))] if len(asked) > 1 else [id]
-        requests = (
-            Request(own, prompt, one, self.priority, self.timeout_s)
-            for own, (prompt, one) in zip(ids, asked, strict=True)
-        )
-        return Requests(id, n, tuple(requests))
-
-    def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return SamplingParams(
-            max_tokens=max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,  # OpenAI's default
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k,
-            seed=self.seed,
-            stop=stop,
-            ignore_eos=self.ignore_eos,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            logit_bias=tuple(sorted((int(token), bias) for token, bias in (self.logit_bias or {}).items())),
-            stop_token_ids=tuple(self.stop_token_ids or ()),
-            min_tokens=self.min_tokens,
-            logprobs=logprobs,
-            structure=self._structure(),
-        )
-
-    def _structure(self) -> Structure | None:
-        """Raises `InvalidRequest` if two forms are asked for, or half of one."""
-        asked = self.response_format.structure() if self.response_format else None
-        if self.structured_outputs is None:
-            return asked
-        if asked:
-            raise InvalidRequest(
-                "both response_format and structured_outputs give the answer a form: send one of them",
-                param="structured_outputs",
-            )
-        return self.structured_outputs.structure()
-
-
-class StreamOptions(Body):
-    include_usage: bool | None = None
-
-
-class JsonSchema(Body):
-    name: str
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    description: str | None = None
-    strict: bool | None = None  # every answer keeps to its schema
-
-
-class ResponseFormat(Body):
-    """OpenAI's way to ask for JSON."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    def structure(self) -> Structure | None:
-        """Raises `InvalidRequest` for a ``json_schema`` that lacks its schema."""
-        if self.type == "text":
-            return None
-        if self.type == "json_object":
-            return Structure(StructureKind.JSON, '{"type": "object"}', "response_format")
-        if self.json_schema is None:
-            raise InvalidRequest(
-                "response_format has type 'json_schema' and no json_schema: send "
-                '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}',
-                param="response_format",
-            )
-        return Structure(StructureKind.JSON, json.dumps(self.json_schema.schema_), "response_format")
-
-
-class StructuredOutputs(Body):
-    """vLLM's way to ask for a form: one of the four."""
-
-    regex: Annotated[str, Field(min_length=1)] | None = None
-    choice: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
-    json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
-    grammar: Annotated[str, Field(min_length=1)] | None = None
-
-    def structure(self) -> Structure:
-        """Raises `InvalidRequest` unless just one is given."""
-        schema = json.dumps(self.json_) if isinstance(self.json_, dict) else self.json_
-        given = {
-            StructureKind.REGEX: self.regex,
-            StructureKind.CHOICE: None if self.choice is None else json.dumps(self.choice),
-            StructureKind.JSON: schema,
-            StructureKind.GRAMMAR: self.grammar,
-        }
-        found = [Structure(kind, source) for kind, source in given.items() if source is not None]
-        if len(found) != 1:
-            named = ", ".join(structure.kind.value for structure in found) or "none"
-            raise InvalidRequest(
-                f"structured_outputs has {named}: give it one of regex, choice, json and grammar",
-                param="structured_outputs",
-            )
-        return found[0]
-
-
 MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
-NumLikely = Annotated[int, Field(ge=0, le=20)]
-TokenIds = list[TokenId]
-
-
-class CompletionBody(_OpenAIBody):
-    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    logprobs: NumLikely | None = None
-    echo: bool | None = None
-    # known, and only as far as they ask for nothing
-    best_of: Literal[1] | None = None
-    suffix: None = None
-
-    def requests(self) -> Requests:
-        """Raises `InvalidRequest` if nothing is asked for."""
-        max_tokens = 16 if self.max_tokens is None else self.max_tokens
-        if max_tokens == 0 and not self.echo:
-            raise InvalidRequest(
-                "max_tokens is 0: ask for at least 1, or for the prompt itself with echo", param="max_tokens"
-            )
-        sampling = replace(self.sampling(max_tokens, self.logprobs), echo=bool(self.echo))
-        return self._requests("cmpl", self._prompts(), sampling)
-
-    def _prompts(self) -> list[Prompt]:
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        ids = tuple(p for p in self.prompt if isinstance(p, int))
-        several: list[Prompt] = [p if isinstance(p, str) else tuple(p) for p in self.prompt if not isinstance(p, int)]
-        return several or [ids]
-
-
-class TextPart(Body):
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-    def message(self) -> Message:
-        content = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
-        return Message("system" if self.role == "developer" else self.role, content)
-
-
-class ChatBody(_OpenAIBody):
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_tokens: MaxTokens | None = None
-    max_completion_tokens: MaxTokens | None = None
-    logprobs: bool | None = None
-    top_logprobs: NumLikely | None = None
-
-    def requests(self) -> Requests:
-        """Raises `InvalidRequest` for fields that do not go together."""
-        if self.top_logprobs and not self.logprobs:
-            raise InvalidRequest(
-                f"top_logprobs is {self.top_logprobs}, but logprobs is not true: set it too", param="top_logprobs"
-            )
-        sampling = self.sampling(
-            self.max_completion_tokens or self.max_tokens, (self.top_logprobs or 0) if self.logprobs else None
-        )
-        return self._requests("chatcmpl", [tuple(m.message() for m in self.messages)], sampling)
-
-
-# OpenAI's own limits.
-MAX_TEXTS = 2048
-# Of one request to a worker: enough to fill batches, and few enough that a long list spreads over the replicas.
-_TEXTS_A_REQUEST = 32
-
-
-class TextsBody(Body):
-    """Texts, or the token ids of texts, each for itself."""
-
-    model: str
-    input: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
-        | Annotated[TokenIds, Field(min_length=1)]
-        | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, max_length=MAX_TEXTS)]
-    )
-    user: str | None = None
-    priority: Priority = 0
-    timeout_s: TimeoutS | None = None
-
-    def requests(self) -> list[Request]:
-        """The input, cut into requests that can run side by side."""
-        given: list[Any] = self.input if isinstance(self.input, list) else [self.input]
-        if isinstance(given[0], int):
-            given = [given]
-        texts = [text if isinstance(text, str) else tuple(text) for text in given]
-        return [
-            Request(
-                _new_id("texts"),
-                Texts(tuple(texts[at : at + _TEXTS_A_REQUEST])),
-                priority=self.priority,
-                timeout_s=self.timeout_s,
-            )
-            for at in range(0, len(texts), _TEXTS_A_REQUEST)
-        ]
-
-
-class EmbeddingsBody(TextsBody):
-    """``dimensions`` keeps the first of each vector's numbers and makes its length 1 again."""
-
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-
 
 # Known parameters of the protocol ask for what JSON cannot carry (binary data, shared memory).
 NoParameters = Annotated[dict[str, Any], Field(max_length=0)] | None
@@ -594,7 +310,7 @@ class InferBody(Body):
     parameters: NoParameters = None
 
     def request(self) -> Request:
-        return Request(_new_id("infer"), Features(tuple(each.tensor() for each in self.inputs)))
+        return Request(new_id("infer"), Features(tuple(each.tensor() for each in self.inputs)))
 
 
 class PredictBody(Body):
@@ -605,16 +321,11 @@ class PredictBody(Body):
     max_length: MaxTokens = 64
 
     def request(self) -> Request:
-        return Request(_new_id("pred"), self.input_text, SamplingParams(max_tokens=self.max_length))
+        return Request(new_id("pred"), self.input_text, SamplingParams(max_tokens=self.max_length))
 
 
-def _new_id(kind: str) -> str:
+def new_id(kind: str) -> str:
     return f"{kind}-{uuid.uuid4().hex}"
-
-
-def _wrapped(seed: int) -> int:
-    """Back into 64 bits with sign."""
-    return (seed + 2**63) % 2**64 - 2**63
 
 
 # ---- reading

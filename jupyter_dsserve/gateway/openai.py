@@ -12,10 +12,10 @@ import orjson
 from tornado.web import HTTPError
 
 from jupyter_dsserve.fleet.road import Numbered
-from jupyter_dsserve.gateway.bodies import ChatBody, CompletionBody, Requests
 from jupyter_dsserve.gateway.choices import Json, delta_choice, message_choice, opening_choice, text_choice
 from jupyter_dsserve.gateway.generate import collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
+from jupyter_dsserve.gateway.openai_bodies import ChatBody, CompletionBody, Requests
 from jupyter_dsserve.protocol.errors import DSServeError, NotFound, TooManyRequests, Unauthorized
 from jupyter_dsserve.protocol.request import Chunk, Usage
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jupyter_dsserve.gateway.bodies import EmbeddingsBody, TextsBody
 from jupyter_dsserve.gateway.generate import collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.gateway.openai import OpenAIHandler
+from jupyter_dsserve.gateway.openai_bodies import EmbeddingsBody, TextsBody
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk
 
