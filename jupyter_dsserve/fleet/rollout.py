@@ -154,9 +154,15 @@ class Evidence:
         return np.exp(self.first.mean)
 
     @property
-    def is_within(self) -> NDArray[np.bool_]:
-        """Whether the estimate of the latency per token lies within its margin, sure or not."""
-        return np.asarray(self.token_ratio <= LATENCY_MARGIN * np.where(self.is_comparable, 1.0, _STEP_TIME_MARGIN))
+    def is_within(self) -> dict[str, NDArray[np.bool_]]:
+        """Whether the estimates lie within their margins, sure or not: of the latency per token, and the errors."""
+        most = LATENCY_MARGIN * np.where(self.is_comparable, 1.0, _STEP_TIME_MARGIN)
+        strata = self.has_comparable_errors[..., None]
+        rates = np.where(strata, self.errors.rates, self.errors_pooled.rates)
+        return {
+            TOKENS: np.asarray(self.token_ratio <= most),
+            ERRORS: np.asarray(rates[..., 1] <= rates[..., 0] + ERROR_MARGIN),
+        }
 
     def against(self) -> dict[str, Array]:
         """The evidence against the candidate, by measure: logarithms of e-values, `ROLL_BACK_AT` is enough."""
@@ -294,7 +300,8 @@ def may_advance(
     most = np.max([np.broadcast_to(log_e, runs) for log_e in evidence.against().values()], axis=0)
     is_enough = evidence.counts.requests >= spec.min_requests
     is_low = evidence.counts.errors <= spec.max_error_rate * evidence.counts.requests
-    is_clear = ((most < SUSPICIOUS_AT) & evidence.is_within) | (np.asarray(weight) >= 100)
+    is_within = np.logical_and.reduce(list(evidence.is_within.values()))
+    is_clear = ((most < SUSPICIOUS_AT) & is_within) | (np.asarray(weight) >= 100)
     return np.asarray((np.asarray(at_step_s) >= spec.interval_s) & is_enough & is_low & is_clear)
 
 
@@ -356,8 +363,8 @@ def _waits_for(rollout: Rollout) -> str:
         name for name, log_e in rollout.evidence.against().items() if log_e >= SUSPICIOUS_AT and name != HARD_STOP
     ]:
         waits.append(f"clearness about its {' and '.join(suspects)}")
-    elif not rollout.evidence.is_within:
-        waits.append(f"a {TOKENS} within its limit, or clearness that it is not")
+    elif beyond := [name for name, is_within in rollout.evidence.is_within.items() if not is_within]:
+        waits.append(f"{' and '.join(beyond)} within the limit, or clearness that it is not")
     return f"waits for {' and '.join(waits)}; " if waits else ""
 
 

@@ -140,8 +140,18 @@ def test_an_estimate_beyond_its_margin_gets_no_more_traffic_although_nothing_is_
     evidence = seen(5, noisy, noisy | {"per_token_s": 0.025})
     held = verdict(evidence, step=2, spec=spec)
     assert held.kind is VerdictKind.HOLD
-    assert "waits for a per-token latency within its limit" in held.reason
+    assert "waits for per-token latency within the limit" in held.reason
     assert verdict(evidence, step=3, spec=spec).kind is VerdictKind.PROMOTE  # at 100 % no news come
+
+
+def test_an_error_rate_beyond_its_margin_gets_no_more_traffic_although_nothing_is_sure() -> None:
+    rng, spec = np.random.default_rng(0), replace(SPEC, min_requests=50)
+    failed = Block.of(observed(200, rng), observed(50, rng, num_errors=1), ())
+    held = verdict(Evidence.new(SPEC).plus(failed), step=2, spec=spec)
+    assert held.kind is VerdictKind.HOLD
+    assert "waits for error rate within the limit" in held.reason
+    later = Evidence.new(SPEC).plus(failed).plus(Block.of(observed(200, rng), observed(50, rng), ()))
+    assert verdict(later, step=2, spec=spec).kind is VerdictKind.ADVANCE  # one in a hundred is the margin
 
 
 def test_what_is_suspicious_gets_no_more_traffic_until_it_is_clear() -> None:

@@ -41,7 +41,7 @@ def test_a_candidate_that_is_no_worse_is_hardly_ever_taken_back(scenario: Scenar
     if scenario.name.startswith("thin"):
         assert result.promoted == 0  # too little to say anything
     else:
-        assert result.promoted > 0.9
+        assert result.promoted > 0.85  # within five minutes; the others still wait
 
 
 @pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s.name in FOUND], ids=lambda s: s.name)
@@ -49,3 +49,10 @@ def test_a_candidate_that_is_clearly_worse_is_taken_back(scenario: Scenario, tab
     result = simulate(scenario, NUM_RUNS, seed=1)
     table.append(result.row())
     assert result.rolled_back > 0.9
+
+
+@pytest.mark.parametrize(
+    "scenario", [s for s in SCENARIOS if s.is_worse and s.errors[1] > s.errors[0]], ids=lambda s: s.name
+)
+def test_a_candidate_that_fails_more_often_is_not_promoted(scenario: Scenario) -> None:
+    assert simulate(scenario, NUM_RUNS, seed=1).promoted <= 1 / NUM_RUNS
