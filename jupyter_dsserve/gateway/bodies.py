@@ -160,6 +160,7 @@ class KeyBody(Body):
     tokens_per_min: Count = 0
     concurrency: Count = 0
     priority: Annotated[int, Field(ge=0, le=100)] = 0
+    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,63}$")] = ""
     ttl_s: Annotated[float, Field(gt=0, le=1e10)] | None = None
     expires_at: Annotated[float, Field(gt=0, le=1e12)] | None = None
 

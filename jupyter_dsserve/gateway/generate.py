@@ -29,6 +29,8 @@ ROUTES_OF: Mapping[Task, str] = {
 
 # Of a request, for routes whose body has no field for it.
 PRIORITY_HEADER = "X-DSServe-Priority"
+# The label of the caller's key, for the rules of a policy. Ours alone: what a caller sends under this name is dropped.
+KEY_LABEL_HEADER = "X-DSServe-Key-Label"
 
 
 async def start(
@@ -55,6 +57,7 @@ async def start(
     headers = handler.request.headers
     if (priority := headers.get(PRIORITY_HEADER)) is not None:
         requests = [replace(request, priority=_priority(priority)) for request in requests]
+    headers[KEY_LABEL_HEADER] = handler.grant.key.label if handler.grant else ""
     if grant := handler.grant:
         handler.check_model(model)
         requests = grant.limited(requests)

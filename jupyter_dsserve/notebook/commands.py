@@ -130,6 +130,7 @@ class KeyApp(_AskingCommand):
     tokens_per_min = Int(0, help="Of prompts and answers together.").tag(config=True)
     concurrency = Int(0, help="Calls that run at once.").tag(config=True)
     priority = Int(0, help="0 to 100: none of its requests goes before that; lower goes first.").tag(config=True)
+    label = Unicode("", help="What a policy's rule for the header X-DSServe-Key-Label goes by.").tag(config=True)
     ttl_s = Float(0.0, help="It ends after so many seconds; 0 is never.").tag(config=True)
 
     aliases = {
@@ -144,6 +145,7 @@ class KeyApp(_AskingCommand):
         "tokens-per-min": "KeyApp.tokens_per_min",
         "concurrency": "KeyApp.concurrency",
         "priority": "KeyApp.priority",
+        "label": "KeyApp.label",
         "ttl": "KeyApp.ttl_s",
     }
     flags = SHARED_FLAGS
@@ -163,6 +165,7 @@ class KeyApp(_AskingCommand):
                 tokens_per_min=self.tokens_per_min,
                 concurrency=self.concurrency,
                 priority=self.priority,
+                label=self.label,
                 ttl_s=self.ttl_s or None,
             )
             print(made.key)

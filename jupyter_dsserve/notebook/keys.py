@@ -81,5 +81,6 @@ def limits_of(key: ApiKey) -> str:
         f"{key.tokens_per_min} tokens/min" if key.tokens_per_min else "",
         f"{key.concurrency} running" if key.concurrency else "",
         f"priority {key.priority}" if key.priority else "",
+        f"label {key.label}" if key.label else "",
     ]
     return ", ".join(filter(None, said)) or "no limits"

@@ -323,6 +323,7 @@ class DSServeMagics(Magics):
     @argument("--tokens-per-min", type=int, help="Of prompts and answers together.")
     @argument("--concurrency", type=int, help="Calls that run at once.")
     @argument("--priority", type=int, help="0 to 100: none of its requests goes before that; lower goes first.")
+    @argument("--label", help="For the rules of a policy: --rule X-DSServe-Key-Label=LABEL:VERSION.")
     @argument("--ttl", dest="ttl_s", type=float, help="It ends after so many seconds.")
     def key(self, line: str) -> ShownKey | KeyList:
         """Make an API key for an app or a colleague, list those there are, or revoke one."""

@@ -435,6 +435,7 @@ class Verbs:
         tokens_per_min: int | None = None,
         concurrency: int | None = None,
         priority: int | None = None,
+        label: str | None = None,
         ttl_s: float | None = None,
         expires_at: float | None = None,
     ) -> Talk[NewKey]:
@@ -443,8 +444,9 @@ class Verbs:
         A key of the scope ``infer`` asks models and does nothing else, ``admin`` does everything. ``deployments`` are
         those it may ask, all unless told. ``rate`` calls a second, ``burst`` of them at once, ``tokens_per_min`` of
         prompts and answers, and ``concurrency`` calls that run are its limits; 0 is none. Its requests never go before
-        ``priority`` (0 to 100, lower goes first). It ends after ``ttl_s`` seconds, or at ``expires_at`` (seconds since
-        the epoch).
+        ``priority`` (0 to 100, lower goes first). A policy's rule for the header ``X-DSServe-Key-Label`` sends what
+        comes with a key of that ``label`` to a version. It ends after ``ttl_s`` seconds, or at ``expires_at`` (seconds
+        since the epoch).
         """
         given: dict[str, Any] = {
             "deployments": None if deployments is None else list(deployments),
@@ -453,6 +455,7 @@ class Verbs:
             "tokens_per_min": tokens_per_min,
             "concurrency": concurrency,
             "priority": priority,
+            "label": label,
             "ttl_s": ttl_s,
             "expires_at": expires_at,
         }

@@ -339,7 +339,8 @@ class ApiKey:
     ``scope`` is ``infer`` (it asks models) or ``admin`` (it may do everything); ``deployments`` those it may ask, None
     all of them. 0 sets no limit: ``rate`` calls a second and ``burst`` of them at once (0: as many as in a second),
     ``tokens_per_min`` of prompts and answers together, ``concurrency`` calls that run. Its requests never go before
-    ``priority`` (lower goes first). ``created_at`` and ``expires_at`` (None: never) are seconds since the epoch.
+    ``priority`` (lower goes first). A deployment's rules can send what bears its ``label`` to a version.
+    ``created_at`` and ``expires_at`` (None: never) are seconds since the epoch.
     """
 
     id: str
@@ -351,6 +352,7 @@ class ApiKey:
     tokens_per_min: int = 0
     concurrency: int = 0
     priority: int = 0
+    label: str = ""
     created_at: float = 0.0
     expires_at: float | None = None
 

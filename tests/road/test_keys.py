@@ -253,6 +253,18 @@ async def test_a_keys_priority_holds_for_its_requests_in_line(gateway: Gateway, 
     assert done == ["first", "plain", "slow"]
 
 
+async def test_a_keys_label_decides_by_rule_and_nobody_else_can_say_it(gateway: Gateway, caller: Caller) -> None:
+    for version in ("v1", "v2"):
+        await caller.load("demo", version, "toy:step_s=0.001")
+    rule = {"header": "X-DSServe-Key-Label", "value": "gray", "version": "v2"}
+    await caller.put("/api/deployments/demo/policy", json={"rules": [rule]})
+    async with await with_key(gateway, caller, label="gray") as tester, await with_key(gateway, caller) as other:
+        for who, version in ((tester, "v2"), (other, "v1"), (caller, "v1")):
+            said = {"X-DSServe-Key-Label": "gray"} if who is not tester else {}
+            answer = await who.post("/v1/completions", json={"model": "demo", "prompt": "a"}, headers=said)
+            assert answer.headers["X-DSServe-Version"] == version
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -263,6 +275,7 @@ async def test_a_keys_priority_holds_for_its_requests_in_line(gateway: Gateway, 
         ({"rate": -1}, "rate"),
         ({"burst": 5}, "give rate too"),
         ({"priority": -1}, "priority"),
+        ({"label": "two words"}, "label"),
         ({"ttl_s": 0}, "ttl_s"),
         ({"expires_at": 1000.0}, "which is past"),
         ({"ttl_s": 5, "expires_at": 1e11}, "give one of them"),
