@@ -224,6 +224,7 @@ class Conductor:
             started_at=rollout.started_at,
             measures=measures(rollout.evidence),
             mirror=performance.mirror.status if performance.mirror else None,
+            ended_at=rollout.ended_at,
         )
 
     # ---- the check of a notebook
@@ -408,7 +409,7 @@ class Conductor:
 
     def _end(self, deployment: str, state: RolloutState, reason: str) -> Rollout:
         performance = self._performances[deployment]
-        rollout = performance.rollout = replace(performance.rollout, state=state, reason=reason)
+        rollout = performance.rollout = performance.rollout.ended(state, reason, time.time())
         if performance.mirror:
             performance.mirror.stop()
         if performance.scoring:

@@ -221,7 +221,8 @@ class Verdict:
 class Rollout:
     """A rollout as it stands, all of which outlives a restart. ``step`` is an index into the spec's steps; -1 is the
     mirror phase. ``at_step_s`` counts the seconds at this step in which both were READY and nothing was paused.
-    ``before`` are the weights that a rollback brings back, ``started_at`` seconds since the epoch."""
+    ``before`` are the weights that a rollback brings back; ``started_at`` and ``ended_at`` (None while it runs) are
+    seconds since the epoch."""
 
     spec: RolloutSpec
     stable: str
@@ -233,11 +234,16 @@ class Rollout:
     step: int = 0
     at_step_s: float = 0.0
     is_loaded: bool = False  # the candidate was READY once, and has had the first step's traffic since
+    ended_at: float | None = None
 
     @staticmethod
     def begun(spec: RolloutSpec, stable: str, before: Mapping[str, float], started_at: float) -> Rollout:
         """Before the candidate is READY."""
         return Rollout(spec, stable, dict(before), started_at, Evidence.new(spec), step=-1 if spec.mirror else 0)
+
+    def ended(self, state: RolloutState, reason: str, now: float) -> Rollout:
+        """As PROMOTED or ROLLED_BACK at ``now``, in seconds since the epoch."""
+        return replace(self, state=state, reason=reason, ended_at=now)
 
     @property
     def is_over(self) -> bool:

@@ -198,7 +198,7 @@ class MirrorStatus:
 class RolloutStatus:
     """A rollout as it stands. ``step`` is an index into ``steps`` (-1: the mirror phase), ``weight`` the candidate's in
     percent, ``reason`` the last verdict's; ``requests`` and ``errors`` are the candidate's at this step, ``at_step_s``
-    the seconds at it; ``started_at`` seconds since the epoch."""
+    the seconds at it; ``started_at`` and ``ended_at`` (None until it is over) seconds since the epoch."""
 
     deployment: str
     stable: str
@@ -214,6 +214,7 @@ class RolloutStatus:
     started_at: float
     measures: list[Measure] = field(default_factory=list)
     mirror: MirrorStatus | None = None
+    ended_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,10 @@ export class Board extends ReactWidget {
     this.node.setAttribute('aria-label', 'Model serving');
   }
 
+  protected onAfterShow(): void {
+    this._model.markSeen();
+  }
+
   protected render(): JSX.Element {
     return (
       <UseSignal signal={this._model.changed}>

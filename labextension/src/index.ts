@@ -81,7 +81,10 @@ const plugin: JupyterFrontEndPlugin<void> = {
     const chosen = () => settings.composite as unknown as ISettings;
 
     statusBar?.registerStatusItem(PLUGIN, {
-      item: new StatusItem(model, () => app.commands.execute(ID.show)),
+      item: new StatusItem(model, () => {
+        model.markSeen();
+        void app.commands.execute(ID.show);
+      }),
       align: 'left',
       rank: 10,
       isActive: () => chosen().statusItem,

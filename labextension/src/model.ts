@@ -60,6 +60,16 @@ export class Model {
     void this._poll.start();
   }
 
+  /** A person looks: rollouts that have ended are no news any more. */
+  markSeen(): void {
+    if (this._seen) {
+      const deployments = this._seen.status?.deployments ?? [];
+      const ends = deployments.map(each => each.rollout?.ended_at ?? 0);
+      this._seenAt = Math.max(this._seenAt, ...ends);
+      this._show(this._seen);
+    }
+  }
+
   /** Look now: something was just changed. */
   refresh(): void {
     void this._poll.refresh();
@@ -102,11 +112,16 @@ export class Model {
   private _see(seen: ISeen): void {
     const before = this._seen;
     this._seen = seen;
-    this._view = view(seen.gateway, seen.status, this._series);
-    this._changed.emit();
+    this._show(seen);
     for (const notice of before ? notices(before, seen) : []) {
       this._noticed.emit(notice);
     }
+  }
+
+  private _show(seen: ISeen): void {
+    const { gateway, status } = seen;
+    this._view = view(gateway, status, this._series, this._seenAt);
+    this._changed.emit();
   }
 
   private readonly _poll: Poll;
@@ -116,5 +131,6 @@ export class Model {
   private _seen: ISeen | null = null;
   private _view: IView;
   private _fault = '';
+  private _seenAt = 0;
   private _turn = 0;
 }

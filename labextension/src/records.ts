@@ -46,6 +46,8 @@ export interface IRollout {
   state: string;
   candidate?: string;
   reason?: string;
+  /** Seconds since the epoch, by the gateway's clock; null while it runs. */
+  ended_at?: number | null;
 }
 
 export interface IDeploymentStatus {

@@ -23,11 +23,17 @@ export class Series {
     if (last && stats.requests < last.requests) {
       kept = []; // another gateway, or another version of this name
     }
+    this._now = isFinite(this._now) ? Math.max(this._now, stats.at) : stats.at;
     kept.push(stats);
     this._kept.set(
       id,
       kept.filter(each => each.at > stats.at - WINDOW_S)
     );
+  }
+
+  /** When the last number was taken; infinite before the first has come. */
+  get now(): number {
+    return this._now;
   }
 
   /** Forget all versions but these. */
@@ -73,6 +79,7 @@ export class Series {
     return points;
   }
 
+  private _now = Infinity;
   private readonly _kept = new Map<string, IVersionStats[]>();
 }
 

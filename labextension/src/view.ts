@@ -46,6 +46,8 @@ export interface IDeploymentView {
   /** Of an activation or a rollout, or empty. */
   change: string;
   isRolledBack: boolean;
+  /** It was rolled back within the last `NEWS_S`, and nobody has seen it yet. */
+  isNewlyRolledBack: boolean;
   canPause: boolean;
   canResume: boolean;
   canPromote: boolean;
@@ -62,16 +64,25 @@ export interface IView {
   deployments: IDeploymentView[];
 }
 
-/** `status` is null when the gateway does not run. */
+/** So long after its end the status bar tells of a rollback, unless somebody looks before. */
+export const NEWS_S = 600;
+
+/**
+ * `status` is null when the gateway does not run. `seenAt`: the rollouts that
+ * ended until then, by the gateway's clock in seconds, have been looked at.
+ */
 export function view(
   gateway: IGatewayStatus,
   status: IStatus | null,
-  series: Series
+  series: Series,
+  seenAt = 0
 ): IView {
   return {
     gateway,
     gatewayText: gatewayText(gateway),
-    deployments: (status?.deployments ?? []).map(d => deploymentView(d, series))
+    deployments: (status?.deployments ?? []).map(d =>
+      deploymentView(d, series, seenAt)
+    )
   };
 }
 
@@ -90,19 +101,24 @@ function gatewayText(gateway: IGatewayStatus): string {
 
 function deploymentView(
   deployment: IDeploymentStatus,
-  series: Series
+  series: Series,
+  seenAt: number
 ): IDeploymentView {
   const versions = deployment.versions.map(v => versionView(v, series));
   const shares = versions.filter(v => v.weight > 0);
   const byWeight = [...versions].sort((a, b) => b.weight - a.weight);
   const state = deployment.rollout?.state ?? '';
+  const isRolledBack = state === 'ROLLED_BACK';
+  const endedAt = deployment.rollout?.ended_at ?? 0;
   return {
     name: deployment.name,
     traffic:
       shares.map(v => `${v.version} ${percent(v.weight)}`).join(', ') ||
       'no version has traffic',
     change: changeText(deployment),
-    isRolledBack: state === 'ROLLED_BACK',
+    isRolledBack,
+    isNewlyRolledBack:
+      isRolledBack && endedAt > Math.max(seenAt, series.now - NEWS_S),
     canPause: state === 'PROGRESSING',
     canResume: state === 'PAUSED',
     canPromote: state === 'PROGRESSING' || state === 'PAUSED',
@@ -198,7 +214,7 @@ export function statusLine(view: IView): IStatusLine | null {
   }
   const versions = deployments.flatMap(d => d.versions);
   const failed = versions.filter(v => v.isFailed).map(v => v.id);
-  const back = deployments.filter(d => d.isRolledBack).map(d => d.name);
+  const back = deployments.filter(d => d.isNewlyRolledBack).map(d => d.name);
   const slowest = versions.reduce(
     (max, v) => Math.max(max, v.p95Ms ?? 0),
     0

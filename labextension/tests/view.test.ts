@@ -124,13 +124,35 @@ test('the status line counts, and has the slowest p95 and all requests', () => {
   });
 });
 
+/** What is seen `at` seconds after a rollout of `b` began that ended, by a rollback, after 100. */
+function seenAfterRollback(at: number, seenAt = 0) {
+  const series = new Series();
+  series.add(stats({ at }));
+  const rollout = { state: 'ROLLED_BACK', ended_at: 100 };
+  const deployments = [
+    deployment([version('v1', { state: 'FAILED', reason: 'no memory' })]),
+    deployment([version('v1')], { name: 'b', rollout })
+  ];
+  return view(gateway(), { deployments }, series, seenAt);
+}
+
+test('a rollback is in the status line for ten minutes, or until somebody looked', () => {
+  const isTold = (at: number, seenAt = 0) =>
+    /rolled back/.test(statusLine(seenAfterRollback(at, seenAt))?.text ?? '');
+  assert.deepEqual([101, 699, 701].map(at => isTold(at)), [true, true, false]);
+  assert.equal(isTold(101, 99), true, 'what was looked at is an earlier one');
+  assert.equal(isTold(101, 100), false);
+  assert.ok(seenAfterRollback(9999).deployments[1].isRolledBack, 'the sidebar goes on');
+});
+
+test('before the first number nobody knows how long ago a rollback was', () => {
+  const rollout = { state: 'ROLLED_BACK', ended_at: 100 };
+  const found = seen(deployment([version('v1')], { rollout }));
+  assert.equal(statusLine(found)?.isBad, false);
+});
+
 test('the status line is bad, in words too, when a version failed or a rollout was rolled back', () => {
-  const line = statusLine(
-    seen(
-      deployment([version('v1', { state: 'FAILED', reason: 'no memory' })]),
-      deployment([version('v1')], { name: 'b', rollout: { state: 'ROLLED_BACK' } })
-    )
-  );
+  const line = statusLine(seenAfterRollback(101));
   assert.equal(line?.text, '2 deployments · ✕ 1 failed · ✕ 1 rolled back');
   assert.ok(line?.isBad);
   assert.match(line?.title ?? '', /demo@v1 FAILED; the rollout of b was rolled back/);

@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.support import Json, free_port
 
+BUILT = Path(__file__).parent.parent.parent / "jupyter_dsserve/labextension"
 CHROMIUM = Path("/usr/bin/chromium")
 _QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
 
@@ -56,10 +57,19 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def built_extension(home: Path) -> Path:
+    """A folder of JupyterLab's extensions, with ours as this checkout built it and not as it is installed."""
+    folder = home / "path/labextensions"
+    folder.mkdir(parents=True)
+    (folder / "jupyter-dsserve").symlink_to(BUILT)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     home = tmp_path_factory.mktemp("demo")
     dirs = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("RUNTIME", "CONFIG")}
+    dirs |= {"JUPYTER_PATH": str(built_extension(home).parent)}
     dirs |= {"JUPYTERLAB_WORKSPACES_DIR": str(home / "work"), "JUPYTERLAB_SETTINGS_DIR": str(home / "settings")}
     process = subprocess.Popen(
         [sys.executable, "-m", "jupyter_dsserve.demo", "--port", str(free_port()), "--no-browser"],

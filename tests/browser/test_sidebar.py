@@ -18,7 +18,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page
 
-from tests.browser.conftest import Pictures, eventually
+from tests.browser.conftest import Pictures, built_extension, eventually
 from tests.support import Json, JupyterServer
 
 _SETTINGS = {
@@ -64,7 +64,7 @@ def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         path = home / f"config/lab/user-settings/{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(values))
-    options = ("--LabApp.expose_app_in_browser=True",)
+    options = ("--LabApp.expose_app_in_browser=True", f"--LabApp.extra_labextensions_path={built_extension(home)}")
     with JupyterServer(home, *options, base_url="/user/a%40b/", program="jupyterlab") as server:
         yield Lab(server)
 
@@ -341,6 +341,10 @@ def test_a_rollout_is_shown_paused_and_rolled_back(lab: Lab, page: Page) -> None
     page.locator(".Toastify__toast").get_by_text("The rollout of demo is ROLLED_BACK").wait_for(state="attached")
     assert lab.weights() == {"v1": 100}
     assert "✕ 1 rolled back" in (line(page).text_content() or "")
+    line(page).click()  # now it has been seen
+    eventually(lambda: line(page).text_content(), lambda text: "rolled back" not in text)
+    assert "jp-mod-bad" not in (line(page).get_attribute("class") or "")
+    assert sidebar(page).get_by_text("✕ rollout of v2 ROLLED_BACK").is_visible()
 
 
 def test_settings_hide_the_line_in_the_status_bar(page: Page, lab: Lab) -> None:

@@ -20,6 +20,7 @@ from jupyter_dsserve.fleet.rollout import (
 )
 from jupyter_dsserve.fleet.sequential import Bets, ErrorRate
 from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.records import RolloutState
 
 SPEC = RolloutSpec("v2", interval_s=30, min_requests=50)
 # A step of 10 ms and 1 ms more for each sequence.
@@ -223,6 +224,8 @@ def test_a_rollout_comes_back_from_json_as_it_was() -> None:
     rollout = at(seen(40, {}, {"per_token_s": 0.021}, STEP_TIMES), 40, step=2)
     again = Rollout.from_json(json.loads(json.dumps(rollout.to_json())))
     assert again.to_json() == rollout.to_json()
+    ended = rollout.ended(RolloutState.ROLLED_BACK, "by hand", now=12.5)
+    assert Rollout.from_json(json.loads(json.dumps(ended.to_json()))).ended_at == 12.5
     assert decide(again) == decide(rollout)
     block = Block.of([], [], ())
     assert decide(replace(again, evidence=again.evidence.plus(block))) == decide(

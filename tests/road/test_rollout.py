@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -122,7 +123,10 @@ async def test_a_candidate_that_is_no_slower_is_loaded_promoted_and_the_old_one_
 async def test_a_candidate_that_is_taken_back_before_its_first_step_gets_no_traffic(caller: Caller) -> None:
     await two(caller)
     await begin(caller, block_s=0.5)
-    assert (await caller.post(f"{ROLLOUT}/rollback")).json()["state"] == "ROLLED_BACK"
+    assert (await rollout(caller))["ended_at"] is None
+    ended = (await caller.post(f"{ROLLOUT}/rollback")).json()
+    assert ended["state"] == "ROLLED_BACK"
+    assert ended["started_at"] <= ended["ended_at"] <= time.time()
     await asyncio.sleep(1.0)  # the look that was due comes, and finds that it is over
     assert await weights(caller) == {"v1": 100}
     assert await kinds(caller) == ["rollout_started", "rollout_rolled_back"]
