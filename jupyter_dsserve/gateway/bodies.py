@@ -356,8 +356,9 @@ def validated(kind: type[B], found: object, at: str = "") -> B:
 
 
 def _refused(kind: type[Body], fault: ValidationError, at: str) -> InvalidRequest:
-    # For a field with alternatives pydantic reports each of them: the first error says enough.
-    first = fault.errors(include_url=False)[0]
+    # For a field with alternatives pydantic reports each of them: the first says enough, unless one is in our words.
+    errors = fault.errors(include_url=False)
+    first = next((error for error in errors if error["type"] == "refused"), errors[0])
     name = str(first["loc"][0]) if first["loc"] else ""
     where = ".".join([*([at] if at else []), *(str(part) for part in first["loc"] if not _is_alternative(part))])
     if first["type"] == "extra_forbidden":

@@ -15,7 +15,7 @@ def text_choice(index: int, chunk: Chunk) -> Json:
 
 
 def message_choice(index: int, chunk: Chunk) -> Json:
-    message = {"role": "assistant", "content": chunk.text, "refusal": None}
+    message: Json = {"role": "assistant", "content": chunk.text, "refusal": None, "annotations": []}
     return {"index": index, "message": message, **_chat_end(chunk)}
 
 
@@ -25,7 +25,7 @@ def delta_choice(index: int, chunk: Chunk) -> Json:
 
 def opening_choice(index: int) -> Json:
     """What a streamed chat begins with."""
-    delta = {"role": "assistant", "content": ""}
+    delta = {"role": "assistant", "content": "", "refusal": None}
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import orjson
 from tornado.web import HTTPError
 
+from jupyter_dsserve.fleet.fleet import Answering
 from jupyter_dsserve.fleet.road import Numbered
+from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway.choices import Json, delta_choice, message_choice, opening_choice, text_choice
 from jupyter_dsserve.gateway.generate import collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
@@ -39,12 +41,13 @@ class Completions(OpenAIHandler):
     async def post(self) -> None:
         body = self.body(CompletionBody)
         requests = body.requests()
-        numbered = (await start(self, body.model, requests.all, body.user)).chunks
-        call = _Call(requests, "text_completion", body.model, text_choice)
+        answering = await start(self, body.model, requests.all, body.user)
+        around = {"model": body.model, "system_fingerprint": fingerprint(answering)}
+        call = _Call(requests, "text_completion", around, text_choice)
         if body.stream:
-            await _stream(self, numbered, call, body.include_usage)
+            await _stream(self, answering.chunks, call, body.include_usage)
         else:
-            await _answer_whole(self, numbered, call)
+            await _answer_whole(self, answering.chunks, call)
 
 
 class ChatCompletions(OpenAIHandler):
@@ -52,12 +55,13 @@ class ChatCompletions(OpenAIHandler):
     async def post(self) -> None:
         body = self.body(ChatBody)
         requests = body.requests()
-        numbered = (await start(self, body.model, requests.all, body.user)).chunks
+        answering = await start(self, body.model, requests.all, body.user)
+        around = {"model": body.model, "service_tier": "default", "system_fingerprint": fingerprint(answering)}
         if body.stream:
-            call = _Call(requests, "chat.completion.chunk", body.model, delta_choice)
-            await _stream(self, numbered, call, body.include_usage, opening=opening_choice)
+            call = _Call(requests, "chat.completion.chunk", around, delta_choice)
+            await _stream(self, answering.chunks, call, body.include_usage, opening=opening_choice)
         else:
-            await _answer_whole(self, numbered, _Call(requests, "chat.completion", body.model, message_choice))
+            await _answer_whole(self, answering.chunks, _Call(requests, "chat.completion", around, message_choice))
 
 
 class Models(OpenAIHandler):
@@ -65,7 +69,7 @@ class Models(OpenAIHandler):
 
     def get(self) -> None:
         names = [d.name for d in self.fleet.status() if self.fleet.deployment(d.name).ready and self.may_ask(d.name)]
-        models = [_model(name) for name in names]
+        models = [_model(name, self.fleet.deployment(name).versions.values()) for name in names]
         self.answer({"object": "list", "data": models})
 
 
@@ -75,10 +79,11 @@ class OneModel(OpenAIHandler):
     def get(self, name: str) -> None:
         self.check_model(name)
         deployment, _, version = name.partition("@")
-        ready = self.fleet.deployment(deployment).ready
+        known = self.fleet.deployment(deployment)
+        ready = known.ready
         if version not in ready if version else not ready:
             raise NotFound(f"model {name!r} has no READY version: load one", param="model")
-        self.answer(_model(name))
+        self.answer(_model(name, [known.versions[version]] if version else known.versions.values()))
 
 
 class UnknownOpenAIPath(OpenAIHandler):
@@ -93,19 +98,13 @@ class _Call:
 
     requests: Requests
     object: str
-    model: str
+    shared: Mapping[str, Any]
     choice: Callable[[int, Chunk], Json]
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def around(self, choices: list[Json], usage: Json | None = None) -> Json:
-        return {
-            "id": self.requests.id,
-            "object": self.object,
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-            "usage": usage,
-        }
+    def around(self, choices: list[Json]) -> Json:
+        head = {"id": self.requests.id, "object": self.object, "created": self.created}
+        return {**head, **self.shared, "choices": choices}
 
     def usage(self, usages: Mapping[int, Usage]) -> Json:
         """Of all choices together; a prompt counts once, however many choices it has."""
@@ -117,14 +116,21 @@ class _Call:
             "prompt_tokens": prompts,
             "completion_tokens": completions,
             "total_tokens": prompts + completions,
-            "prompt_tokens_details": {"cached_tokens": cached},
+            "prompt_tokens_details": {"cached_tokens": cached, "audio_tokens": 0},
+            "completion_tokens_details": {
+                "reasoning_tokens": 0,
+                "audio_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
         }
 
 
 async def _answer_whole(handler: OpenAIHandler, numbered: Numbered, call: _Call) -> None:
     wholes = dict(enumerate(await collect(numbered)))
     usage = call.usage({index: whole.usage for index, whole in wholes.items() if whole.usage})
-    handler.answer(call.around([call.choice(index, whole) for index, whole in wholes.items()], usage))
+    choices = [call.choice(index, whole) for index, whole in wholes.items()]
+    handler.answer(call.around(choices) | {"usage": usage})
 
 
 async def _stream(
@@ -136,9 +142,10 @@ async def _stream(
 ) -> None:
     """Server-sent chunks, then ``[DONE]``. An error before the first chunk is an ordinary one, later it is an event.
 
-    An error in one choice ends them all.
+    An error in one choice ends them all. With ``include_usage`` each chunk has a ``usage``, null but for the last.
     """
     usages: dict[int, Usage] = {}
+    no_usage = {"usage": None} if include_usage else {}
     has_begun = False
     async with aclosing(numbered):
         async for index, chunk in numbered:
@@ -148,12 +155,12 @@ async def _stream(
                 _begin_stream(handler)
                 if opening:
                     for each in range(len(call.requests.all)):
-                        _send(handler, call.around([opening(each)]))
+                        _send(handler, call.around([opening(each)]) | no_usage)
                 has_begun = True
             # A token may complete no character: nothing to tell then.
             if chunk.text or chunk.logprobs or (chunk.finish_reason and not chunk.error):
                 told = replace(chunk, finish_reason=None) if chunk.error else chunk
-                _send(handler, call.around([call.choice(index, told)]))
+                _send(handler, call.around([call.choice(index, told)]) | no_usage)
             if chunk.error:
                 handler.fault = chunk.error
                 _send(handler, handler.error_body(chunk.error))
@@ -163,7 +170,7 @@ async def _stream(
             if not chunk.finish_reason:
                 await handler.flush()
     if include_usage and len(usages) == len(call.requests.all):
-        _send(handler, call.around([], call.usage(usages)))
+        _send(handler, call.around([]) | {"usage": call.usage(usages)})
     handler.finish("data: [DONE]\n\n")
 
 
@@ -179,8 +186,14 @@ def _send(handler: Handler, data: Json) -> None:
     handler.write(b"data: %b\n\n" % orjson.dumps(data))
 
 
-def _model(name: str) -> Json:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "jupyter_dsserve"}
+def fingerprint(answering: Answering) -> str | None:
+    """The same for what runs with the same settings; None if the answer is the policy's own text."""
+    return f"fp_{answering.version.spec.digest[:10]}" if answering.version else None
+
+
+def _model(name: str, versions: Iterable[Version]) -> Json:
+    created = int(min(version.created_at for version in versions))
+    return {"id": name, "object": "model", "created": created, "owned_by": "jupyter_dsserve"}
 
 
 def _code(error: DSServeError) -> str | None:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from jupyter_dsserve.gateway.bodies import Body, MaxTokens, Priority, TimeoutS, TokenId, new_id
 from jupyter_dsserve.protocol.errors import InvalidRequest
@@ -24,6 +25,19 @@ from jupyter_dsserve.protocol.request import (
     StructureKind,
     Texts,
 )
+
+
+def no(why: str, remedy: str = "leave it out") -> WrapValidator:
+    """Refuses what the type does not take, saying why instead of naming the type."""
+
+    def refusing(value: object, inner: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return inner(value)
+        except ValidationError:
+            raise PydanticCustomError("refused", "{reason}", {"reason": f"{why}: {remedy}"}) from None
+
+    return WrapValidator(refusing)
+
 
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenIdText = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # OpenAI's way: JSON has no other keys
@@ -61,10 +75,6 @@ class _OpenAIBody(Body):
     user: str | None = None
     priority: Priority = 0
     timeout_s: TimeoutS | None = None
-    # accepted because they change nothing in the answer
-    metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -133,6 +143,7 @@ class _OpenAIBody(Body):
 
 class StreamOptions(Body):
     include_usage: bool | None = None
+    include_obfuscation: Annotated[Literal[False] | None, no("events are not padded with random characters")] = None
 
 
 class JsonSchema(Body):
@@ -199,9 +210,8 @@ class CompletionBody(_OpenAIBody):
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     logprobs: NumLikely | None = None
     echo: bool | None = None
-    # known, and only as far as they ask for nothing
-    best_of: Literal[1] | None = None
-    suffix: None = None
+    best_of: int | None = None
+    suffix: Annotated[None, no("text is written at the end of a prompt only")] = None
 
     def requests(self) -> Requests:
         """Raises `InvalidRequest` if nothing is asked for."""
@@ -209,6 +219,12 @@ class CompletionBody(_OpenAIBody):
         if max_tokens == 0 and not self.echo:
             raise InvalidRequest(
                 "max_tokens is 0: ask for at least 1, or for the prompt itself with echo", param="max_tokens"
+            )
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise InvalidRequest(
+                f"best_of is {self.best_of} and n is {self.n or 1}: all choices are given here, none is picked; "
+                "leave best_of out and ask for as many as you want with n",
+                param="best_of",
             )
         sampling = replace(self.sampling(max_tokens, self.logprobs), echo=bool(self.echo))
         return self._requests("cmpl", self._prompts(), sampling)
@@ -221,27 +237,61 @@ class CompletionBody(_OpenAIBody):
         return several or [ids]
 
 
-class TextPart(Body):
-    type: Literal["text"]
-    text: str
+class Part(Body):
+    """A piece of a message. ``prompt_cache_breakpoint`` is ignored: what was computed before is found without it."""
+
+    type: Annotated[Literal["text", "refusal"], no("models here read text", 'send {"type": "text", "text": ...}')]
+    text: str | None = None
+    refusal: str | None = None
+    prompt_cache_breakpoint: dict[str, str] | None = None
 
 
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | list[Part] | None = None
     name: str | None = None
+    refusal: str | None = None
+    audio: Annotated[None, no("models here read text")] = None
+    function_call: Annotated[None, no("it is deprecated", "use tool_calls")] = None
 
-    def message(self) -> Message:
-        content = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
-        return Message("system" if self.role == "developer" else self.role, content)
+    def message(self, at: str) -> Message:
+        """``at`` is where it stands in the body. Raises `InvalidRequest` for what does not go together."""
+        if self.content is None and self.role != "assistant":
+            raise InvalidRequest(f"field '{at}.content' is missing: a message of role {self.role!r} needs it", param=at)
+        return Message("system" if self.role == "developer" else self.role, self._text(), self.name or "")
+
+    def _text(self) -> str:
+        if isinstance(self.content, list):
+            return "".join(part.text or part.refusal or "" for part in self.content)
+        return self.content or self.refusal or ""
 
 
 class ChatBody(_OpenAIBody):
+    """The fields of the second half ask for what there is not here, except with the values that ask for nothing."""
+
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: NumLikely | None = None
+    # accepted because they change nothing in the answer
+    metadata: dict[str, str] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    safety_identifier: str | None = None
+    # accepted as far as they ask for nothing
+    store: Annotated[Literal[False] | None, no("answers are not stored")] = None
+    service_tier: Annotated[Literal["auto", "default"] | None, no("there is one tier; priority orders requests")] = None
+    modalities: Annotated[list[Literal["text"]] | None, no("answers are text")] = None
+    reasoning_effort: Annotated[Literal["none"] | None, no("models are not told how long to think")] = None
+    verbosity: Annotated[Literal["medium"] | None, no("models are not told how much to say")] = None
+    audio: Annotated[None, no("answers are text")] = None
+    function_call: Annotated[None, no("it is deprecated", "use tool_choice")] = None
+    functions: Annotated[None, no("they are deprecated", "use tools")] = None
+    moderation: Annotated[None, no("nothing is moderated")] = None
+    prediction: Annotated[None, no("nothing is predicted")] = None
+    web_search_options: Annotated[None, no("nothing is searched")] = None
 
     def requests(self) -> Requests:
         """Raises `InvalidRequest` for fields that do not go together."""
@@ -252,7 +302,8 @@ class ChatBody(_OpenAIBody):
         sampling = self.sampling(
             self.max_completion_tokens or self.max_tokens, (self.top_logprobs or 0) if self.logprobs else None
         )
-        return self._requests("chatcmpl", [tuple(m.message() for m in self.messages)], sampling)
+        turns = tuple(m.message(f"messages.{number}") for number, m in enumerate(self.messages))
+        return self._requests("chatcmpl", [turns], sampling)
 
 
 # OpenAI's own limits.

@@ -65,10 +65,11 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat; ``name`` may be empty."""
 
     role: str
     content: str
+    name: str = ""
 
 
 Prompt = str | tuple[int, ...] | tuple[Message, ...]
