@@ -22,7 +22,7 @@ from jupyter_dsserve.protocol.errors import DSServeError
 from jupyter_dsserve.protocol.records import GatewayAddress
 
 # Looking never starts the gateway.
-_LOOKING = ("health/", "api/status", "api/events", "metrics")
+_LOOKING = ("health/", "api/status", "api/events", "metrics", "openapi.json")
 
 
 class _Handler(ExtensionHandlerMixin, APIHandler):

@@ -12,10 +12,12 @@ from typing import Any, Literal
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.goal import DeploymentGoal, Goal, VersionGoal
 from jupyter_dsserve.fleet.source import canonical
+from jupyter_dsserve.gateway.answers import Exported
 from jupyter_dsserve.gateway.bodies import AutoscaleBody, Body, LoadBody, PolicyBody, validated
+from jupyter_dsserve.gateway.describe import describes
 from jupyter_dsserve.gateway.handlers import Handler
 from jupyter_dsserve.manifest import LOOK_S, Manifest, stamp
-from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest
+from jupyter_dsserve.protocol.errors import Conflict, DSServeError, InvalidRequest, NotFound, Unavailable
 from jupyter_dsserve.protocol.records import ApplyState, ApplyStatus
 
 log = logging.getLogger(__name__)
@@ -68,9 +70,17 @@ class ApplyBody(Body):
 
 
 class Apply(Handler):
+    @describes("How far the last deployments file is.", {200: ApplyStatus})
     def get(self) -> None:
         self.answer(self.fleet.applier.status)
 
+    @describes(
+        "Make the fleet what a deployments file says; with dry_run only the plan, and 200.",
+        {200: ApplyStatus, 202: ApplyStatus},
+        body=ApplyBody,
+        example={"deployments": {"demo": {"versions": {"v1": {"model": "toy:"}}}}, "dry_run": True},
+        errors=(NotFound, Conflict, Unavailable),
+    )
     async def post(self) -> None:
         body = self.body(ApplyBody)
         status = await self.fleet.apply(body.goal(), dry_run=body.dry_run, prune=body.prune)
@@ -78,6 +88,7 @@ class Apply(Handler):
 
 
 class Export(Handler):
+    @describes("The deployments file of what is registered, loaded and routed.", {200: Exported})
     def get(self) -> None:
         self.answer({"deployments": self.fleet.export()})
 

@@ -3,79 +3,129 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
 import orjson
+from pydantic import Field
 
 from jupyter_dsserve.fleet.events import Item
+from jupyter_dsserve.fleet.route import Route
+from jupyter_dsserve.gateway.answers import LiveAnswer, ReadyAnswer, Served
 from jupyter_dsserve.gateway.bodies import ActivateBody, DeployBody, LoadBody, RouteBody
+from jupyter_dsserve.gateway.describe import CHANGE_ERRORS, describes
 from jupyter_dsserve.gateway.handlers import Handler, is_number, until_caller_leaves
-from jupyter_dsserve.protocol.errors import InvalidRequest, Unavailable
-from jupyter_dsserve.protocol.records import Event
+from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from jupyter_dsserve.protocol.records import DeploymentStatus, Event, VersionStats, VersionStatus
 
 KEEPALIVE_S = 15.0
 
+_TOY = {"version": "v1", "model": "toy:"}
+_NumLines = Annotated[int, Field(ge=0, lt=10**9, description="The last of each worker; 200 unless told.")]
+_Deployment = Annotated[str, Field(description="Only of this one.")]
+_Since = Annotated[int, Field(ge=0, lt=10**9, description="The first events after the one with this id.")]
+_Limit = Annotated[int, Field(ge=0, lt=10**9, description="How many; 1000 unless told.")]
+
 
 class Deployments(Handler):
+    @describes("All deployments.", {200: list[DeploymentStatus]})
     def get(self) -> None:
         self.answer(self.fleet.status())
 
+    @describes(
+        "Register and load a version; its deployment begins with its first one.",
+        {202: VersionStatus},
+        body=DeployBody,
+        example={"name": "demo", **_TOY},
+        errors=(Conflict, Unavailable),
+    )
     async def post(self) -> None:
         body = self.body(DeployBody)
         await _load_new(self, body.name, body)
 
 
 class OneDeployment(Handler):
+    @describes("A deployment.", {200: DeploymentStatus}, errors=(NotFound,))
     def get(self, name: str) -> None:
         self.answer(self.fleet.deployment_status(name))
 
+    @describes("Unload and forget all its versions.", {202: list[VersionStatus]}, errors=CHANGE_ERRORS)
     async def delete(self, name: str) -> None:
         self.answer(await self.fleet.delete_deployment(name), 202)
 
 
 class Versions(Handler):
+    @describes("A deployment's versions.", {200: list[VersionStatus]}, errors=(NotFound,))
     def get(self, name: str) -> None:
         self.answer(self.fleet.deployment_status(name).versions)
 
+    @describes(
+        "Register and load another version.", {202: VersionStatus}, body=LoadBody, example=_TOY, errors=CHANGE_ERRORS
+    )
     async def post(self, name: str) -> None:
         self.fleet.deployment(name)
         await _load_new(self, name, self.body(LoadBody))
 
 
 class OneVersion(Handler):
+    @describes("A version.", {200: VersionStatus}, errors=(NotFound,))
     def get(self, name: str, version: str) -> None:
         self.answer(self.fleet.version_status(name, version))
 
+    @describes("Unload a version and forget it.", {202: VersionStatus}, errors=CHANGE_ERRORS)
     async def delete(self, name: str, version: str) -> None:
         self.answer(await self.fleet.delete(name, version), 202)
 
 
 class Load(Handler):
+    @describes("Load a registered version.", {202: VersionStatus}, errors=CHANGE_ERRORS)
     async def post(self, name: str, version: str) -> None:
         await self.fleet.load(name, version)
         self.answer(self.fleet.version_status(name, version), 202)
 
 
 class Unload(Handler):
+    @describes("Drain a version and end its workers; it stays registered.", {202: VersionStatus}, errors=CHANGE_ERRORS)
     async def post(self, name: str, version: str) -> None:
         await self.fleet.unload(name, version)
         self.answer(self.fleet.version_status(name, version), 202)
 
 
 class Logs(Handler):
+    @describes(
+        "The last lines that each of a version's workers wrote, by worker.",
+        {200: dict[str, list[str]]},
+        query={"lines": _NumLines},
+        errors=(NotFound,),
+    )
     def get(self, name: str, version: str) -> None:
         self.answer(self.fleet.logs(name, version, self.number("lines", "200") or 0))
 
 
 class RouteOf(Handler):
+    @describes("A deployment's weights, in percent.", {200: Route}, errors=(NotFound,))
     def get(self, name: str) -> None:
         self.answer(self.fleet.deployment(name).route)
 
+    @describes(
+        "Set the weights; a stale revision is refused.",
+        {200: Route},
+        body=RouteBody,
+        example={"weights": {"v1": 100.0}},
+        errors=CHANGE_ERRORS,
+    )
     async def put(self, name: str) -> None:
         body = self.body(RouteBody)
         self.answer(await self.fleet.route(name, body.weights, body.revision))
 
 
 class Activate(Handler):
+    @describes(
+        "Give a version all traffic: 200 if it was READY, else 202 and it loads first.",
+        {200: DeploymentStatus, 202: DeploymentStatus},
+        body=ActivateBody,
+        example={"version": "v1"},
+        errors=CHANGE_ERRORS,
+    )
     async def post(self, name: str) -> None:
         body = self.body(ActivateBody)
         version = await self.fleet.activate(name, body.version, body.strategy)
@@ -83,15 +133,24 @@ class Activate(Handler):
 
 
 class Status(Handler):
+    @describes("Everything now.", {200: Served})
     def get(self) -> None:
         fleet = self.fleet
-        counts = {"num_requests": fleet.num_requests, "in_flight": fleet.in_flight}
-        self.answer({"deployments": fleet.status(), **counts})
+        found: Served = {
+            "deployments": fleet.status(),
+            "num_requests": fleet.num_requests,
+            "in_flight": fleet.in_flight,
+        }
+        self.answer(found)
 
 
 class History(Handler):
+    @describes(
+        "What happened, oldest first: the last events, or the first after an id.",
+        {200: list[Event]},
+        query={"deployment": _Deployment, "since": _Since, "limit": _Limit},
+    )
     async def get(self) -> None:
-        """``?deployment=&since=&limit=``: see `Fleet.history`."""
         since, limit = self.number("since", ""), self.number("limit", "1000")
         self.answer(await self.fleet.history(self.get_query_argument("deployment", ""), since, limit or 1))
 
@@ -102,6 +161,12 @@ class EventStream(Handler):
     ``Last-Event-ID`` brings the events since then first, as far as they are remembered.
     """
 
+    @describes(
+        "What happens from now on, and each version's numbers every second.",
+        {200: None},
+        events=Event | VersionStats,
+        headers={"Last-Event-ID": _Since},
+    )
     @until_caller_leaves
     async def get(self) -> None:
         last_id = self.request.headers.get("Last-Event-ID", "")
@@ -128,6 +193,7 @@ class EventStream(Handler):
 class Live(Handler):
     is_open = True
 
+    @describes("Whether the gateway runs.", {200: LiveAnswer})
     def get(self) -> None:
         self.answer({"status": "live"})
 
@@ -139,6 +205,7 @@ class Ready(Handler):
 
     is_open = True
 
+    @describes("Whether some version can answer.", {200: ReadyAnswer}, errors=(Unavailable,))
     def get(self) -> None:
         if not any(self.fleet.deployment(d.name).ready for d in self.fleet.status()):
             raise Unavailable("no version is READY", retry_after_s=2)

@@ -13,7 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from jupyter_dsserve.fleet.fleet import Answering
 from jupyter_dsserve.fleet.road import Call, Numbered
 from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.gateway.answers import Predicted
 from jupyter_dsserve.gateway.bodies import PredictBody, Priority
+from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk, Request
@@ -113,20 +115,27 @@ async def collect(numbered: Numbered) -> list[Chunk]:
 class Predict(Handler):
     is_inference = True
 
+    @describes(
+        "Go on with a text: greedy, max_length new tokens.",
+        {200: Predicted},
+        body=PredictBody,
+        example={"model": "demo", "input_text": "def f(", "max_length": 16},
+        headers={PRIORITY_HEADER: Priority},
+        errors=INFERENCE_ERRORS,
+    )
     @until_caller_leaves
     async def post(self) -> None:
         body = self.body(PredictBody)
         started = time.monotonic()
         answering = await start(self, body.model, [body.request()])
         (whole,) = await collect(answering.chunks)
-        self.answer(
-            {
-                "result": whole.text,
-                "latency_ms": round(1000 * (time.monotonic() - started), 3),
-                "timestamp": datetime.now(timezone.utc).isoformat(),
-                "version": answering.version.name if answering.version else "",
-            }
-        )
+        predicted: Predicted = {
+            "result": whole.text,
+            "latency_ms": round(1000 * (time.monotonic() - started), 3),
+            "timestamp": datetime.now(timezone.utc).isoformat(),
+            "version": answering.version.name if answering.version else "",
+        }
+        self.answer(predicted)
 
 
 ROUTES: list[tuple[str, type[Handler]]] = [(r"/predict", Predict)]

@@ -21,6 +21,7 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.keys import Grant, Reservation
+from jupyter_dsserve.gateway.answers import FaultAnswer
 from jupyter_dsserve.gateway.bodies import B, read_body
 from jupyter_dsserve.gateway.calls import Calls, outcome_of
 from jupyter_dsserve.protocol.errors import (
@@ -103,10 +104,12 @@ def until_caller_leaves(
 @stream_request_body
 class Handler(RequestHandler):
     """Needs a key that may do everything; one that may ask models is enough if it ``is_inference``, none if it
-    ``is_open``. Errors take `error_body`'s shape."""
+    ``is_open``. Errors take `error_body`'s shape, which is ``error_type``. Each of its methods says what it takes and
+    gives (`describe`)."""
 
     is_open = False
     is_inference = False
+    error_type: type = FaultAnswer
 
     def initialize(self, context: Context) -> None:
         self.context = context

@@ -21,6 +21,7 @@ from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.stats import Histogram, Totals
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway.calls import Calls
+from jupyter_dsserve.gateway.describe import describes
 from jupyter_dsserve.gateway.handlers import Handler
 from jupyter_dsserve.protocol.records import LedgerStatus, RolloutState, VersionState, VersionStats
 
@@ -35,6 +36,7 @@ class Metrics(Handler):
         self.is_open = self.context.open_metrics
         super().prepare()
 
+    @describes("Numbers for Prometheus; with --open-metrics no key is needed.", {200: str}, media="text/plain")
     async def get(self) -> None:
         ledger = await self.fleet.ledger()
         told = _Told(families(self.fleet, self.context.calls, ledger, time.monotonic()))

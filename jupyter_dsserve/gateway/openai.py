@@ -14,8 +14,11 @@ from tornado.web import HTTPError
 from jupyter_dsserve.fleet.fleet import Answering
 from jupyter_dsserve.fleet.road import Numbered
 from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.gateway import answers
+from jupyter_dsserve.gateway.bodies import Priority
 from jupyter_dsserve.gateway.choices import Json, delta_choice, message_choice, opening_choice, text_choice
-from jupyter_dsserve.gateway.generate import collect, start
+from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
+from jupyter_dsserve.gateway.generate import PRIORITY_HEADER, collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.gateway.openai_bodies import ChatBody, CompletionBody, Requests
 from jupyter_dsserve.protocol.errors import DSServeError, NotFound, TooManyRequests, Unauthorized
@@ -26,6 +29,7 @@ class OpenAIHandler(Handler):
     """Errors in OpenAI's shape."""
 
     is_inference = True
+    error_type = answers.OpenAIFaultAnswer
 
     def error_body(self, error: DSServeError) -> Json:
         kind = "invalid_request_error" if error.status < 500 else "server_error"
@@ -37,6 +41,15 @@ class OpenAIHandler(Handler):
 
 
 class Completions(OpenAIHandler):
+    @describes(
+        "Go on with a text, or with several.",
+        {200: answers.Completion},
+        events=answers.Completion,
+        body=CompletionBody,
+        example={"model": "demo", "prompt": "def f(", "max_tokens": 16},
+        headers={PRIORITY_HEADER: Priority},
+        errors=INFERENCE_ERRORS,
+    )
     @until_caller_leaves
     async def post(self) -> None:
         body = self.body(CompletionBody)
@@ -51,6 +64,15 @@ class Completions(OpenAIHandler):
 
 
 class ChatCompletions(OpenAIHandler):
+    @describes(
+        "The next message of a chat.",
+        {200: answers.ChatCompletion},
+        events=answers.ChatChunk,
+        body=ChatBody,
+        example={"model": "demo", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16},
+        headers={PRIORITY_HEADER: Priority},
+        errors=INFERENCE_ERRORS,
+    )
     @until_caller_leaves
     async def post(self) -> None:
         body = self.body(ChatBody)
@@ -67,6 +89,7 @@ class ChatCompletions(OpenAIHandler):
 class Models(OpenAIHandler):
     """The deployments that can answer."""
 
+    @describes("The models there are.", {200: answers.OpenAIModels})
     def get(self) -> None:
         names = [d.name for d in self.fleet.status() if self.fleet.deployment(d.name).ready and self.may_ask(d.name)]
         models = [_model(name, self.fleet.deployment(name).versions.values()) for name in names]
@@ -76,6 +99,7 @@ class Models(OpenAIHandler):
 class OneModel(OpenAIHandler):
     """A deployment that can answer, or a pinned version."""
 
+    @describes("One model.", {200: answers.OpenAIModel}, errors=(NotFound,))
     def get(self, name: str) -> None:
         self.check_model(name)
         deployment, _, version = name.partition("@")

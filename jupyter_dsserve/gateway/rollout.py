@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from jupyter_dsserve.fleet.fleet import Fleet
+from jupyter_dsserve.gateway.answers import Samples as SamplesAnswer
 from jupyter_dsserve.gateway.bodies import RolloutBody, ScoresBody
+from jupyter_dsserve.gateway.describe import CHANGE_ERRORS, describes
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
-from jupyter_dsserve.protocol.errors import InvalidRequest, NotFound
-from jupyter_dsserve.protocol.records import RolloutStatus
+from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound
+from jupyter_dsserve.protocol.records import DeploymentStatus, RolloutStatus
 
 _MAX_WAIT_S = 60.0
+_WaitS = Annotated[float, Field(ge=0, le=_MAX_WAIT_S, description="Seconds; 20 unless told.")]
+_StartedAt = Annotated[float, Field(description="Of which rollout; a 409 once another one runs.")]
 
 
 class RolloutOf(Handler):
+    @describes("The rollout that runs, or ran last.", {200: RolloutStatus}, errors=(NotFound,))
     def get(self, name: str) -> None:
         self.answer(self.fleet.rollout_status(name))
 
+    @describes(
+        "Begin a gray release.",
+        {202: RolloutStatus},
+        body=RolloutBody,
+        example={"candidate": "v2", "steps": [5.0, 50.0, 100.0], "interval_s": 30.0},
+        errors=CHANGE_ERRORS,
+    )
     async def post(self, name: str) -> None:
         self.answer(await self.fleet.rollout(name, self.body(RolloutBody).spec()), 202)
 
@@ -25,6 +40,7 @@ class RolloutOf(Handler):
 class Rollback(Handler):
     """Of the rollout that runs; without one, of the last change of the route: 202 if a version must be loaded first."""
 
+    @describes("Go back.", {200: DeploymentStatus, 202: DeploymentStatus}, errors=CHANGE_ERRORS)
     async def post(self, name: str) -> None:
         await self.fleet.rollback(name)
         status = self.fleet.deployment_status(name)
@@ -32,6 +48,12 @@ class Rollback(Handler):
 
 
 class ByHand(Handler):
+    @describes(
+        "What people do to a rollout that runs.",
+        {200: RolloutStatus},
+        path={"verb": Literal["pause", "resume", "promote", "rollback"]},
+        errors=CHANGE_ERRORS,
+    )
     async def post(self, name: str, verb: str) -> None:
         if verb not in _VERBS:
             raise NotFound(f"a rollout has no {verb!r}: there are {', '.join(_VERBS)}")
@@ -41,6 +63,12 @@ class ByHand(Handler):
 class Samples(Handler):
     """Waits up to ``wait_s`` seconds for answers to score, of the rollout that was ``started_at`` if that is given."""
 
+    @describes(
+        "Answers for a check to score.",
+        {200: SamplesAnswer},
+        query={"wait_s": _WaitS, "started_at": _StartedAt},
+        errors=(NotFound, Conflict),
+    )
     @until_caller_leaves
     async def get(self, name: str) -> None:
         wait_s, started_at = self._float("wait_s", "20"), self._float("started_at", "")
@@ -59,6 +87,13 @@ class Samples(Handler):
 
 
 class Scores(Handler):
+    @describes(
+        "What a check made of answers.",
+        {200: RolloutStatus},
+        body=ScoresBody,
+        example={"scores": [{"id": 1, "score": 0.5}]},
+        errors=(NotFound, Conflict),
+    )
     def post(self, name: str) -> None:
         body = self.body(ScoresBody)
         self.fleet.score(name, {each.id: each.score for each in body.scores}, body.failure, body.started_at)

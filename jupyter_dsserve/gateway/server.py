@@ -22,6 +22,7 @@ from jupyter_dsserve.gateway import (
     ledger,
     metrics,
     openai,
+    openapi,
     road,
     rollout,
     tensors,
@@ -36,7 +37,7 @@ from jupyter_dsserve.protocol.errors import Conflict
 # How much of an oversized body is read and thrown away so that its sender gets to see our answer.
 _MAX_DISCARDED = 8
 
-_FACES = (texts, tensors, openai, generate, control, ledger, road, rollout, apply, keys, metrics)
+_FACES = (texts, tensors, openai, generate, control, ledger, road, rollout, apply, keys, metrics, openapi)
 ROUTES = [route for face in _FACES for route in face.ROUTES]
 
 
@@ -121,6 +122,7 @@ def make_app(context: Context) -> Application:
         routes,
         default_handler_class=UnknownPath,
         default_handler_args={"context": context},
+        described=ROUTES,
     )
 
 

@@ -9,10 +9,12 @@ import numpy as np
 
 from jupyter_dsserve import __version__
 from jupyter_dsserve.fleet.version import Version
-from jupyter_dsserve.gateway.bodies import InferBody
-from jupyter_dsserve.gateway.generate import check_task, collect, start
+from jupyter_dsserve.gateway import answers
+from jupyter_dsserve.gateway.bodies import InferBody, Priority
+from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
+from jupyter_dsserve.gateway.generate import PRIORITY_HEADER, check_task, collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
-from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, InvalidRequest, Unavailable
+from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, InvalidRequest, NotFound, Unavailable
 from jupyter_dsserve.protocol.tensors import Tensor
 
 Json = dict[str, Any]
@@ -23,12 +25,14 @@ class OIPHandler(Handler):
     """Errors in the protocol's shape."""
 
     is_inference = True
+    error_type = answers.OIPFaultAnswer
 
     def error_body(self, error: DSServeError) -> Json:
         return {"error": error.message}
 
 
 class Server(OIPHandler):
+    @describes("The server, and the protocol's extensions that it has.", {200: answers.ServerMetadata})
     def get(self) -> None:
         self.answer({"name": "jupyter_dsserve", "version": __version__, "extensions": []})
 
@@ -36,6 +40,7 @@ class Server(OIPHandler):
 class Live(OIPHandler):
     is_open = True
 
+    @describes("Whether the gateway runs.", {200: answers.ServerLive})
     def get(self) -> None:
         self.answer({"live": True})
 
@@ -43,6 +48,7 @@ class Live(OIPHandler):
 class Ready(OIPHandler):
     is_open = True
 
+    @describes("Whether some version can answer.", {200: answers.ServerReady, 503: answers.ServerReady})
     def get(self) -> None:
         is_ready = any(self.fleet.deployment(d.name).ready for d in self.fleet.status())
         self.answer({"ready": is_ready}, 200 if is_ready else 503)
@@ -51,6 +57,7 @@ class Ready(OIPHandler):
 class Model(OIPHandler):
     """What a model takes and gives. Without a version: the READY one with the most weight."""
 
+    @describes("What a model takes and gives.", {200: answers.ModelMetadata}, errors=(NotFound, Unavailable))
     def get(self, name: str, version: str = "") -> None:
         found = self._shown(name, version)
         check_task(found, "tensor")
@@ -79,6 +86,7 @@ class Model(OIPHandler):
 
 
 class ModelReady(OIPHandler):
+    @describes("Whether a model can answer.", {200: answers.ModelReady, 503: answers.ModelReady}, errors=(NotFound,))
     def get(self, name: str, version: str = "") -> None:
         self.check_model(name)
         deployment, _, pinned = name.partition("@")
@@ -90,6 +98,14 @@ class ModelReady(OIPHandler):
 
 
 class Infer(OIPHandler):
+    @describes(
+        "Run a model on tensors.",
+        {200: answers.Inferred},
+        body=InferBody,
+        example={"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 1.0]}]},
+        headers={PRIORITY_HEADER: Priority},
+        errors=INFERENCE_ERRORS,
+    )
     @until_caller_leaves
     async def post(self, name: str, version: str = "") -> None:
         body = self.body(InferBody)

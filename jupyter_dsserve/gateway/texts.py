@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jupyter_dsserve.gateway.generate import collect, start
+from jupyter_dsserve.gateway import answers
+from jupyter_dsserve.gateway.bodies import Priority
+from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
+from jupyter_dsserve.gateway.generate import PRIORITY_HEADER, collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.gateway.openai import OpenAIHandler
 from jupyter_dsserve.gateway.openai_bodies import EmbeddingsBody, TextsBody
@@ -22,6 +25,14 @@ Rows = NDArray[np.float32]
 
 
 class Embeddings(OpenAIHandler):
+    @describes(
+        "Vectors of texts.",
+        {200: answers.Embeddings},
+        body=EmbeddingsBody,
+        example={"model": "demo", "input": ["a text", "another"]},
+        headers={PRIORITY_HEADER: Priority},
+        errors=INFERENCE_ERRORS,
+    )
     @until_caller_leaves
     async def post(self) -> None:
         body = self.body(EmbeddingsBody)
@@ -34,6 +45,14 @@ class Embeddings(OpenAIHandler):
 
 
 class Classify(OpenAIHandler):
+    @describes(
+        "Labels of texts, with the scores of all classes.",
+        {200: answers.Classes},
+        body=TextsBody,
+        example={"model": "demo", "input": "a text"},
+        headers={PRIORITY_HEADER: Priority},
+        errors=INFERENCE_ERRORS,
+    )
     @until_caller_leaves
     async def post(self) -> None:
         body = self.body(TextsBody)

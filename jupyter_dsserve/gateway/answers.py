@@ -1,0 +1,283 @@
+"""What the routes answer where that is none of the protocol's records: the shapes of JSON, for `gateway.openapi`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from typing_extensions import NotRequired, TypedDict
+
+from jupyter_dsserve.fleet.scoring import Sample
+from jupyter_dsserve.protocol.records import ApiKey, DeploymentStatus
+
+# ---- errors, by face
+
+
+class Fault(TypedDict):
+    """``type`` is the error's class, ``param`` the field of the request that is at fault, if one is."""
+
+    type: str
+    message: str
+    param: str | None
+
+
+class FaultAnswer(TypedDict):
+    error: Fault
+
+
+class OpenAIFault(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIFaultAnswer(TypedDict):
+    """OpenAI's shape."""
+
+    error: OpenAIFault
+
+
+class OIPFaultAnswer(TypedDict):
+    """The Open Inference Protocol's shape."""
+
+    error: str
+
+
+# ---- control
+
+
+class Served(TypedDict):
+    """Everything now. ``num_requests`` were taken since the start, ``in_flight`` of them run."""
+
+    deployments: list[DeploymentStatus]
+    num_requests: int
+    in_flight: int
+
+
+class Samples(TypedDict):
+    samples: list[Sample]
+
+
+class MadeKey(TypedDict):
+    """The only time that ``key`` is told."""
+
+    id: str
+    key: str
+    record: ApiKey
+
+
+class ExportedDeployment(TypedDict, total=False):
+    versions: dict[str, dict[str, Any]]
+    route: dict[str, float]
+    policy: dict[str, Any]
+
+
+class Exported(TypedDict):
+    """A deployments file as JSON."""
+
+    deployments: dict[str, ExportedDeployment]
+
+
+class LiveAnswer(TypedDict):
+    status: Literal["live"]
+
+
+class ReadyAnswer(TypedDict):
+    status: Literal["ready"]
+
+
+# ---- inference
+
+
+class Predicted(TypedDict):
+    """``timestamp`` is ISO 8601 in UTC; ``version`` is empty if the policy's own text answered."""
+
+    result: str
+    latency_ms: float
+    timestamp: str
+    version: str
+
+
+class CachedTokens(TypedDict):
+    cached_tokens: int
+
+
+class TokenUsage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+class TextLogprobs(TypedDict):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class TextChoice(TypedDict):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: str | None
+
+
+class Completion(TypedDict):
+    """Of a stream's events the last but ``[DONE]`` may have no choices, and the ``usage`` if that was asked for."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: TokenUsage | None
+
+
+class ChatLikely(TypedDict):
+    token: str
+    logprob: float | None
+    bytes: list[int]
+
+
+class ChatLogprob(ChatLikely):
+    top_logprobs: list[ChatLikely]
+
+
+class ChatLogprobs(TypedDict):
+    content: list[ChatLogprob]
+    refusal: None
+
+
+class ChatChoice(TypedDict):
+    index: int
+    message: dict[str, Any]
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+
+
+class ChatCompletion(TypedDict):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: TokenUsage | None
+
+
+class ChatDelta(TypedDict):
+    index: int
+    delta: dict[str, Any]
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+
+
+class ChatChunk(TypedDict):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatDelta]
+    usage: TokenUsage | None
+
+
+class OpenAIModel(TypedDict):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class OpenAIModels(TypedDict):
+    object: Literal["list"]
+    data: list[OpenAIModel]
+
+
+class PromptUsage(TypedDict):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(TypedDict):
+    """Numbers, or with ``encoding_format`` ``base64`` their four bytes each, little-endian."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Embeddings(TypedDict):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: PromptUsage
+
+
+class ClassScores(TypedDict):
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class Classes(TypedDict):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[ClassScores]
+    labels: list[str]
+    usage: PromptUsage
+
+
+# ---- the Open Inference Protocol
+
+
+class ServerMetadata(TypedDict):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ServerLive(TypedDict):
+    live: bool
+
+
+class ServerReady(TypedDict):
+    ready: bool
+
+
+class ModelReady(TypedDict):
+    name: str
+    ready: bool
+
+
+class TensorMetadata(TypedDict):
+    """-1 in ``shape``: any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(TypedDict):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class OutputTensor(TypedDict):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[Any]
+    parameters: NotRequired[dict[str, Any]]
+
+
+class Inferred(TypedDict):
+    model_name: str
+    model_version: str
+    id: str
+    outputs: list[OutputTensor]
