@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -13,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_dsserve.fleet.deployment import Deployment
 from jupyter_dsserve.fleet.mirror import Mirror, prompt_text
+from jupyter_dsserve.fleet.moves import refuse_while_activating
 from jupyter_dsserve.fleet.observations import Block, Observation, Watch
-from jupyter_dsserve.fleet.registry import Registry
+from jupyter_dsserve.fleet.registry import Registry, written
 from jupyter_dsserve.fleet.rollout import Rollout, RolloutSpec, Verdict, VerdictKind, decide, measures
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.fleet.scoring import Sample, Scoring
 from jupyter_dsserve.fleet.version import Version
-from jupyter_dsserve.protocol.errors import Conflict, NotFound, Unavailable
+from jupyter_dsserve.protocol.errors import Conflict, NotFound
 from jupyter_dsserve.protocol.records import RolloutState, RolloutStatus, VersionState
 from jupyter_dsserve.protocol.request import Request
 
@@ -111,7 +111,7 @@ class Conductor:
         self.refuse_during(deployment.name, "start another rollout")
         spec.checked()
         candidate = self._fleet.version(deployment.name, spec.candidate)
-        _refuse_while_activating(deployment)
+        refuse_while_activating(deployment)
         others = [name for name in deployment.route.weights if name != spec.candidate]
         if len(others) != 1:
             held = ", ".join(f"{n}={w:g}" for n, w in deployment.route.weights.items()) or "none"
@@ -136,7 +136,7 @@ class Conductor:
             return
         self._spawn(self._conduct(deployment.name, performance))  # not before: a failure of an earlier load is gone now
         self._record(deployment.name, "rollout_started", f"instead of {rollout.stable}, {_listed(spec)}")
-        await self._saved(deployment.name)
+        await written(self._save(deployment.name))
 
     async def pause(self, deployment: str) -> None:
         """Leave the weights as they are and decide nothing."""
@@ -145,7 +145,7 @@ class Conductor:
             raise Conflict(f"the rollout of {deployment} is paused already")
         running.rollout = replace(running.rollout, state=RolloutState.PAUSED, reason="by hand")
         self._record(deployment, "rollout_paused", f"at {running.rollout.weight:g} %")
-        await self._saved(deployment)
+        await written(self._save(deployment))
 
     async def resume(self, deployment: str) -> None:
         """Go on where it was paused."""
@@ -154,7 +154,7 @@ class Conductor:
             raise Conflict(f"the rollout of {deployment} is not paused: it is {running.rollout.state.value}")
         running.rollout = replace(running.rollout, state=RolloutState.PROGRESSING, reason="")
         self._record(deployment, "rollout_resumed", f"at {running.rollout.weight:g} %")
-        await self._saved(deployment)
+        await written(self._save(deployment))
 
     async def promote(self, deployment: str) -> None:
         """Give the candidate all traffic now. Raises `Conflict` if it is not READY."""
@@ -168,39 +168,6 @@ class Conductor:
         """Take the candidate back."""
         self._running(deployment)
         await self._roll_back(deployment, "by hand")
-
-    async def rollback(self, deployment: Deployment) -> None:
-        """End the rollout that runs. Without one: back to the weights before the last change of the route, at once if
-        their versions are READY, else as soon as they are. Raises `Conflict` if there is nothing to go back to, while a
-        swap runs, and if there is no memory for them beside those that serve."""
-        if self._is_running(deployment.name):
-            await self._roll_back(deployment.name, "by hand")
-            return
-        before = self._before.get(deployment.name)
-        if not before:
-            raise Conflict(
-                f"the weights of {deployment.name} are as they were first, or as they were before its last rollout: "
-                "there is nothing to go back to; set them with route, or activate a version"
-            )
-        _refuse_while_activating(deployment)
-        missing = [v for v in (self._fleet.version(deployment.name, name) for name in before) if not v.is_ready]
-        if not missing:
-            await self._go_back(deployment, before, leaves=False)
-            return
-        deployment.activating = missing[0].name  # before anything is waited for: two at once are one too many
-        is_left = True
-        try:
-            served = {version.id for version in deployment.served}
-            for version in missing:
-                remedy = "to end those that serve first, activate it with the strategy recreate"
-                await self._fleet.refuse_unless_beside(version, served, remedy)
-            for version in missing:
-                await self._fleet.load(deployment.name, version.name)
-            self._spawn(self._go_back_when_ready(deployment, before, missing))
-            is_left = False
-        finally:
-            if is_left:
-                deployment.activating = ""
 
     def status(self, deployment: str) -> RolloutStatus | None:
         """The rollout that runs, or the last one."""
@@ -257,9 +224,14 @@ class Conductor:
 
     # ---- what others must know
 
+    def is_running(self, deployment: str) -> bool:
+        """Whether a rollout of the deployment is on, paused or not."""
+        performance = self._performances.get(deployment)
+        return performance is not None and not performance.rollout.is_over
+
     def refuse_during(self, deployment: str, verb: str, version: str = "") -> None:
         """Raises `Conflict` while a rollout of the deployment runs; if a ``version`` is named, one it takes part in."""
-        if not self._is_running(deployment):
+        if not self.is_running(deployment):
             return
         rollout = self._performances[deployment].rollout
         if version in ("", rollout.stable, rollout.spec.candidate):
@@ -270,10 +242,19 @@ class Conductor:
 
     def has_part(self, deployment: str, version: str) -> bool:
         """Whether the version takes part in a rollout that runs."""
-        if not self._is_running(deployment):
+        if not self.is_running(deployment):
             return False
         rollout = self._performances[deployment].rollout
         return version in (rollout.stable, rollout.spec.candidate)
+
+    def before(self, deployment: Deployment) -> dict[str, float]:
+        """The weights before the last change of the route. Raises `Conflict` if there are none to go back to."""
+        if found := self._before.get(deployment.name):
+            return found
+        raise Conflict(
+            f"the weights of {deployment.name} are as they were first, or as they were before its last rollout: "
+            "there is nothing to go back to; set them with route, or activate a version"
+        )
 
     def changes(self, deployment: Deployment) -> None:
         """The route is about to be changed by hand."""
@@ -390,14 +371,14 @@ class Conductor:
             performance.mirror.stop()
         self._set_weights(deployment, rollout.weights)
         self._record(deployment, "rollout_step", f"to {said}: {reason}")
-        await self._saved(deployment)
+        await written(self._save(deployment))
 
     async def _promote(self, deployment: str, reason: str) -> None:
         rollout = self._end(deployment, RolloutState.PROMOTED, reason)
         self._set_weights(deployment, {rollout.spec.candidate: 100.0})
         self._before[deployment] = rollout.before
         self._record(deployment, "rollout_promoted", reason)
-        await self._saved(deployment)
+        await written(self._save(deployment))
         await self._fleet.unload(deployment, rollout.stable)
 
     async def _roll_back(self, deployment: str, reason: str) -> None:
@@ -405,7 +386,7 @@ class Conductor:
         self._set_weights(deployment, rollout.before)
         self._before.pop(deployment, None)  # whoever asks for a rollback once more does not mean the change before
         self._record(deployment, "rollout_rolled_back", reason)
-        await self._saved(deployment)
+        await written(self._save(deployment))
 
     def _end(self, deployment: str, state: RolloutState, reason: str) -> Rollout:
         performance = self._performances[deployment]
@@ -418,45 +399,7 @@ class Conductor:
             self._fleet.version(deployment, name).watch = None
         return rollout
 
-    # ---- going back without a rollout
-
-    async def _go_back_when_ready(
-        self, deployment: Deployment, before: Mapping[str, float], missing: list[Version]
-    ) -> None:
-        try:
-            for version in missing:
-                if await version.settled() is not VersionState.READY:
-                    reason = version.failure or "it was unloaded"
-                    self._record_stay(deployment, f"{version.id} is {version.state.value}: {reason}")
-                    return
-            if lost := deployment.lost(before):  # while others were waited for
-                self._record_stay(deployment, lost)
-                return
-            await self._go_back(deployment, before, leaves=True)
-        finally:
-            deployment.activating = ""
-
-    def _record_stay(self, deployment: Deployment, why: str) -> None:
-        why += "; the route stays"
-        self._fleet.events.record(time.time(), "rollback_failed", deployment=deployment.name, reason=why)
-
-    async def _go_back(self, deployment: Deployment, before: Mapping[str, float], *, leaves: bool) -> None:
-        """``leaves``: what has no weight any more drains and stops, as it did when those came that now leave."""
-        now = dict(deployment.route.weights)
-        self._set_weights(deployment.name, before)
-        self._before[deployment.name] = now
-        shares = " ".join(f"{name}={weight:g}" for name, weight in before.items())
-        self._fleet.events.record(time.time(), "rolled_back", deployment=deployment.name, reason=f"to {shares}")
-        await self._saved(deployment.name)
-        for name in now.keys() - before.keys() if leaves else ():
-            if name in deployment.versions:  # or it was deleted while we waited
-                await self._fleet.unload(deployment.name, name)
-
     # ---- inside
-
-    def _is_running(self, deployment: str) -> bool:
-        performance = self._performances.get(deployment)
-        return performance is not None and not performance.rollout.is_over
 
     def _running(self, deployment: str) -> _Performance:
         """Raises `NotFound` if there never was one, `Conflict` if it is over."""
@@ -484,16 +427,6 @@ class Conductor:
             performance.saved_at = time.monotonic()
         state = {"rollout": rollout, "before": self._before.get(deployment, {})}
         return self._registry.save_rollout(deployment, state)
-
-    async def _saved(self, deployment: str) -> None:
-        """Wait until it is written down. If it cannot be, the registry tries again, and history says so."""
-        with contextlib.suppress(Unavailable):
-            await self._save(deployment)
-
-
-def _refuse_while_activating(deployment: Deployment) -> None:
-    if deployment.activating:
-        raise Conflict(f"{deployment.name} is already activating {deployment.activating}: wait until that has ended")
 
 
 def _listed(spec: RolloutSpec) -> str:

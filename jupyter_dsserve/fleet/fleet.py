@@ -30,7 +30,8 @@ from jupyter_dsserve.fleet.goal import Goal, exported
 from jupyter_dsserve.fleet.keys import Keys, new_key
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
-from jupyter_dsserve.fleet.registry import EVENT, Registry, Retention, VersionRow
+from jupyter_dsserve.fleet.moves import Moves
+from jupyter_dsserve.fleet.registry import EVENT, Registry, Retention, VersionRow, written
 from jupyter_dsserve.fleet.road import Call, Numbered, Road, begun, configured, later
 from jupyter_dsserve.fleet.rollout import RolloutSpec
 from jupyter_dsserve.fleet.route import Route
@@ -112,9 +113,8 @@ class Fleet:
         self._supervisor = Supervisor(self._link, self._launcher, self._admission, self._record)
         self._autoscaler = Autoscaler(self._resize)
         self._deployments: dict[str, Deployment] = {}
-        self._conductor = Conductor(
-            self, self._registry, lambda work: self._spawn(work, self._watching), self._replace_route
-        )
+        self._conductor = Conductor(self, self._registry, self._watch, self._replace_route)
+        self._moves = Moves(self, self._conductor.changes, self._watch, self._replace_route)
         self._watching: set[asyncio.Task[None]] = set()  # cancelled at the stop
         self._ending: set[asyncio.Task[None]] = set()  # awaited at the stop: they end workers
         self._is_stopping = False
@@ -286,7 +286,7 @@ class Fleet:
             self._spawn(self._stop_and_forget(found), self._ending)
         status = self.version_status(deployment, version)
         # Before its workers have ended: a gateway that is killed meanwhile must not bring it back.
-        await self._written(self._registry.forget_version(deployment, version))
+        await written(self._registry.forget_version(deployment, version))
         return status
 
     async def delete_deployment(self, name: str) -> list[VersionStatus]:
@@ -319,13 +319,7 @@ class Fleet:
     async def _save(self, version: Version) -> None:
         # At the stop nothing is wanted any more, and that is not what the next start is to find.
         if not (version.is_deleted or self._is_stopping):
-            await self._written(self._registry.save_version(_row(version)))
-
-    async def _written(self, writing: Awaitable[None]) -> None:
-        """Wait until a change is on disk. If it cannot be written the change holds all the same: half a change would be
-        worse. The registry tries again, and history says so."""
-        with contextlib.suppress(Unavailable):
-            await writing
+            await written(self._registry.save_version(_row(version)))
 
     def _say_unwritten(self, what: str, why: str) -> None:
         if not what.startswith(EVENT):  # which is written later; to tell that with an event would never end
@@ -469,7 +463,7 @@ class Fleet:
                 )
         changed = found.route.replaced(weights)
         self._conductor.changes(found)
-        await self._written(self._replace_route(found, changed))
+        await written(self._replace_route(found, changed))
         return found.route
 
     async def activate(self, deployment: str, version: str, strategy: Strategy = "beside") -> Version:
@@ -481,71 +475,10 @@ class Fleet:
         is no memory for both.
         """
         found, candidate = self.deployment(deployment), self.version(deployment, version)
+        self._refuse_while_stopping()
         self._conductor.refuse_during(deployment, f"activate {version}")
-        if found.activating:
-            raise Conflict(f"{deployment} is already activating {found.activating}: wait until that has ended")
-        found.activating = version  # before anything is waited for: two at once are one too many
-        is_left = True
-        try:
-            if strategy == "beside":
-                remedy = "to end those that serve first, ask for the strategy recreate"
-                await self.refuse_unless_beside(candidate, {v.id for v in found.served}, remedy)
-            await self.load(deployment, version)
-            if candidate.is_ready:
-                await self._swap(found, candidate)
-                return candidate
-            before = {}
-            if strategy == "recreate":
-                before = dict(found.route.weights)
-                candidate.is_awaited = True
-                await self._swap(found, candidate)
-            self._spawn(self._swap_when_ready(found, candidate, before), self._watching)
-            is_left = False
-        finally:
-            if is_left:
-                found.activating = ""
+        await self._moves.activate(found, candidate, strategy)
         return candidate
-
-    async def _swap_when_ready(self, deployment: Deployment, candidate: Version, before: Mapping[str, float]) -> None:
-        """``before``: the weights that are gone already, to come back if the candidate fails."""
-        try:
-            state = await candidate.settled()
-            if state is VersionState.READY:
-                if not before:
-                    await self._swap(deployment, candidate)
-                return
-            candidate.is_awaited = False
-            then = f"{' and '.join(before)} come back" if before else "the route stays"
-            reason = f"{candidate.id} is {state.value}: {candidate.failure or 'it was unloaded'}; {then}"
-            self._record("activate_failed", candidate, "", reason)
-            await self._bring_back_served(deployment, before)
-        finally:
-            deployment.activating = ""
-            self._route_first_ready(deployment)
-
-    async def _bring_back_served(self, deployment: Deployment, before: Mapping[str, float]) -> None:
-        served = [deployment.versions[name] for name in before if name in deployment.versions]
-        for version in served:
-            await version.settled()
-            with contextlib.suppress(DSServeError):  # it was deleted meanwhile, say: the others come back all the same
-                await self.load(version.deployment, version.name)
-                version.is_awaited = True
-        if lost := deployment.lost(before):
-            reason = f"{lost}; the route stays"
-            self.events.record(time.time(), "rollback_failed", deployment=deployment.name, reason=reason)
-        elif before:
-            await self._written(self._replace_route(deployment, deployment.route.replaced(before)))
-
-    async def _swap(self, deployment: Deployment, candidate: Version) -> None:
-        served = [version for version in deployment.served if version is not candidate]
-        if set(deployment.route.weights) != {candidate.name}:
-            self._conductor.changes(deployment)
-        writing = self._replace_route(deployment, deployment.route.replaced({candidate.name: 100.0}))
-        self._record("activated", candidate, "", "instead of " + (", ".join(v.name for v in served) or "nothing"))
-        for version in served:
-            if version.name in deployment.versions:  # or it was deleted while we waited for the one before
-                await self.unload(version.deployment, version.name)
-        await self._written(writing)
 
     async def rollout(self, deployment: str, spec: RolloutSpec) -> RolloutStatus:
         """Begin a gray release of ``spec.candidate``, loading it first if need be. Returns at once."""
@@ -571,7 +504,11 @@ class Fleet:
     async def rollback(self, deployment: str) -> None:
         """End the rollout that runs; without one, go back to the weights before the last `route` or `activate`."""
         self._refuse_while_stopping()
-        await self._conductor.rollback(self.deployment(deployment))
+        found = self.deployment(deployment)
+        if self._conductor.is_running(deployment):
+            await self._conductor.rollback_rollout(deployment)
+        else:
+            await self._moves.go_back(found, self._conductor.before(found))
 
     async def rollback_rollout(self, deployment: str) -> RolloutStatus:
         """Take the candidate back. Raises `NotFound` or `Conflict` if no rollout runs."""
@@ -617,7 +554,7 @@ class Fleet:
                 for replica in version.replicas:
                     replica.breaker.settings = found.road.breaker
                 version.announce()
-            await self._written(self._registry.save_policy(deployment, policy.to_json(), found.route))
+            await written(self._registry.save_policy(deployment, policy.to_json(), found.route))
         return policy
 
     async def answer(self, call: Call, requests: Sequence[Request], check: Callable[[Version], None]) -> Answering:
@@ -804,13 +741,10 @@ class Fleet:
         if kind == "measured":  # the next load goes by it
             self._spawn(self._save(version), self._ending)
         if kind == "ready":
-            self._route_first_ready(self._deployments[version.deployment])
+            self._moves.route_first_ready(self._deployments[version.deployment])
 
-    def _route_first_ready(self, deployment: Deployment) -> None:
-        """The first version of a deployment that is READY takes all of its traffic."""
-        ready = [v.name for v in deployment.versions.values() if v.is_ready]  # is_ready: so it is also wanted
-        if ready and not deployment.route.weights and not deployment.activating:
-            self._replace_route(deployment, deployment.route.replaced({ready[0]: 100.0}))
+    def _watch(self, work: Coroutine[Any, Any, None]) -> None:
+        self._spawn(work, self._watching)
 
     def _spawn(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
         task = asyncio.create_task(work)

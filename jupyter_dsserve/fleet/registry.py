@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -120,6 +120,13 @@ class Stored:
     versions: list[VersionRow]
     events: list[Event]
     keys: list[StoredKey]
+
+
+async def written(writing: Awaitable[None]) -> None:
+    """Wait until a change is on disk. If it cannot be written the change holds all the same: half a change would be
+    worse. The registry tries again, and history says so."""
+    with contextlib.suppress(Unavailable):
+        await writing
 
 
 class Registry:

@@ -169,6 +169,6 @@ async def test_a_route_never_goes_back_to_a_version_that_was_deleted_meanwhile(
     deployment = fleet.deployment("demo")
     await fleet.delete("demo", "v2")
     await until(lambda: "v2" not in deployment.versions)
-    await fleet._bring_back_served(deployment, {"v1": 50, "v2": 50})
+    await fleet._moves._bring_back(deployment, {"v1": 50, "v2": 50})
     assert dict(deployment.route.weights) == {"v1": 100}
     assert "demo@v2 is deleted" in [e for e in await fleet.history() if e.kind == "rollback_failed"][-1].reason
