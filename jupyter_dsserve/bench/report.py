@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from jupyter_dsserve.bench.measure import Point, Quantiles
 from jupyter_dsserve.bench.plan import Plan, Slo
+from jupyter_dsserve.bench.table import Column, frame, html_table, text_table
 
 # An idle machine wakes us within a millisecond.
 _LATE_S = 0.02
@@ -45,9 +46,7 @@ class Report:
 
     def to_frame(self) -> Any:
         """A pandas DataFrame of `rows`. Raises ImportError without pandas, which is no dependency of ours."""
-        import pandas
-
-        return pandas.DataFrame(self.rows())
+        return frame(self.rows())
 
     def figure(self) -> Any:
         """A plotly figure: tokens/s, time to the first token and time a token, over the load."""
@@ -56,19 +55,12 @@ class Report:
         return sweep_figure(self)
 
     def __str__(self) -> str:
-        rows = self._table(_quantile_lines)
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-            for row in rows
-        ]
-        return "\n".join([self._title(), "", *(line.rstrip() for line in lines), "", *self.notes()]).rstrip()
+        head, rows = self._table(_quantile_lines)
+        return "\n".join([self._title(), "", text_table(head, rows), "", *self.notes()]).rstrip()
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
-        head, *body = self._table(_quantile_line)
-        cells = "".join(f"<tr>{_html_row(row, 'td')}</tr>" for row in body)
         notes = "".join(f"<div>{escape(note)}</div>" for note in self.notes())
-        html = f"<b>{escape(self._title())}</b><table><tr>{_html_row(head, 'th')}</tr>{cells}</table>{notes}"
+        html = f"<b>{escape(self._title())}</b>{html_table(*self._table(_quantile_line))}{notes}"
         return {"text/plain": str(self), "text/html": html}
 
     def _ipython_display_(self) -> None:
@@ -109,14 +101,14 @@ class Report:
         lengths = f"prompts of {plan.prompt_tokens} tokens, answers of {plan.output_tokens}"
         return f"{self.model} at {self.url}: {lengths}, {span} a point, seed {plan.seed}"
 
-    def _table(self, lines_of: Callable[[str, str], list[Line]]) -> list[tuple[str, ...]]:
+    def _table(self, lines_of: Callable[[str, str], list[Line]]) -> tuple[list[Column], list[tuple[str, ...]]]:
         """Measures downwards, loads across; ``lines_of`` the percentiles of a label and a name."""
         kind = "concurrency" if self.plan.concurrency else "requests/s asked"
-        head = (kind, *(f"{point.load.value:g}" for point in self.points))
+        head = [Column(kind), *(Column(f"{point.load.value:g}", is_number=True) for point in self.points)]
         slo = f"goodput requests/s ({self.plan.slo})"
         goodput: list[Line] = [(slo, lambda p: f"{p.goodput_per_s:.2f}")] if self.plan.slo != Slo() else []
         times = [line for name in _TIMES for line in lines_of(*name)]
-        return [head, *((label, *map(of, self.points)) for label, of in (*goodput, *_LINES, *times, *_MEANS))]
+        return head, [(label, *map(of, self.points)) for label, of in (*goodput, *_LINES, *times, *_MEANS)]
 
 
 Line = tuple[str, Callable[[Point], str]]
@@ -159,13 +151,6 @@ def _ms(seconds: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.0f}"
-
-
-def _html_row(row: tuple[str, ...], tag: str) -> str:
-    first, *rest = map(escape, row)
-    return f'<{tag} style="text-align:left">{first}</{tag}>' + "".join(
-        f'<{tag} style="text-align:right">{cell}</{tag}>' for cell in rest
-    )
 
 
 def _flat(point: Point) -> dict[str, Any]:

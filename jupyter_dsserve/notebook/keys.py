@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from html import escape
+from typing import Any
 
+from jupyter_dsserve.bench.table import frame, html_table, text_table
 from jupyter_dsserve.protocol.records import ApiKey
 
 _COLUMNS = ("id", "name", "scope", "deployments", "limits", "expires")
@@ -52,16 +54,17 @@ class KeyList(list[ApiKey]):
     """The keys there are; shown as a table."""
 
     def __repr__(self) -> str:
-        rows = [row_of(key, time.time()) for key in self]
-        return "\n".join("  ".join(row) for row in rows) or "There are no keys but the admin key."
+        return text_table(_COLUMNS, self._rows()) if self else "There are no keys but the admin key."
 
     def _repr_html_(self) -> str:
-        if not self:
-            return repr(self)
-        rows = [row_of(key, time.time()) for key in self]
-        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        return f"<table><tr>{head}</tr>{body}</table>"
+        return html_table(_COLUMNS, self._rows()) if self else repr(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, a row for each key. Raises ImportError without pandas."""
+        return frame([asdict(key) for key in self])
+
+    def _rows(self) -> list[list[str]]:
+        return [row_of(key, time.time()) for key in self]
 
 
 def row_of(key: ApiKey, at: float) -> list[str]:

@@ -6,15 +6,24 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from jupyter_dsserve.bench.table import Column, Head, frame, html_table, text_table
+from jupyter_dsserve.notebook.views import Shown
 from jupyter_dsserve.protocol.records import DeviceMemory, LedgerStatus
 from jupyter_dsserve.protocol.sizes import shown
 
-_HEAD = ("", "holds", "taken", "expected", "")
+_HEAD: Head = ("", *(Column(name, is_number=True) for name in ("holds", "taken", "expected")), "")
 
 
-@dataclass(frozen=True, slots=True)
-class Ledger(LedgerStatus):
+@dataclass(frozen=True, slots=True, repr=False)
+class Ledger(Shown, LedgerStatus):
     """The books as they were when they were asked for."""
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, a row for each holder of each device. Raises ImportError without pandas."""
+        held = [(d.id, h.replica, True, h.bytes) for d in self.devices for h in d.held]
+        others = [(d.id, o.owner, False, o.bytes) for d in self.devices for o in d.others]
+        names = ("device", "owner", "is_ours", "num_bytes")
+        return frame([dict(zip(names, row, strict=True)) for row in (*held, *others)])
 
     def figure(self) -> Any:
         """A plotly figure: a bar for each device, a piece for each holder."""
@@ -25,13 +34,8 @@ class Ledger(LedgerStatus):
     def __str__(self) -> str:
         parts = []
         for device in self.devices:
-            rows = [_HEAD, *_rows(device)]
-            widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-            lines = [
-                "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-                for row in rows
-            ]
-            parts += [_title(device), *(line.rstrip() for line in lines[: len(rows) if len(rows) > 1 else 0])]
+            rows = _rows(device)
+            parts += [_title(device), *([text_table(_HEAD, rows)] if rows else [])]
         return "\n".join([*parts, *self.waits()])
 
     def waits(self) -> list[str]:
@@ -41,9 +45,8 @@ class Ledger(LedgerStatus):
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
         tables = []
         for device in self.devices:
-            body = "".join(f"<tr>{_html_row(row, 'td')}</tr>" for row in _rows(device))
-            table = f"<table><tr>{_html_row(_HEAD, 'th')}</tr>{body}</table>" if body else ""
-            tables.append(f"<b>{escape(_title(device))}</b>{table}")
+            rows = _rows(device)
+            tables.append(f"<b>{escape(_title(device))}</b>{html_table(_HEAD, rows) if rows else ''}")
         waits = "".join(f"<div>{escape(wait)}</div>" for wait in self.waits())
         return {"text/plain": str(self), "text/html": "".join(tables) + waits}
 
@@ -70,10 +73,3 @@ def _rows(device: DeviceMemory) -> list[tuple[str, ...]]:
     """Ours first, then other processes, of which only is known what they have."""
     ours = [(h.replica, shown(h.bytes), shown(h.taken_bytes), shown(h.expected_bytes), h.note) for h in device.held]
     return [*ours, *((o.owner, "", shown(o.bytes), "", "") for o in device.others)]
-
-
-def _html_row(cells: tuple[str, ...], tag: str) -> str:
-    first, *rest = map(escape, cells)
-    return f'<{tag} style="text-align:left">{first}</{tag}>' + "".join(
-        f'<{tag} style="text-align:right">{cell}</{tag}>' for cell in rest
-    )

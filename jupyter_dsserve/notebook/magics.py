@@ -47,7 +47,7 @@ class Said:
         return {"text/plain": self._text, "text/html": footnote(self._text)}
 
 
-class Shown:
+class Moving:
     """An `Applied` that moves on in its place."""
 
     def __init__(self) -> None:
@@ -301,8 +301,8 @@ class DSServeMagics(Magics):
         given = vars(_parsed(self.apply, line))
         file = given.pop("file")
         if not given.pop("watch"):
-            return session.client().apply(file, on_progress=Shown(), **given)
-        watch(lambda: session.client().apply(file, on_progress=Shown(), **given), file)
+            return session.client().apply(file, on_progress=Moving(), **given)
+        watch(lambda: session.client().apply(file, on_progress=Moving(), **given), file)
         return None
 
     @magic_arguments("dsserve export")

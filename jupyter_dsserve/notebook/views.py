@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from html import escape
-from typing import overload
+from typing import Any, overload
 from zlib import crc32
 
+from jupyter_dsserve.bench.table import Bundle, frame, html_table, table, text_table
 from jupyter_dsserve.protocol.policy import Policy as PolicyRecord
 from jupyter_dsserve.protocol.records import (
     ApplyState,
@@ -32,9 +33,27 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SIGNS = {VersionState.READY: "●", VersionState.FAILED: "✕", VersionState.STOPPED: "○"}
 
-_LEFT = 'style="text-align:left"'
+_VERSIONS = ("version", "state", "traffic", "workers", "model", "note")
+_EVENTS = ("when", "what", "of", "why")
 
-Bundle = dict[str, str]
+
+class Shown:
+    """What a record shows in a cell is what it prints, too: ``print(client.deployment("demo"))``. Those whose HTML is
+    asked for alone (other notebooks than Jupyter's do) have it.
+
+    A dataclass makes a repr of its own unless it is told ``repr=False``.
+    """
+
+    __slots__ = ()
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        return self._repr_mimebundle_()["text/html"]
+
+    def __repr__(self) -> str:
+        return self._repr_mimebundle_()["text/plain"]
 
 
 def colour_of(version: str) -> str:
@@ -52,9 +71,13 @@ def _number(version: str) -> int:
     return int(number[0]) - 1 if number else crc32(version.encode())
 
 
-@dataclass(frozen=True, slots=True)
-class Version(VersionStatus):
+@dataclass(frozen=True, slots=True, repr=False)
+class Version(Shown, VersionStatus):
     """A version as it was when it was asked for."""
+
+    def __repr__(self) -> str:
+        """In one line, for lists of them."""
+        return f"<{self.id}: {state_text(self)}, {self.weight:g} % of the traffic, {self.spec.model}>"
 
     @property
     def id(self) -> str:
@@ -65,11 +88,11 @@ class Version(VersionStatus):
         return self.state is VersionState.READY
 
     def _repr_mimebundle_(self, **_: object) -> Bundle:
-        return _bundle([self], f"{self.id}: {state_text(self)}")
+        return _versions([self], f"{self.id}: {state_text(self)}")
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout(RolloutStatus):
+@dataclass(frozen=True, slots=True, repr=False)
+class Rollout(Shown, RolloutStatus):
     """A rollout as it was when it was asked for."""
 
     @property
@@ -118,16 +141,20 @@ def _texts(title: str, *lines: str) -> Bundle:
     return {"text/plain": "\n".join([title, *shown]), "text/html": f"<b>{escape(title)}</b>{html}"}
 
 
-@dataclass(frozen=True, slots=True)
-class Deployment(DeploymentStatus):
+@dataclass(frozen=True, slots=True, repr=False)
+class Deployment(Shown, DeploymentStatus):
     """A deployment as it was when it was asked for."""
 
     versions: list[Version]  # type: ignore[assignment]  # the same records, which can show themselves
     rollout: Rollout | None = None
 
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, a row for each version. Raises ImportError without pandas."""
+        return frame([_record(version) for version in self.versions])
+
     def _repr_mimebundle_(self, **_: object) -> Bundle:
         shares = " ".join(f"{name}={weight:g}" for name, weight in self.weights.items()) or "no version has weight"
-        shown = _bundle(self.versions, f"{self.name}: {shares}", _traffic_bar(self))
+        shown = _versions(self.versions, f"{self.name}: {shares}", _traffic_bar(self))
         if self.rollout is None:
             return shown
         below = _texts(self.rollout.summary, self.rollout.reason)
@@ -137,12 +164,16 @@ class Deployment(DeploymentStatus):
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+@dataclass(frozen=True, slots=True, repr=False)
+class Status(Shown):
     """The gateway, and everything on it."""
 
     gateway: GatewayStatus
     deployments: list[Deployment] = field(default_factory=list)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, a row for each version. Raises ImportError without pandas."""
+        return frame([_record(version) for each in self.deployments for version in each.versions])
 
     def _repr_mimebundle_(self, **_: object) -> Bundle:
         if self.gateway.state is not GatewayState.RUNNING:
@@ -156,8 +187,8 @@ class Status:
         return {kind: "\n".join(part[kind] for part in parts) for kind in ("text/plain", "text/html")}
 
 
-@dataclass(frozen=True, slots=True)
-class Policy(PolicyRecord):
+@dataclass(frozen=True, slots=True, repr=False)
+class Policy(Shown, PolicyRecord):
     """A deployment's policy as it was when it was asked for. Shows what differs from the defaults."""
 
     def _repr_mimebundle_(self, **_: object) -> Bundle:
@@ -170,8 +201,8 @@ class Policy(PolicyRecord):
         return {"text/plain": "\n".join(lines), "text/html": "<br>".join(map(escape, lines))}
 
 
-@dataclass(frozen=True, slots=True)
-class Applied(ApplyStatus):
+@dataclass(frozen=True, slots=True, repr=False)
+class Applied(Shown, ApplyStatus):
     """A deployments file: its plan, and how far it is."""
 
     @property
@@ -193,8 +224,8 @@ class Applied(ApplyStatus):
         return {"text/plain": str(self), "text/html": f"<pre>{escape(str(self))}</pre>"}
 
 
-@dataclass(frozen=True, slots=True)
-class History(Sequence[Event]):
+@dataclass(frozen=True, slots=True, repr=False)
+class History(Shown, Sequence[Event]):
     """What happened, oldest first. Shown as a table, in this machine's time."""
 
     events: list[Event] = field(default_factory=list)
@@ -209,10 +240,15 @@ class History(Sequence[Event]):
     def __getitem__(self, index: int | slice) -> Event | list[Event]:
         return self.events[index]
 
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, a row for each event; ``at`` is seconds since the epoch. Raises ImportError without
+        pandas."""
+        return frame([asdict(event) for event in self.events])
+
     def _repr_mimebundle_(self, **_: object) -> Bundle:
         if not self:
             return {"text/plain": "nothing has happened yet", "text/html": "nothing has happened yet"}
-        return table(("when", "what", "of", "why"), [_event_cells(event) for event in self])
+        return table(_EVENTS, [_event_cells(event) for event in self])
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,17 +307,21 @@ def state_text(version: VersionStatus) -> str:
     return f"{version.state.value}, {slower}" if slower else version.state.value
 
 
-def _bundle(versions: Sequence[Version], title: str, picture: str = "") -> Bundle:
-    head = ("version", "state", "traffic", "workers", "model", "note")
+def _versions(versions: Sequence[Version], title: str, picture: str = "") -> Bundle:
     rows = [_cells(v) for v in versions]
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-    html_rows = "".join(f"<tr>{_html_row(row)}</tr>" for row in rows)
-    html_head = "".join(f"<th {_LEFT}>{name}</th>" for name in head)
+    colours = [colour_of(v.version) for v in versions]
     return {
-        "text/plain": "\n".join([title, *(line.rstrip() for line in lines)]),
-        "text/html": f"<b>{escape(title)}</b>{picture}<table><tr>{html_head}</tr>{html_rows}</table>",
+        "text/plain": f"{title}\n{text_table(_VERSIONS, rows)}",
+        "text/html": f"<b>{escape(title)}</b>{picture}{html_table(_VERSIONS, rows, colours)}",
     }
+
+
+def _record(version: Version) -> dict[str, Any]:
+    """Flat, for a data frame."""
+    ready = [r for r in version.replicas if r.state is VersionState.READY]
+    facts = {name: getattr(version, name) for name in ("deployment", "version", "weight", "reason", "note")}
+    facts |= {"state": version.state.value, "workers": len(ready), "model": version.spec.model}
+    return facts | {f"metadata.{name}": value for name, value in version.metadata.items()}
 
 
 def _cells(version: Version) -> tuple[str, ...]:
@@ -295,29 +335,10 @@ def _cells(version: Version) -> tuple[str, ...]:
     return (version.version, f"{sign} {state_text(version)}", share, workers, version.spec.model, note)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Bundle:
-    """Cells as text in columns, and as HTML."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-    html_head = "".join(f"<th {_LEFT}>{escape(name)}</th>" for name in head)
-    html_rows = "".join(f"<tr>{''.join(f'<td {_LEFT}>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return {
-        "text/plain": "\n".join(line.rstrip() for line in lines),
-        "text/html": f"<table><tr>{html_head}</tr>{html_rows}</table>",
-    }
-
-
 def _event_cells(event: Event) -> tuple[str, ...]:
     when = datetime.fromtimestamp(event.at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     version = f"{event.deployment}@{event.version}" if event.version else event.deployment
     return (when, event.kind, event.replica or version, event.reason)
-
-
-def _html_row(cells: Sequence[str]) -> str:
-    name, *rest = map(escape, cells)
-    return f'<td {_LEFT}><b style="color:{colour_of(cells[0])}">{name}</b></td>' + "".join(
-        f"<td {_LEFT}>{c}</td>" for c in rest
-    )
 
 
 def _traffic_bar(deployment: Deployment) -> str:

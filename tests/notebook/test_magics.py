@@ -307,7 +307,8 @@ def test_a_key_is_shown_once_with_a_warning_and_a_snippet_that_names_no_key(load
     assert 'api_key=os.environ["DSSERVE_KEY"]' in plain
     assert plain.count("dsk_") == 1
     listed = loaded.run("%dsserve key list").shown[0]
-    assert f"{id[0].split()[-1]}  app  infer  demo  5 calls/s, 9 at once" in listed["text/plain"]
+    assert f"{id[0].split()[-1]}  app   infer  demo         5 calls/s, 9 at once" in listed["text/plain"]
+    assert "<th" in listed["text/html"]
     assert "dsk_" not in str(listed)
     left = loaded.run(f"%dsserve key revoke {id[0].split()[-1]}").shown[0]
     assert left["text/plain"] == "There are no keys but the admin key."

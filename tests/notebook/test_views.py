@@ -134,3 +134,11 @@ def test_history_is_a_table_with_times_and_reasons() -> None:
 def test_what_is_known_of_a_versions_run_stands_beside_its_note() -> None:
     known = replace(version(note="first"), metadata={"run": "r7", "loss": 2.5})
     assert "first; run=r7, loss=2.5" in known._repr_mimebundle_()["text/plain"]
+
+
+def test_what_is_printed_is_what_a_cell_shows_and_a_version_in_a_list_is_one_line() -> None:
+    two = Deployment("demo", {"v1": 90, "v2": 10}, 3, "", [version(weight=90), version("v2", weight=10)])
+    assert repr(two) == str(two) == two._repr_mimebundle_()["text/plain"]
+    assert two._repr_html_() == two._repr_mimebundle_()["text/html"]
+    assert str(two.versions[1:]) == "[<demo@v2: READY, 10 % of the traffic, toy:>]"
+    assert repr(Status(GatewayStatus(GatewayState.OFF))).startswith("the gateway is OFF")

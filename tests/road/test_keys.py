@@ -340,7 +340,9 @@ async def test_the_command_prints_a_new_key_alone_and_lists_and_revokes(gateway:
     assert (record["deployments"], record["rate"]) == (["demo", "other"], 5)
     assert said.strip().endswith(f"key revoke {record['id']}")
     assert key.strip() not in said
-    assert (await run("list"))[1].startswith(f"{record['id']}  app  infer  demo, other  5 calls/s")
+    head, row = (await run("list"))[1].splitlines()
+    assert head.split() == ["id", "name", "scope", "deployments", "limits", "expires"]
+    assert row.startswith(f"{record['id']}  app   infer  demo, other  5 calls/s")
     assert (await run("revoke", record["id"]))[:2] == (0, "There are no keys but the admin key.\n")
     code, _, said = await run("create")
     assert code == 1

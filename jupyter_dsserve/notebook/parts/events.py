@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from html import escape
 
 import ipywidgets as w
 
+from jupyter_dsserve.bench.table import Column, html_table
 from jupyter_dsserve.notebook.parts.common import Fold
 from jupyter_dsserve.notebook.past import Past, in_words
 
 _SHOWN = 50
+_ONE_LINE = "white-space:nowrap"
+_HEAD = (Column("when", style=_ONE_LINE), Column("what", style=f"{_ONE_LINE};font-weight:bold"), "why")
 
 
 class Events(Fold):
@@ -22,10 +24,7 @@ class Events(Fold):
         super().__init__("Events", self.table)
 
     def show(self) -> None:
-        rows = "".join(
-            f'<tr><td style="white-space:nowrap">{time.strftime("%H:%M:%S", time.localtime(event.at))}</td>'
-            f'<td style="white-space:nowrap"><b>{escape(in_words(event))}</b></td><td>{escape(event.reason)}</td></tr>'
-            for event in self._past.newest(_SHOWN)
-        )
+        newest = self._past.newest(_SHOWN)
+        rows = [(time.strftime("%H:%M:%S", time.localtime(e.at)), in_words(e), e.reason) for e in newest]
         box = "max-height:18em;overflow:auto;font-size:85%;line-height:1.4"
-        self.table.value = f'<div style="{box}"><table>{rows}</table></div>' if rows else "nothing yet"
+        self.table.value = f'<div style="{box}">{html_table(_HEAD, rows)}</div>' if rows else "nothing yet"
