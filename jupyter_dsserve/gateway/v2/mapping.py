@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from jupyter_dsserve.gateway.bodies import MAX_TEXTS, TextsBody, validated
+from jupyter_dsserve.gateway.bodies import validated
+from jupyter_dsserve.gateway.openai_bodies import MAX_TEXTS, TextsBody
 from jupyter_dsserve.gateway.v2.parameters import (
     OPTIONAL_INPUTS,
     CallParameters,

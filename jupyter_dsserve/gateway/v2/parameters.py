@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from jupyter_dsserve.gateway.bodies import Body, Priority, Stop, TimeoutS, TokenId, validated
+from jupyter_dsserve.gateway.bodies import Body, Priority, TimeoutS, TokenId, validated
+from jupyter_dsserve.gateway.openai_bodies import Stop
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import SamplingParams
 from jupyter_dsserve.protocol.tensors import BYTES, Tensor, TensorInfo
