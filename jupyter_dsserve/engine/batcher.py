@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from jupyter_dsserve.engine.loop import Load
 from jupyter_dsserve.engine.scheduler import AGEING_S
 from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, EngineFailure
-from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, Usage
+from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, Times, Usage
 from jupyter_dsserve.protocol.tensors import ModelInfo, Tensor
 
 log = logging.getLogger(__name__)
@@ -66,11 +66,19 @@ class Work:
     items: list[Item]
     num_tokens: int = 0
     deadline_s: float = math.inf
+    arrived_s: float = 0.0
+    tokenized_s: float = 0.0
+    admitted_s: float = 0.0
+    num_steps: int = 0
     answers: dict[int, Arrays] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for index, item in enumerate(self.items):
             item.work, item.index = self, index
+
+    def times(self, ended_s: float) -> Times:
+        """What became of it when, once it has ended."""
+        return Times(self.arrived_s, self.tokenized_s, self.admitted_s, 0.0, ended_s, self.num_steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +195,7 @@ class Batcher:
         """What to `post` for a request that came at ``now`` (monotonic seconds). Raises what the runner's does."""
         work = self.runner.prepare(request)
         work.deadline_s = math.inf if request.timeout_s is None else now + request.timeout_s
+        work.arrived_s, work.tokenized_s = now, time.monotonic()
         for item in work.items:
             item.arrived, item.priority = now, request.priority
         return work
@@ -242,6 +251,10 @@ class Batcher:
         taken = set(map(id, batch))
         self._waiting = [item for item in self._waiting if id(item) not in taken]
         self._num_running = len(batch)
+        began_s = time.monotonic()
+        for work in {id(item.work): item.work for item in batch}.values():
+            assert work is not None
+            work.admitted_s, work.num_steps = work.admitted_s or began_s, work.num_steps + 1
         try:
             outputs = self.runner.forward(batch)
         except Exception as fault:
@@ -265,7 +278,7 @@ class Batcher:
                     f"the request's time limit has passed with {len(work.answers)} of its {len(work.items)} parts "
                     "computed: give it a longer timeout_s, or send less at once"
                 )
-                chunks.append(Chunk(work.id, finish_reason=FinishReason.ERROR, error=error))
+                chunks.append(_failed(work, error))
         return chunks
 
     def _accept(self, work: Work) -> None:
@@ -303,8 +316,12 @@ class Batcher:
         for work in works.values():
             assert work is not None
             self._forget(work)
-            chunks.append(Chunk(work.id, finish_reason=FinishReason.ERROR, error=error))
+            chunks.append(_failed(work, error))
         return chunks
+
+
+def _failed(work: Work, error: DSServeError) -> Chunk:
+    return Chunk(work.id, finish_reason=FinishReason.ERROR, error=error, times=work.times(time.monotonic()))
 
 
 def _whole(work: Work) -> Chunk:
@@ -315,4 +332,11 @@ def _whole(work: Work) -> Chunk:
         for name in parts[0]
     )
     usage = Usage(work.num_tokens, 0)
-    return Chunk(work.id, num_tokens=work.num_tokens, finish_reason=FinishReason.STOP, usage=usage, tensors=tensors)
+    return Chunk(
+        work.id,
+        num_tokens=work.num_tokens,
+        finish_reason=FinishReason.STOP,
+        usage=usage,
+        tensors=tensors,
+        times=work.times(time.monotonic()),
+    )

@@ -139,6 +139,8 @@ class Engine:
             log.exception("step %d failed", self._num_steps)
             return chunks + self._fail(step, fault)
         self._num_steps += 1
+        for span in step.spans:
+            span.sequence.num_steps += 1
         self.scheduler.advance(step)
         chunks += [self._echo(s) for s in step.sampled if s.sampling.echo and not s.num_output]
         return chunks + [self._update(*sampled) for sampled in zip(step.sampled, tokens, likelihoods, strict=True)]
@@ -211,6 +213,7 @@ class Engine:
     def _admit(self) -> list[Chunk]:
         chunks: list[Chunk] = []
         while sequence := self.scheduler.admit():
+            sequence.admitted_s = sequence.admitted_s or self._clock()  # one that comes back was admitted before
             try:
                 self.runner.begin(sequence)
             except DSServeError as refusal:
@@ -231,6 +234,7 @@ class Engine:
         if sequence.sampling.max_tokens == 0:
             return self._end(answer, "", FinishReason.LENGTH)
         sequence.tokens.append(token)
+        sequence.first_token_s = sequence.first_token_s or self._clock()
         is_over = sequence.matcher is not None and sequence.matcher.has_ended(sequence)
         if sequence.matcher and (failure := sequence.matcher.failure):
             return self._end(answer, "", FinishReason.ERROR, failure)
@@ -273,7 +277,8 @@ class Engine:
             text += last if is_cut else last + answer.stop.flush()
         usage = Usage(sequence.num_prompt, sequence.num_output, sequence.num_cached)
         logprobs = answer.logprobs.ended(answer.num_sent + len(text), is_cut=is_cut)
-        return Chunk(sequence.id, text, num_tokens, reason, usage, error, logprobs=logprobs)
+        times = sequence.times(self._clock())
+        return Chunk(sequence.id, text, num_tokens, reason, usage, error, logprobs=logprobs, times=times)
 
     def _fail(self, step: Step, fault: Exception) -> list[Chunk]:
         """End every sequence of a step that raised: their KV may be half written."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jupyter_dsserve.protocol.request import SamplingParams
+from jupyter_dsserve.protocol.request import SamplingParams, Times
 
 if TYPE_CHECKING:
     from jupyter_dsserve.engine.structure import Matcher
@@ -59,7 +59,8 @@ class Sequence:
     ``tokens`` is prompt plus answer; the first ``num_computed`` of them are in the KV cache, and
     ``num_cached`` were when it came. ``slot`` is the
     sequence's place there, given by the scheduler while it runs and -1 before and after. Lower ``priority`` goes first;
-    ``arrived_s`` and ``deadline_s`` are monotonic seconds. With ``reuses_prefix`` it may start from what an earlier one
+    ``arrived_s``, ``tokenized_s``, ``admitted_s``, ``first_token_s`` (`protocol.request.Times`) and ``deadline_s`` are
+    monotonic seconds. With ``reuses_prefix`` it may start from what an earlier one
     computed for the same beginning. ``matcher`` keeps the answer in its form, if it has one.
     If it ``continues``, its text goes on from the prompt's; a turn of a chat begins anew.
     ``prompt_likelihoods`` are of the prompt's tokens from the first, as far as known, if it asks for them.
@@ -76,6 +77,10 @@ class Sequence:
     priority: int = 0
     arrived_s: float = 0.0
     deadline_s: float = math.inf
+    tokenized_s: float = 0.0
+    admitted_s: float = 0.0
+    first_token_s: float = 0.0
+    num_steps: int = 0
     reuses_prefix: bool = True
     continues: bool = True
     matcher: Matcher | None = None
@@ -93,6 +98,11 @@ class Sequence:
         if self.scores_prompt:
             self.prompt_likelihoods.append(Likelihood(None, ()))
             self.reuses_prefix = False  # what is not computed has no logits
+
+    def times(self, ended_s: float) -> Times:
+        """What became of it when, once it has ended."""
+        told = self.arrived_s, self.tokenized_s, self.admitted_s, self.first_token_s
+        return Times(*told, ended_s, self.num_steps)
 
     @property
     def num_output(self) -> int:

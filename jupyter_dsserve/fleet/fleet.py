@@ -38,6 +38,7 @@ from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.fleet.scoring import Sample
 from jupyter_dsserve.fleet.source import canonical, check_can_load, model_path
 from jupyter_dsserve.fleet.supervisor import Supervisor
+from jupyter_dsserve.fleet.tracing import Trace
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.config import AdmissionSettings
@@ -574,7 +575,7 @@ class Fleet:
         while version := self.version(deployment.name, pinned) if pinned else deployment.pick(call, tried):
             check(version)
             try:
-                return Answering(version, "", await begun([version.generate(r) for r in requests]))
+                return Answering(version, "", await begun([version.generate(r, call.trace) for r in requests]))
             except (Unavailable, EngineFailure) as failed:
                 fault = failed
             tried.add(version.name)
@@ -587,7 +588,7 @@ class Fleet:
                 or (isinstance(fault, ReplicaLost) and not road.num_retries_left(deployment.in_flight))
             ):
                 break
-        if not pinned and (stand_in := await self._stand_in(deployment, requests, check, tried)):
+        if not pinned and (stand_in := await self._stand_in(deployment, requests, check, tried, call.trace)):
             return stand_in
         raise fault or deployment.refusal(time.monotonic())
 
@@ -597,6 +598,7 @@ class Fleet:
         requests: Sequence[Request],
         check: Callable[[Version], None],
         tried: Collection[str],
+        trace: Trace | None,
     ) -> Answering | None:
         """Who answers when those that should cannot, as the policy says."""
         policy = deployment.road.policy
@@ -604,7 +606,7 @@ class Fleet:
         if version and version.takes and version.name not in tried:
             with contextlib.suppress(Unavailable, EngineFailure, InvalidRequest):  # the first fault is what is told
                 check(version)
-                chunks = await begun([version.generate(r) for r in requests])
+                chunks = await begun([version.generate(r, trace) for r in requests])
                 return Answering(version, f"version {version.name}", chunks)
         if policy.fallback_answer and not isinstance(requests[0].prompt, Texts | Features):
             return Answering(None, "answer", configured(policy.fallback_answer, requests))

@@ -14,6 +14,7 @@ from jupyter_dsserve.fleet.breaker import BreakerSettings
 from jupyter_dsserve.fleet.limits import TokenBucket, num_retries_left
 from jupyter_dsserve.fleet.line import Line
 from jupyter_dsserve.fleet.router import SmoothShares
+from jupyter_dsserve.fleet.tracing import Trace
 from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, EngineFailure, TooManyRequests, Unavailable
 from jupyter_dsserve.protocol.policy import Policy
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, Usage
@@ -28,11 +29,12 @@ Numbered = AsyncGenerator[tuple[int, Chunk], None]
 @dataclass(frozen=True, slots=True)
 class Call:
     """Who is asked: ``model`` is a deployment or a pinned ``deployment@version``. The same ``key`` gets the same
-    version while weights stand; ``headers`` are what the policy's rules look at."""
+    version while weights stand; ``headers`` are what the policy's rules look at; ``trace`` is told how it goes."""
 
     model: str
     key: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    trace: Trace | None = None
 
 
 def later(request: Request, passed_s: float) -> Request:

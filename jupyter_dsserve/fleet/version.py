@@ -16,6 +16,7 @@ from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.road import Road, later
 from jupyter_dsserve.fleet.router import least_loaded, prefix_of
 from jupyter_dsserve.fleet.stats import Served, Window, percentile
+from jupyter_dsserve.fleet.tracing import Trace
 from jupyter_dsserve.protocol.config import Priority
 from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, ReplicaLost, Unavailable
 from jupyter_dsserve.protocol.records import Origin, VersionState, VersionStats
@@ -154,11 +155,12 @@ class Version:
             return False
         return self.is_awaited or self.road.policy.queue_timeout_s > 0
 
-    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+    async def generate(self, request: Request, trace: Trace | None = None) -> AsyncGenerator[Chunk, None]:
         """The answer of the replica with the least work, after a wait in line if all are full.
 
-        If the replica is lost before the first token another one answers, once. Raises `Unavailable` if there is none
-        that takes requests, `TooManyRequests` if the line is full, `DeadlineExceeded` if the wait took too long.
+        If the replica is lost before the first token another one answers, once. ``trace`` is told how it goes. Raises
+        `Unavailable` if there is none that takes requests, `TooManyRequests` if the line is full, `DeadlineExceeded` if
+        the wait took too long.
         """
         started = time.monotonic()
         first_token_s: float | None = None
@@ -170,12 +172,15 @@ class Version:
         line = self.road.line
         try:
             while True:
+                attempt = trace.attempt(request.id, self.name, time.monotonic()) if trace else None
                 is_line = line.num_waiting and line.num_waiting_for(self.name)
                 replica = None if is_line else self._find(request, lost)
                 if replica is None:
                     replica = await self._wait(request, started, lost)
                     has_waited, queued_s = True, time.monotonic() - started
                 is_lost = False
+                if attempt:
+                    attempt.replica, attempt.asked_s = replica.id, time.monotonic()
                 if self.watch and not lost:  # once, whoever answers in the end: a mirror copies what it is told of
                     watch = self.watch(request, replica.in_flight, started)
                 asked = later(request, time.monotonic() - started) if has_waited else request
@@ -187,14 +192,20 @@ class Version:
                         if chunk.num_tokens:
                             if first_token_s is None:
                                 first_token_s = now - started
+                                if attempt:
+                                    attempt.first_token_s = now
                         elif not (has_told or chunk.text or lost) and isinstance(chunk.error, ReplicaLost):
                             is_lost = self.num_spare(replica) > 0
                             if is_lost:
+                                if attempt:
+                                    attempt.see_last(chunk, now, "lost")
                                 break
                         has_told = True
                         self.window.add_tokens(now, chunk.num_tokens)
                         if chunk.finish_reason:
                             self._note_end(chunk, now, started, first_token_s, queued_s)
+                            if attempt:
+                                attempt.see_last(chunk, now, chunk.finish_reason.value)
                         yield chunk
                 if not is_lost:
                     return

@@ -66,10 +66,15 @@ class DSServeApp(Command):
     ).tag(config=True)
     open_metrics = Bool(False, help="Let /metrics be read without a key.").tag(config=True)
 
+    traces = Int(200, min=0, help="Of how many calls the gateway keeps what happened when; 0 keeps none.").tag(
+        config=True
+    )
+
     aliases = {
         **SHARED_ALIASES,
         "cors-origin": "DSServeApp.cors_origin",
         "max-calls": "DSServeApp.max_calls",
+        "traces": "DSServeApp.traces",
         "ip": "DSServeApp.ip",
         "port": "DSServeApp.port",
         "data-dir": "DSServeApp.dsserve_data_dir",

@@ -45,9 +45,9 @@ async def start(
 ) -> Answering:
     """The answers as they begin, all from one version; the same ``user`` gets the same one while weights stand.
 
-    Names the version in ``X-DSServe-Version``, and in ``X-DSServe-Degraded`` whoever stands in for it. ``check`` may
-    refuse it. Raises what `Fleet.answer` and the `Grant` of the caller's key do, and
-    `InvalidRequest` if the version's task is another than ``task``.
+    Names the first request in ``X-Request-Id``, the version in ``X-DSServe-Version``, and in ``X-DSServe-Degraded``
+    whoever stands in for it. ``check`` may refuse it. Raises what `Fleet.answer` and the `Grant` of the caller's key
+    do, and `InvalidRequest` if the version's task is another than ``task``.
     """
 
     def checked(version: Version) -> None:
@@ -55,7 +55,7 @@ async def start(
         check_task(version, task)
         check(version)
 
-    handler.begin_call(model)
+    handler.begin_call(model, requests[0], task)
     headers = handler.request.headers
     if (priority := headers.get(PRIORITY_HEADER)) is not None:
         requests = [replace(request, priority=_priority(priority)) for request in requests]
@@ -66,7 +66,7 @@ async def start(
         handler.reservation = grant.admit(requests, time.monotonic())
         handler.reservation.begin()
     try:
-        answering = await handler.fleet.answer(Call(model, user or "", headers), requests, checked)
+        answering = await handler.fleet.answer(Call(model, user or "", headers, handler.trace), requests, checked)
     except DSServeError:
         if handler.reservation:
             handler.reservation.refused()

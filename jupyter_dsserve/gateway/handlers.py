@@ -21,9 +21,11 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.keys import Grant, Reservation
+from jupyter_dsserve.fleet.tracing import Trace
 from jupyter_dsserve.gateway.answers import FaultAnswer
 from jupyter_dsserve.gateway.bodies import B, read_body
 from jupyter_dsserve.gateway.calls import Calls, outcome_of
+from jupyter_dsserve.gateway.tracing import Traces
 from jupyter_dsserve.protocol.errors import (
     DSServeError,
     Forbidden,
@@ -35,8 +37,15 @@ from jupyter_dsserve.protocol.errors import (
     Unauthorized,
     Unavailable,
 )
+from jupyter_dsserve.protocol.request import Request
+from jupyter_dsserve.protocol.spec import Task
+from jupyter_dsserve.protocol.traces import Attribute
 
 log = logging.getLogger(__name__)
+
+# Headers that a page from elsewhere may send, and may read.
+_FROM_PAGES = "Authorization, Content-Type, X-DSServe-Priority, Traceparent, Tracestate"
+_TO_PAGES = "X-DSServe-Version, X-DSServe-Degraded, X-Request-Id, Retry-After"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,7 @@ class Context:
     cors_origins: frozenset[str] = frozenset()
     open_metrics: bool = False
     calls: Calls = field(default_factory=Calls)
+    traces: Traces = field(default_factory=Traces)
 
 
 def is_number(text: str) -> bool:
@@ -117,6 +127,7 @@ class Handler(RequestHandler):
         self.grant: Grant | None = None  # what the caller's key allows; None is everything
         self.reservation: Reservation | None = None
         self.asked: str | None = None  # the deployment of a call of a model; empty if there is none of the name
+        self.trace: Trace | None = None  # of a call of a model
         self.fault: BaseException | None = None  # what a call ended with, if only in its last event
         self.work: asyncio.Task[Any] | None = None
         self.caller_left = False
@@ -188,7 +199,7 @@ class Handler(RequestHandler):
         if "Access-Control-Allow-Origin" not in self._kept:
             raise HTTPError(405)
         self.set_header("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE")
-        self.set_header("Access-Control-Allow-Headers", "Authorization, Content-Type, X-DSServe-Priority")
+        self.set_header("Access-Control-Allow-Headers", _FROM_PAGES)
         self.set_header("Access-Control-Max-Age", "600")
         self.set_status(204)
         self.clear_header("Content-Type")
@@ -200,14 +211,26 @@ class Handler(RequestHandler):
         if allowed and origin and (origin in allowed or "*" in allowed):
             self.keep_header("Access-Control-Allow-Origin", origin)
             self.keep_header("Vary", "Origin")
-            self.keep_header("Access-Control-Expose-Headers", "X-DSServe-Version, X-DSServe-Degraded, Retry-After")
+            self.keep_header("Access-Control-Expose-Headers", _TO_PAGES)
 
     # ---- calls of models
 
-    def begin_call(self, model: str) -> None:
-        """Raises `TooManyRequests` if the gateway runs as many as it may."""
+    def begin_call(self, model: str, request: Request, task: Task) -> None:
+        """``request`` is its first; its id is the answer's ``X-Request-Id``. Raises `TooManyRequests` if the gateway
+        runs as many as it may."""
         name = model.partition("@")[0]
         self.asked = name if self.fleet.has_deployment(name) else ""
+        self.keep_header("X-Request-Id", request.id)
+        headers = self.request.headers
+        self.trace = self.context.traces.begin(
+            model,
+            request,
+            task,
+            traceparent=headers.get("Traceparent", ""),
+            tracestate=headers.get("Tracestate", ""),
+            passed_s=self.request.request_time(),
+            deployment=self.asked,
+        )
         self.context.calls.begin()
 
     def end_call(self) -> None:
@@ -217,7 +240,23 @@ class Handler(RequestHandler):
         if self.asked is not None:
             calls, outcome = self.context.calls, outcome_of(self.fault, self.caller_left)
             calls.end()
-            calls.observe(self.asked, self._kept.get("X-DSServe-Version", ""), outcome, self.request.request_time())
+            version = self._kept.get("X-DSServe-Version", "")
+            calls.observe(self.asked, version, outcome, self.request.request_time())
+            if self.trace:
+                error = type(self.fault).__name__ if self.fault else ""
+                self.context.traces.end(self.trace, outcome, version=version, error=error, attributes=self._of_http())
+
+    def _of_http(self) -> dict[str, Attribute]:
+        """What a trace says of the call besides, in OpenTelemetry's names."""
+        status = self.fault.status if isinstance(self.fault, DSServeError) else 500 if self.fault else self.get_status()
+        found: dict[str, Attribute] = {
+            "http.request.method": self.request.method or "",
+            "url.path": self.request.path,
+            "http.response.status_code": status,
+        }
+        if self.grant:
+            found["dsserve.key_id"] = self.grant.key.id
+        return found
 
     def may_ask(self, deployment: str) -> bool:
         return self.grant is None or self.grant.may_ask(deployment)

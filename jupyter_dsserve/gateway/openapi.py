@@ -34,6 +34,10 @@ METHODS = ("get", "head", "post", "put", "delete")
 _GROUP = re.compile(r"\(\[\^/\]\+\)")  # a part of a path
 _RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 0}}}
 _ANSWERED_BY = {
+    "X-Request-Id": {
+        "description": "Of the call, for /api/traces/{id}.",
+        "schema": {"type": "string"},
+    },
     "X-DSServe-Version": {"description": "The version that answered.", "schema": {"type": "string"}},
     "X-DSServe-Degraded": {"description": "Who stands in for it.", "schema": {"type": "string"}},
 }

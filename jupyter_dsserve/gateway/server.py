@@ -27,17 +27,19 @@ from jupyter_dsserve.gateway import (
     rollout,
     tensors,
     texts,
+    traces,
 )
 from jupyter_dsserve.gateway.bodies import LoadBody
 from jupyter_dsserve.gateway.calls import Calls
 from jupyter_dsserve.gateway.handlers import Context, UnknownPath
+from jupyter_dsserve.gateway.tracing import Traces
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict
 
 # How much of an oversized body is read and thrown away so that its sender gets to see our answer.
 _MAX_DISCARDED = 8
 
-_FACES = (texts, tensors, openai, generate, control, ledger, road, rollout, apply, keys, metrics, openapi)
+_FACES = (texts, tensors, openai, generate, control, ledger, road, rollout, apply, keys, metrics, openapi, traces)
 ROUTES = [route for face in _FACES for route in face.ROUTES]
 
 
@@ -74,6 +76,7 @@ class Gateway:
                 frozenset(config.cors_origins),
                 config.open_metrics,
                 Calls(config.max_calls),
+                Traces(config.traces),
             )
         )
         self._server = HTTPServer(

@@ -45,6 +45,7 @@ def answer_of(response: httpx.Response, model: str) -> Answer:
         prompt_tokens=raw["usage"]["prompt_tokens"],
         completion_tokens=raw["usage"]["completion_tokens"],
         latency_s=response.elapsed.total_seconds(),
+        request_id=response.headers.get("X-Request-Id", ""),
     )
 
 
@@ -77,10 +78,10 @@ def outputs_of(response: httpx.Response) -> dict[str, NDArray[Any]]:
 
 
 class Pieces:
-    """Reads the lines of a streamed answer. Time is an argument: monotonic seconds."""
+    """Reads the lines of a streamed answer that came with ``headers``. Time is an argument: monotonic seconds."""
 
-    def __init__(self, model: str, version: str, started: float) -> None:
-        self._model, self._version = model, version
+    def __init__(self, model: str, headers: Mapping[str, str], started: float) -> None:
+        self._model, self._headers = model, headers
         self._started, self._last = started, started
         self._first: float | None = None
         self._texts: list[str] = []
@@ -121,10 +122,11 @@ class Pieces:
         return Answer(
             text=self.text,
             model=self._model,
-            version=self._version,
+            version=self._headers.get("X-DSServe-Version", ""),
             finish_reason=self._end,
             prompt_tokens=self._usage.get("prompt_tokens", 0),
             completion_tokens=self._usage.get("completion_tokens", 0),
             latency_s=self._last - self._started,
             first_token_s=None if self._first is None else self._first - self._started,
+            request_id=self._headers.get("X-Request-Id", ""),
         )

@@ -101,6 +101,7 @@ class Client:
     logs = _blocking(Verbs.logs)
     history = _blocking(Verbs.history)
     ledger = _blocking(Verbs.ledger)
+    trace = _blocking(Verbs.trace)
     load = _blocking(Verbs.load)
     scale = _blocking(Verbs.scale)
     autoscale = _blocking(Verbs.autoscale)
@@ -208,6 +209,7 @@ class AsyncClient:
     logs = _awaiting(Verbs.logs)
     history = _awaiting(Verbs.history)
     ledger = _awaiting(Verbs.ledger)
+    trace = _awaiting(Verbs.trace)
     load = _awaiting(Verbs.load)
     scale = _awaiting(Verbs.scale)
     autoscale = _awaiting(Verbs.autoscale)
@@ -304,7 +306,7 @@ class AnswerStream:
     def __iter__(self) -> Generator[str, None, None]:
         started = time.monotonic()
         response = self._client._run(_opened(self._client._verbs, self._model, self._prompt, self._options))
-        pieces = Pieces(self._model, response.headers.get("X-DSServe-Version", ""), started)
+        pieces = Pieces(self._model, response.headers, started)
         try:
             for line in response.iter_lines():
                 if text := pieces.feed(line, time.monotonic()):
@@ -327,7 +329,7 @@ class AsyncAnswerStream:
     async def __aiter__(self) -> AsyncGenerator[str, None]:
         started = time.monotonic()
         response = await self._client._run(_opened(self._client._verbs, self._model, self._prompt, self._options))
-        pieces = Pieces(self._model, response.headers.get("X-DSServe-Version", ""), started)
+        pieces = Pieces(self._model, response.headers, started)
         try:
             async for line in response.aiter_lines():
                 if text := pieces.feed(line, time.monotonic()):

@@ -29,6 +29,7 @@ from jupyter_dsserve.notebook.keys import KeyList, ShownKey
 from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.panel import Panel, panel
 from jupyter_dsserve.notebook.progress import LoadBar
+from jupyter_dsserve.notebook.traces import Trace, TraceList
 from jupyter_dsserve.notebook.views import Applied, Deployment, History, Policy, Rollout, Status, Version, footnote
 from jupyter_dsserve.protocol.errors import DSServeError
 from jupyter_dsserve.protocol.policy import Rule
@@ -69,7 +70,7 @@ class DSServeMagics(Magics):
         """Serve models beside the notebook.
 
         %dsserve VERB …   load, unload, status, route, policy, join, activate, rollout, pause, resume, promote,
-                          rollback, logs, ledger, scale, autoscale, key, history, apply, export, panel,
+                          rollback, logs, ledger, scale, autoscale, key, history, trace, apply, export, panel,
                           bench, connect; %dsserve VERB --help says more
         %%dsserve NAME …  the cell is the prompt, and the answer streams into the output
         """
@@ -342,6 +343,14 @@ class DSServeMagics(Magics):
         made = client.key(name, **given)
         return ShownKey(made, client.url)
 
+    @magic_arguments("dsserve trace")
+    @argument("id", nargs="?", default="", help="A call's id, of an answer's request_id; none lists the last calls.")
+    @argument("--deployment", default="", help="Only calls of this one.")
+    @argument("--limit", type=int, default=20, help="How many calls to list.")
+    def trace(self, line: str) -> Trace | TraceList:
+        """Where the time of a call went: a timeline of its spans; without an id the last calls."""
+        return session.client().trace(**vars(_parsed(self.trace, line)))
+
     @magic_arguments("dsserve panel")
     @argument("name", nargs="?", default="", help="The deployment; none takes the first.")
     def panel(self, line: str) -> Panel:
@@ -436,6 +445,7 @@ VERBS = (
     "scale",
     "autoscale",
     "history",
+    "trace",
     "key",
     "apply",
     "export",

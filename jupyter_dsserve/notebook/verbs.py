@@ -37,6 +37,7 @@ from jupyter_dsserve.notebook.find import JupyterServer, find
 from jupyter_dsserve.notebook.keys import KeyList, NewKey
 from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.options import LoadOptions, PolicyOptions, given, user_name
+from jupyter_dsserve.notebook.traces import Trace, TraceList
 from jupyter_dsserve.notebook.views import (
     Answer,
     Applied,
@@ -70,6 +71,7 @@ from jupyter_dsserve.protocol.records import (
     VersionState,
 )
 from jupyter_dsserve.protocol.spec import Strategy
+from jupyter_dsserve.protocol.traces import TraceSummary
 
 POLL_S = 0.2
 _SETTLED = (VersionState.READY, VersionState.FAILED, VersionState.STOPPED)
@@ -108,6 +110,8 @@ _STATUS = TypeAdapter(_Served)
 _APPLIED = TypeAdapter(Applied)
 _LOGS = TypeAdapter(dict[str, list[str]])
 _LEDGER = TypeAdapter(Ledger)
+_TRACE = TypeAdapter(Trace)
+_TRACES = TypeAdapter(list[TraceSummary])
 _KEYS = TypeAdapter(list[ApiKey])
 _NEW_KEY = TypeAdapter(NewKey)
 _GATEWAY = TypeAdapter(GatewayStatus)
@@ -164,6 +168,17 @@ class Verbs:
     def ledger(self) -> Talk[Ledger]:
         """Who holds the memory of every device, and who waits for it."""
         return (yield from self._look(_LEDGER, "/api/ledger"))
+
+    def trace(self, id: str = "", *, deployment: str = "", limit: int = 20) -> Talk[TraceList | Trace]:
+        """Where the time of a call went: ``id`` is the answer's ``request_id`` (or ``X-Request-Id``, or the id of a
+        trace that the caller began). Without it the last calls, of one deployment or of all, the newest first.
+
+        The gateway keeps the last 200 calls unless told; raises `NotFound` for one that it does not have.
+        """
+        if id:
+            return (yield from self._look(_TRACE, f"/api/traces/{quote(id, safe='')}"))
+        query = urlencode({"deployment": deployment, "limit": limit})
+        return TraceList((yield from self._look(_TRACES, f"/api/traces?{query}")))
 
     # ---- versions
 

@@ -254,7 +254,7 @@ class History(Shown, Sequence[Event]):
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a version said. ``latency_s`` and ``first_token_s`` are seconds as the caller saw them (the second is None
-    if the answer came in one piece)."""
+    if the answer came in one piece). ``request_id`` is what `Client.trace` takes."""
 
     text: str
     model: str
@@ -264,6 +264,7 @@ class Answer:
     completion_tokens: int
     latency_s: float
     first_token_s: float | None = None
+    request_id: str = ""
 
     def __str__(self) -> str:
         return self.text

@@ -15,6 +15,7 @@ from jupyter_dsserve.protocol.request import (
     Structure,
     StructureKind,
     Texts,
+    Times,
     TokenLogprob,
     Usage,
 )
@@ -142,6 +143,13 @@ def chunk_to_pb(chunk: Chunk) -> pb.Chunk:
         message.usage.cached_tokens = chunk.usage.cached_tokens
     if chunk.error is not None:
         message.error.CopyFrom(error_to_pb(chunk.error))
+    if times := chunk.times:
+        message.times.arrived_s = times.arrived_s
+        message.times.tokenized_s = times.tokenized_s
+        message.times.admitted_s = times.admitted_s
+        message.times.first_token_s = times.first_token_s
+        message.times.ended_s = times.ended_s
+        message.times.num_steps = times.num_steps
     for one in chunk.logprobs:
         top = [pb.Likely(text=likely.text, logprob=likely.logprob) for likely in one.top]
         message.logprobs.add(text=one.text, logprob=one.logprob, offset=one.offset, top=top)
@@ -160,7 +168,12 @@ def chunk_from_pb(message: pb.Chunk) -> Chunk:
         error_from_pb(message.error) if message.HasField("error") else None,
         tuple(map(_tensor_from_pb, message.tensors)),
         tuple(map(_logprob_from_pb, message.logprobs)),
+        times=_times_from_pb(message.times) if message.HasField("times") else None,
     )
+
+
+def _times_from_pb(t: pb.Times) -> Times:
+    return Times(t.arrived_s, t.tokenized_s, t.admitted_s, t.first_token_s, t.ended_s, t.num_steps)
 
 
 def _logprob_from_pb(one: pb.TokenLogprob) -> TokenLogprob:

@@ -78,7 +78,8 @@ class GatewayConfig:
     ``history_events`` of the last ``history_days`` are kept; zero sets no such limit. ``memory_budget_bytes``: the most
     that we hold of each device; 0 is 75 % of what is free at the start.
     ``max_calls`` of models run at once, and more get 429; 0 sets no limit. Pages from ``cors_origins`` may ask from a
-    browser (``*``: any). ``open_metrics``: ``/metrics`` needs no key.
+    browser (``*``: any). ``open_metrics``: ``/metrics`` needs no key. Of the last ``traces`` calls
+    of models is kept what happened when; 0 keeps none.
     ``deployments`` is a file whose deployments are applied at the start, and with ``watch`` whenever it was written."""
 
     data_dir: Path
@@ -96,6 +97,7 @@ class GatewayConfig:
     max_calls: int = 0
     cors_origins: tuple[str, ...] = ()
     open_metrics: bool = False
+    traces: int = 200
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     deployments: str = ""
     watch: bool = False

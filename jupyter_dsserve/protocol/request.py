@@ -125,6 +125,22 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Times:
+    """When a worker did what for a request, in seconds of its monotonic clock; 0 is never.
+
+    ``arrived_s``: it heard of it; ``admitted_s``: its first step (or batch) began; ``first_token_s`` is of the task
+    ``generate`` only. ``num_steps`` is how many steps it was in.
+    """
+
+    arrived_s: float = 0.0
+    tokenized_s: float = 0.0
+    admitted_s: float = 0.0
+    first_token_s: float = 0.0
+    ended_s: float = 0.0
+    num_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Likely:
     """A token that could have come, as bytes of text, and its logprob."""
 
@@ -154,7 +170,7 @@ class Chunk:
     ``tensors`` is the answer of the tasks other than ``generate``, whole in one chunk: ``embedding`` ``[texts, size]``,
     ``probs`` ``[texts, classes]``, or a program's outputs.
     ``logprobs``, if asked for, are of the tokens whose text is in ``text``. ``batch``, on the last chunk, is how many
-    sequences ran in the steps that made the answer, on average; 0 is unknown.
+    sequences ran in the steps that made the answer, on average; 0 is unknown. ``times`` is on the last chunk too.
     """
 
     request_id: str
@@ -166,6 +182,7 @@ class Chunk:
     tensors: tuple[Tensor, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     batch: float = 0.0
+    times: Times | None = None
 
     def merged(self, later: Chunk) -> Chunk:
         """This chunk and a later one of the same request as one."""
@@ -179,4 +196,5 @@ class Chunk:
             self.tensors + later.tensors,
             self.logprobs + later.logprobs,
             later.batch,
+            later.times,
         )

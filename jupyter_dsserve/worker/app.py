@@ -133,27 +133,28 @@ class WorkerApp:
 
     async def _accept(self, message: pb.Submit) -> None:
         """Tokenize and hand over to the engine; a refusal goes back as the request's only chunk."""
+        now = time.monotonic()
         try:
             if self._engine is None:
                 raise EngineFailure("the worker got a request before it was ready")
             request = codec.request_from(message)
             if isinstance(self._engine, Batcher):
-                prepare, now = self._engine.prepare, time.monotonic()
-                self._engine.post(await self._loop.run_in_executor(self._tokenizing, prepare, request, now))
+                work = await self._loop.run_in_executor(self._tokenizing, self._engine.prepare, request, now)
+                self._engine.post(work)
             else:
-                sequence = await self._loop.run_in_executor(self._tokenizing, self._prepare, request)
+                sequence = await self._loop.run_in_executor(self._tokenizing, self._prepare, request, now)
                 if structure := request.sampling.structure:
                     matcher = self._request_tokenizer.matcher
                     sequence.matcher = await self._loop.run_in_executor(self._compiling, matcher, structure)
+                sequence.tokenized_s = time.monotonic()
                 self._engine.post(sequence)
         except Exception as fault:
             error = fault if isinstance(fault, DSServeError) else EngineFailure(f"tokenizing failed: {fault}")
             self._send_chunks([Chunk(message.request_id, finish_reason=FinishReason.ERROR, error=error)])
 
-    def _prepare(self, request: Request) -> Sequence:
+    def _prepare(self, request: Request, now: float) -> Sequence:
         if isinstance(request.prompt, Texts | Features):
             raise InvalidRequest("this version generates text: send it a prompt")
-        now = time.monotonic()
         return Sequence(
             request.id,
             self._tokenize(request.prompt),

@@ -15,7 +15,7 @@ def line(text: str = "", end: str | None = None, **more: object) -> str:
 
 
 def test_the_text_of_each_line_and_the_whole_with_its_times() -> None:
-    pieces = Pieces("demo", "v2", started=10.0)
+    pieces = Pieces("demo", {"X-DSServe-Version": "v2", "X-Request-Id": "r-1"}, started=10.0)
     assert [pieces.feed(text, now) for text, now in ((line("he"), 10.5), ("", 10.6), (line("llo"), 11.0))] == [
         "he",
         "",
@@ -28,11 +28,11 @@ def test_the_text_of_each_line_and_the_whole_with_its_times() -> None:
     answer = pieces.answer()
     assert (answer.text, answer.version, answer.finish_reason) == ("hello", "v2", "length")
     assert (answer.prompt_tokens, answer.completion_tokens) == (3, 5)
-    assert (answer.first_token_s, answer.latency_s) == (0.5, 2.0)
+    assert (answer.first_token_s, answer.latency_s, answer.request_id) == (0.5, 2.0, "r-1")
 
 
 def test_a_chat_comes_as_deltas() -> None:
-    pieces = Pieces("demo", "v1", 0.0)
+    pieces = Pieces("demo", {}, 0.0)
     first = {"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
     second = {"choices": [{"delta": {"content": "hi"}, "finish_reason": "stop"}]}
     assert [pieces.feed(f"data: {json.dumps(raw)}", 1.0) for raw in (first, second)] == ["", "hi"]
@@ -40,7 +40,7 @@ def test_a_chat_comes_as_deltas() -> None:
 
 
 def test_an_error_within_is_raised_and_a_missing_end_too() -> None:
-    pieces = Pieces("demo", "v1", 0.0)
+    pieces = Pieces("demo", {}, 0.0)
     pieces.feed(line("hel"), 1.0)
     with pytest.raises(DSServeError, match="broke off after 3 characters"):
         pieces.answer()

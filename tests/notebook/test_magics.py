@@ -212,6 +212,16 @@ def test_a_deployments_file_is_written_applied_and_told_in_history(loaded: Kerne
     assert lines[-1].split()[2:] == ["route", "filed", "v2=100"]
 
 
+def test_the_trace_of_a_call_is_a_timeline_and_a_table(loaded: Kernel) -> None:
+    loaded.run("%%dsserve demo --max-tokens 3\nhi")
+    listed = loaded.run("%dsserve trace --limit 1").shown[-1]["text/plain"].splitlines()
+    id = listed[-1].split()[1]
+    picture, table = loaded.run(f"%dsserve trace {id}").shown
+    assert "application/vnd.jupyter.widget-view+json" in picture
+    assert table["text/plain"].startswith(f"{id}  demo@v1, ")
+    assert "    decode" in table["text/plain"]
+
+
 def test_a_load_test_shows_a_bar_then_a_table_and_a_plot(loaded: Kernel) -> None:
     shown = loaded.run("%dsserve bench demo --concurrency 1,3 --seconds 0.4 --output-tokens 10").shown
     bar, table, plot = shown

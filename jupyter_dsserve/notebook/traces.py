@@ -1,0 +1,128 @@
+"""`Trace`: what happened in one call, as a timeline; `TraceList`: the last calls, a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, overload
+
+from jupyter_dsserve.notebook.views import Bundle, footnote, table
+from jupyter_dsserve.protocol.traces import Span, TraceRecord, TraceSummary
+
+_WIDTH = 40  # characters of the bars in the text
+# In the bars' place names stand for themselves; these say more than time.
+_TOLD = {
+    "dsserve.replica": "",
+    "dsserve.end": "",
+    "error.type": "",
+    "dsserve.batch_sequences": "batch ",
+    "dsserve.num_steps": "steps ",
+    "http.response.status_code": "HTTP ",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trace(TraceRecord):
+    """A call as it was when it was asked for: ``spans``, parents first, in seconds from its arrival."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.id}  {', '.join(filter(None, _cells(self)))}"
+
+    def depths(self) -> list[int]:
+        """How far down in the tree each span stands."""
+        found: dict[str, int] = {}
+        for span in self.spans:
+            found[span.span_id] = found.get(span.parent_id, -1) + 1
+        return list(found.values())
+
+    def figure(self) -> Any:
+        """A plotly figure: a bar for each span on the time axis."""
+        from jupyter_dsserve.notebook.timeline import timeline_figure
+
+        return timeline_figure(self)
+
+    def __str__(self) -> str:
+        return f"{self.title}\n{self._rows()['text/plain']}"
+
+    def _rows(self) -> Bundle:
+        rows = [
+            (
+                f"{'  ' * depth}{span.name}",
+                f"{1000 * span.start_s:.1f}",
+                f"{1000 * span.duration_s:.1f}",
+                _bar(span, self.duration_s),
+                told_of(span),
+            )
+            for span, depth in zip(self.spans, self.depths(), strict=True)
+        ]
+        return table(("span", "from ms", "takes ms", "", ""), rows)
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        # Blanks that set a name off to the right would be one in HTML.
+        html = self._rows()["text/html"].replace("  ", "&nbsp;&nbsp;")
+        return {"text/plain": str(self), "text/html": f"{footnote(self.title)}{html}"}
+
+    def _ipython_display_(self) -> None:
+        """In a notebook: the timeline as a widget (which needs nothing from the network), and below it the table."""
+        from IPython.core.getipython import get_ipython
+        from IPython.display import display
+
+        if getattr(get_ipython(), "kernel", None):  # a terminal would show its source
+            import plotly.graph_objects as go
+
+            display(go.FigureWidget(self.figure()))
+        display(self._repr_mimebundle_(), raw=True)
+
+
+@dataclass(frozen=True, slots=True)
+class TraceList(Sequence[TraceSummary]):
+    """The last calls, the newest first."""
+
+    traces: list[TraceSummary] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.traces)
+
+    @overload
+    def __getitem__(self, index: int) -> TraceSummary: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TraceSummary]: ...
+    def __getitem__(self, index: int | slice) -> TraceSummary | list[TraceSummary]:
+        return self.traces[index]
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        if not self:
+            return {"text/plain": "no calls yet", "text/html": "no calls yet"}
+        head = ("when", "request", "model", "took", "first token", "tokens", "")
+        rows = [(_time(t), t.id, *_cells(t)) for t in self]
+        return table(head, rows)
+
+
+def told_of(span: Span) -> str:
+    """What a span says besides its times, in a few words."""
+    said = {name: value for name in _TOLD if (value := span.attributes.get(name)) is not None}
+    return ", ".join(f"{_TOLD[name]}{value}" for name, value in said.items())
+
+
+def _cells(trace: TraceSummary) -> tuple[str, ...]:
+    model = f"{trace.deployment}@{trace.version}" if trace.version else trace.model
+    first = "" if trace.first_token_s is None else f"{1000 * trace.first_token_s:.0f} ms"
+    return (
+        model,
+        f"{1000 * trace.duration_s:.0f} ms",
+        first,
+        f"{trace.input_tokens} → {trace.output_tokens}",
+        trace.outcome,
+    )
+
+
+def _time(trace: TraceSummary) -> str:
+    return datetime.fromtimestamp(trace.at).astimezone().strftime("%H:%M:%S")
+
+
+def _bar(span: Span, whole_s: float) -> str:
+    scale = _WIDTH / max(whole_s, 1e-9)
+    start = min(_WIDTH - 1, int(span.start_s * scale))
+    return "·" * start + "█" * max(1, min(_WIDTH - start, round(span.duration_s * scale)))
