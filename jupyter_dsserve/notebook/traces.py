@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, overload
 
-from jupyter_dsserve.notebook.views import Bundle, footnote, table
+from jupyter_dsserve.bench.table import Bundle, Column, frame, table
+from jupyter_dsserve.notebook.views import Shown, footnote
 from jupyter_dsserve.protocol.traces import Span, TraceRecord, TraceSummary
 
 _WIDTH = 40  # characters of the bars in the text
+_SPANS = (
+    Column("span", style="white-space:pre"),  # blanks set names off to the right
+    Column("from ms", is_number=True),
+    Column("takes ms", is_number=True),
+    Column("", style="white-space:pre"),
+    "",
+)
+_TOOK, _FIRST = Column("took", is_number=True), Column("first token", is_number=True)
+_CALLS = ("when", "request", "model", _TOOK, _FIRST, "tokens", "")
 # In the bars' place names stand for themselves; these say more than time.
 _TOLD = {
     "dsserve.replica": "",
@@ -22,8 +32,8 @@ _TOLD = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Trace(TraceRecord):
+@dataclass(frozen=True, slots=True, repr=False)
+class Trace(Shown, TraceRecord):
     """A call as it was when it was asked for: ``spans``, parents first, in seconds from its arrival."""
 
     @property
@@ -43,9 +53,6 @@ class Trace(TraceRecord):
 
         return timeline_figure(self)
 
-    def __str__(self) -> str:
-        return f"{self.title}\n{self._rows()['text/plain']}"
-
     def _rows(self) -> Bundle:
         rows = [
             (
@@ -57,12 +64,14 @@ class Trace(TraceRecord):
             )
             for span, depth in zip(self.spans, self.depths(), strict=True)
         ]
-        return table(("span", "from ms", "takes ms", "", ""), rows)
+        return table(_SPANS, rows)
 
     def _repr_mimebundle_(self, **_: object) -> Bundle:
-        # Blanks that set a name off to the right would be one in HTML.
-        html = self._rows()["text/html"].replace("  ", "&nbsp;&nbsp;")
-        return {"text/plain": str(self), "text/html": f"{footnote(self.title)}{html}"}
+        rows = self._rows()
+        return {
+            "text/plain": f"{self.title}\n{rows['text/plain']}",
+            "text/html": f"{footnote(self.title)}{rows['text/html']}",
+        }
 
     def _ipython_display_(self) -> None:
         """In a notebook: the timeline as a widget (which needs nothing from the network), and below it the table."""
@@ -76,8 +85,8 @@ class Trace(TraceRecord):
         display(self._repr_mimebundle_(), raw=True)
 
 
-@dataclass(frozen=True, slots=True)
-class TraceList(Sequence[TraceSummary]):
+@dataclass(frozen=True, slots=True, repr=False)
+class TraceList(Shown, Sequence[TraceSummary]):
     """The last calls, the newest first."""
 
     traces: list[TraceSummary] = field(default_factory=list)
@@ -92,12 +101,14 @@ class TraceList(Sequence[TraceSummary]):
     def __getitem__(self, index: int | slice) -> TraceSummary | list[TraceSummary]:
         return self.traces[index]
 
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, a row for each call. Raises ImportError without pandas."""
+        return frame([asdict(trace) for trace in self.traces])
+
     def _repr_mimebundle_(self, **_: object) -> Bundle:
         if not self:
             return {"text/plain": "no calls yet", "text/html": "no calls yet"}
-        head = ("when", "request", "model", "took", "first token", "tokens", "")
-        rows = [(_time(t), t.id, *_cells(t)) for t in self]
-        return table(head, rows)
+        return table(_CALLS, [(_time(t), t.id, *_cells(t)) for t in self])
 
 
 def told_of(span: Span) -> str:

@@ -42,7 +42,7 @@ def test_a_trace_is_a_table_of_its_spans_with_bars() -> None:
     assert lines[5].split()[1:] == ["200.0", "200.0", "·" * 20 + "█" * 20]
     html = trace()._repr_mimebundle_()["text/html"]
     assert "demo@v1#&lt;0&gt;, batch 2.5" in html
-    assert "&nbsp;&nbsp;&nbsp;&nbsp;decode" in html
+    assert '<td style="text-align:left;white-space:pre">    decode' in html
 
 
 def test_its_picture_has_a_bar_for_each_span() -> None:
@@ -57,4 +57,5 @@ def test_the_last_calls_are_a_line_each() -> None:
     assert calls[0].id == "cmpl-1"
     [_, row] = calls._repr_mimebundle_()["text/plain"].splitlines()
     assert row.split()[1:] == ["cmpl-1", "demo@v1", "400", "ms", "100", "ms", "3", "→", "7", "ok"]
+    assert list(calls.to_frame()["output_tokens"]) == [7]
     assert TraceList()._repr_mimebundle_()["text/plain"] == "no calls yet"
