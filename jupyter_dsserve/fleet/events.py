@@ -52,6 +52,11 @@ class Events:
             queue.put_nowait(None)
         self._listeners.clear()
 
+    @property
+    def last_id(self) -> int:
+        """Of the newest event; 0 before the first."""
+        return self._last_id
+
     def since(self, last_id: int) -> list[Event]:
         """The remembered events after ``last_id``."""
         return [e for e in self._recent if e.id > last_id]

@@ -61,6 +61,18 @@ class DSServeApp(Command):
     max_calls = Int(0, min=0, help="How many calls of models run at once; more get 429. 0 sets no limit.").tag(
         config=True
     )
+    max_connections = Int(
+        0, min=0, help="How many connections are open at once; 0 is three quarters of the files that may be open."
+    ).tag(config=True)
+    stall_s = Float(
+        60.0, min=0, help="Seconds after which a caller who reads nothing of its answer is cut off; 0 is never."
+    ).tag(config=True)
+    body_s = Float(120.0, min=0, help="Seconds in which a request's body must have come; 0 sets no limit.").tag(
+        config=True
+    )
+    idle_s = Float(
+        75.0, min=0, help="Seconds that a connection may be open without a (whole) request's head; 0 sets no limit."
+    ).tag(config=True)
     cors_origin = List(
         Unicode(), help="Pages from this origin may ask from a browser, such as https://app.example; * is any."
     ).tag(config=True)
@@ -75,6 +87,8 @@ class DSServeApp(Command):
         "cors-origin": "DSServeApp.cors_origin",
         "max-calls": "DSServeApp.max_calls",
         "traces": "DSServeApp.traces",
+        "max-connections": "DSServeApp.max_connections",
+        "stall": "DSServeApp.stall_s",
         "ip": "DSServeApp.ip",
         "port": "DSServeApp.port",
         "data-dir": "DSServeApp.dsserve_data_dir",

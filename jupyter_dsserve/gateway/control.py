@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
-import orjson
 from pydantic import Field
 
-from jupyter_dsserve.fleet.events import Item
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.gateway.answers import LiveAnswer, ReadyAnswer, Served
 from jupyter_dsserve.gateway.bodies import ActivateBody, DeployBody, LoadBody, RouteBody
 from jupyter_dsserve.gateway.describe import CHANGE_ERRORS, describes
+from jupyter_dsserve.gateway.feed import Listener, framed
 from jupyter_dsserve.gateway.handlers import Handler, is_number, until_caller_leaves
 from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from jupyter_dsserve.protocol.records import DeploymentStatus, Event, VersionStats, VersionStatus
-
-KEEPALIVE_S = 15.0
 
 _TOY = {"version": "v1", "model": "toy:"}
 _NumLines = Annotated[int, Field(ge=0, lt=10**9, description="The last of each worker; 200 unless told.")]
@@ -174,20 +170,12 @@ class EventStream(Handler):
             raise InvalidRequest(f"Last-Event-ID is {last_id!r}: give the id of an event", param="Last-Event-ID")
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("Cache-Control", "no-cache")
-        with self.fleet.events.listen() as queue:
-            for event in self.fleet.events.since(int(last_id)) if last_id else []:
-                self.write(_framed(event))
-            await self.flush()
-            while True:
-                try:
-                    item = await asyncio.wait_for(queue.get(), KEEPALIVE_S)
-                except asyncio.TimeoutError:
-                    self.write(": still here\n\n")
-                else:
-                    if item is None:
-                        return
-                    self.write(_framed(item))
-                await self.flush()
+        events = self.fleet.events
+        listener = Listener(self, events.last_id)
+        with self.context.feed.told(events, listener):
+            past = events.since(int(last_id)) if last_id else []
+            listener.send(b"".join(map(framed, past)))
+            await listener.ended.wait()
 
 
 class Live(Handler):
@@ -219,13 +207,6 @@ async def _load_new(handler: Handler, deployment: str, body: LoadBody) -> None:
     await handler.fleet.register(deployment, body.version, spec, body.replicas, body.origin(), settings)
     await handler.fleet.load(deployment, body.version)
     handler.answer(handler.fleet.version_status(deployment, body.version), 202)
-
-
-def _framed(item: Item) -> bytes:
-    data = orjson.dumps(item)
-    if isinstance(item, Event):
-        return b"event: event\nid: %d\ndata: %b\n\n" % (item.id, data)
-    return b"event: stats\ndata: %b\n\n" % data
 
 
 _NAME = r"([^/]+)"

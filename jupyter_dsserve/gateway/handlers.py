@@ -25,6 +25,8 @@ from jupyter_dsserve.fleet.tracing import Trace
 from jupyter_dsserve.gateway.answers import FaultAnswer
 from jupyter_dsserve.gateway.bodies import B, read_body
 from jupyter_dsserve.gateway.calls import Calls, outcome_of
+from jupyter_dsserve.gateway.connections import Connections, check_headers
+from jupyter_dsserve.gateway.feed import Feed
 from jupyter_dsserve.gateway.tracing import Traces
 from jupyter_dsserve.protocol.errors import (
     DSServeError,
@@ -59,6 +61,8 @@ class Context:
     open_metrics: bool = False
     calls: Calls = field(default_factory=Calls)
     traces: Traces = field(default_factory=Traces)
+    connections: Connections = field(default_factory=Connections)
+    feed: Feed = field(default_factory=Feed)
 
 
 def is_number(text: str) -> bool:
@@ -144,6 +148,8 @@ class Handler(RequestHandler):
         if self.request.method == "OPTIONS":  # a browser asks it without a key
             return
         try:
+            headers = list(self.request.headers.get_all())
+            check_headers(len(headers), sum(len(name) + len(value) for name, value in headers))
             if not self.is_open:
                 self._check_key()
         except DSServeError as fault:

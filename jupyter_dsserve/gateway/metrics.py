@@ -21,6 +21,7 @@ from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.stats import Histogram, Totals
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway.calls import Calls
+from jupyter_dsserve.gateway.connections import Connections
 from jupyter_dsserve.gateway.describe import describes
 from jupyter_dsserve.gateway.handlers import Handler
 from jupyter_dsserve.protocol.records import LedgerStatus, RolloutState, VersionState, VersionStats
@@ -39,7 +40,7 @@ class Metrics(Handler):
     @describes("Numbers for Prometheus; with --open-metrics no key is needed.", {200: str}, media="text/plain")
     async def get(self) -> None:
         ledger = await self.fleet.ledger()
-        told = _Told(families(self.fleet, self.context.calls, ledger, time.monotonic()))
+        told = _Told(families(self.fleet, self.context.calls, self.context.connections, ledger, time.monotonic()))
         self.set_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
         self.finish(generate_latest(told))
 
@@ -54,11 +55,14 @@ class _Told:
         return self._metrics
 
 
-def families(fleet: Fleet, calls: Calls, ledger: LedgerStatus, now: float) -> Iterator[Metric]:
+def families(
+    fleet: Fleet, calls: Calls, connections: Connections, ledger: LedgerStatus, now: float
+) -> Iterator[Metric]:
     """``now`` is monotonic seconds."""
     yield _gauge("dsserve_build_info", "The package's version.", ("version",), [((__version__,), 1)])
     yield _calls(fleet, calls)
     yield _gauge("dsserve_calls_running", "Calls of models that run or wait.", (), [((), calls.num_running)])
+    yield from _connections(connections)
     yield _counter(
         "dsserve_events_total",
         "What happened since the gateway started, by kind: replica_lost, breaker_open, rollout_rolled_back, …",
@@ -212,6 +216,16 @@ def _calls(fleet: Fleet, calls: Calls) -> Metric:
         "A call, as its caller sees it, by how it ended.",
         [(key, found) for key, found in calls.durations.items() if not key[0] or fleet.has_deployment(key[0])],
         (*_VERSION, "outcome"),
+    )
+
+
+def _connections(connections: Connections) -> Iterator[Metric]:
+    yield _gauge("dsserve_connections", "Open connections of callers.", (), [((), connections.num_open)])
+    yield _counter(
+        "dsserve_connections_cut_total",
+        "Connections cut because their reader was stuck, or refused because there were too many.",
+        ("reason",),
+        [(("stalled",), connections.num_cut), (("too_many",), connections.num_refused)],
     )
 
 

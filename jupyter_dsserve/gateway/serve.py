@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
+from jupyter_dsserve.gateway.connections import allow_files
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.parent import on_parent_end
 from jupyter_dsserve.protocol.config import GatewayConfig
@@ -28,6 +29,7 @@ async def serve(
     is left who would stop it. Raises `DSServeError` if the gateway or ``on_start`` cannot go on; no worker is left
     then either.
     """
+    allow_files()
     stopping = asyncio.Event()
     gateway = Gateway(config)
     loop = asyncio.get_running_loop()

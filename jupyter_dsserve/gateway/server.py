@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import socket
 
-from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
@@ -31,13 +31,11 @@ from jupyter_dsserve.gateway import (
 )
 from jupyter_dsserve.gateway.bodies import LoadBody
 from jupyter_dsserve.gateway.calls import Calls
+from jupyter_dsserve.gateway.connections import MAX_DISCARDED, MAX_HEADER_BYTES, Connections, Server
 from jupyter_dsserve.gateway.handlers import Context, UnknownPath
 from jupyter_dsserve.gateway.tracing import Traces
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict
-
-# How much of an oversized body is read and thrown away so that its sender gets to see our answer.
-_MAX_DISCARDED = 8
 
 _FACES = (texts, tensors, openai, generate, control, ledger, road, rollout, apply, keys, metrics, openapi, traces)
 ROUTES = [route for face in _FACES for route in face.ROUTES]
@@ -68,20 +66,26 @@ class Gateway:
         port = self._sockets[0].getsockname()[1]
         self.url = f"http://{f'[{config.ip}]' if ':' in config.ip else config.ip}:{port}"
         self._watching: asyncio.Task[None] | None = None
-        self.app = make_app(
-            Context(
-                self.fleet,
-                self.admin_key,
-                config.max_body_bytes,
-                frozenset(config.cors_origins),
-                config.open_metrics,
-                Calls(config.max_calls),
-                Traces(config.traces),
-            )
+        self._connections = Connections(config.stall_s, config.max_connections)
+        self._cutting: asyncio.Task[None] | None = None
+        self.context = Context(
+            self.fleet,
+            self.admin_key,
+            config.max_body_bytes,
+            frozenset(config.cors_origins),
+            config.open_metrics,
+            Calls(config.max_calls),
+            Traces(config.traces),
+            self._connections,
         )
-        self._server = HTTPServer(
+        self.app = make_app(self.context)
+        self._server = Server(
             self.app,
-            max_body_size=_MAX_DISCARDED * config.max_body_bytes,
+            self._connections,
+            max_body_size=MAX_DISCARDED * config.max_body_bytes,
+            max_header_size=MAX_DISCARDED * MAX_HEADER_BYTES,
+            idle_connection_timeout=config.idle_s or math.inf,
+            body_timeout=config.body_s or None,
         )
 
     async def start(self) -> None:
@@ -99,13 +103,15 @@ class Gateway:
             raise
         if self.config.deployments and self.config.watch:
             self._watching = asyncio.create_task(apply.keep_applied(self.fleet, self.config.deployments))
+        self._cutting = asyncio.create_task(self._connections.keep_looking())
         self._server.add_sockets(self._sockets)
         self.data_dir.announce(self.url)
 
     async def stop(self) -> None:
         """Take no new connections, let what runs end (at most ``drain_s``), end the workers."""
-        if self._watching:
-            self._watching.cancel()
+        for task in (self._watching, self._cutting):
+            if task:
+                task.cancel()
         self._server.stop()
         await self.fleet.stop()
         await self._server.close_all_connections()

@@ -80,6 +80,9 @@ class GatewayConfig:
     ``max_calls`` of models run at once, and more get 429; 0 sets no limit. Pages from ``cors_origins`` may ask from a
     browser (``*``: any). ``open_metrics``: ``/metrics`` needs no key. Of the last ``traces`` calls
     of models is kept what happened when; 0 keeps none.
+    A connection is cut whose reader takes nothing of what waits for it for ``stall_s`` seconds, whose request's body is
+    not there after ``body_s``, or that asks nothing for ``idle_s`` (0: never, each of them). Beyond ``max_connections``
+    new ones get 503 (0: three quarters of the files that the process may open).
     ``deployments`` is a file whose deployments are applied at the start, and with ``watch`` whenever it was written."""
 
     data_dir: Path
@@ -95,6 +98,10 @@ class GatewayConfig:
     history_days: float = 90.0
     memory_budget_bytes: int = 0
     max_calls: int = 0
+    max_connections: int = 0
+    stall_s: float = 60.0
+    body_s: float = 120.0
+    idle_s: float = 75.0
     cors_origins: tuple[str, ...] = ()
     open_metrics: bool = False
     traces: int = 200

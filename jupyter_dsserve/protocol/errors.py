@@ -8,6 +8,7 @@
     ├── NotAllowed           405  UNIMPLEMENTED         the path exists, the method does not
     ├── Conflict             409  FAILED_PRECONDITION   the state of the thing forbids it now
     ├── TooLarge             413  INVALID_ARGUMENT      the body is over the limit
+    ├── HeadersTooLarge      431  INVALID_ARGUMENT      the headers are over the limit
     ├── TooManyRequests      429  RESOURCE_EXHAUSTED    over a limit of the deployment or the key; carries Retry-After
     ├── Unavailable          503  UNAVAILABLE           nothing is ready to answer; carries Retry-After
     │   └── ReplicaLost      503  UNAVAILABLE           the worker died while it was answering
@@ -69,6 +70,11 @@ class Conflict(DSServeError):
 
 class TooLarge(DSServeError):
     status = 413
+    grpc_code = "INVALID_ARGUMENT"
+
+
+class HeadersTooLarge(DSServeError):
+    status = 431
     grpc_code = "INVALID_ARGUMENT"
 
 
