@@ -20,6 +20,7 @@ from jupyter_dsserve.gateway.handlers import Handler
 from jupyter_dsserve.protocol.errors import (
     DSServeError,
     Forbidden,
+    HeadersTooLarge,
     InvalidRequest,
     TooLarge,
     TooManyRequests,
@@ -225,6 +226,7 @@ def _errors(operation: Operation) -> Iterator[type[DSServeError]]:
             yield Forbidden
     if operation.description.body is not None:
         yield TooLarge
+    yield HeadersTooLarge
     yield from operation.description.errors
 
 
