@@ -14,6 +14,7 @@ from jupyter_dsserve.fleet.fleet import Answering
 from jupyter_dsserve.fleet.road import Call, Numbered
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway.answers import Predicted
+from jupyter_dsserve.gateway.asker import Asker
 from jupyter_dsserve.gateway.bodies import PredictBody, Priority
 from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
@@ -36,7 +37,7 @@ KEY_LABEL_HEADER = "X-DSServe-Key-Label"
 
 
 async def start(
-    handler: Handler,
+    asker: Asker,
     model: str,
     requests: Sequence[Request],
     user: str | None = None,
@@ -51,32 +52,32 @@ async def start(
     """
 
     def checked(version: Version) -> None:
-        handler.keep_header("X-DSServe-Version", version.name)
+        asker.keep_header("X-DSServe-Version", version.name)
         check_task(version, task)
         check(version)
 
-    handler.begin_call(model, requests[0], task)
-    headers = handler.request.headers
+    asker.begin_call(model, requests[0], task)
+    headers = asker.sent_headers
     if (priority := headers.get(PRIORITY_HEADER)) is not None:
         requests = [replace(request, priority=_priority(priority)) for request in requests]
-    headers[KEY_LABEL_HEADER] = handler.grant.key.label if handler.grant else ""
-    if grant := handler.grant:
-        handler.check_model(model)
+    headers[KEY_LABEL_HEADER] = asker.grant.key.label if asker.grant else ""
+    if grant := asker.grant:
+        asker.check_model(model)
         requests = grant.limited(requests)
-        handler.reservation = grant.admit(requests, time.monotonic())
-        handler.reservation.begin()
+        asker.reservation = grant.admit(requests, time.monotonic())
+        asker.reservation.begin()
     try:
-        answering = await handler.fleet.answer(Call(model, user or "", headers, handler.trace), requests, checked)
+        answering = await asker.fleet.answer(Call(model, user or "", headers, asker.trace), requests, checked)
     except DSServeError:
-        if handler.reservation:
-            handler.reservation.refused()
+        if asker.reservation:
+            asker.reservation.refused()
         raise
-    if handler.reservation:
-        answering = replace(answering, chunks=handler.reservation.counted(answering.chunks))
+    if asker.reservation:
+        answering = replace(answering, chunks=asker.reservation.counted(answering.chunks))
     if answering.degraded:
-        handler.keep_header("X-DSServe-Degraded", answering.degraded)
+        asker.keep_header("X-DSServe-Degraded", answering.degraded)
     if answering.version is None:
-        handler.drop_header("X-DSServe-Version")
+        asker.drop_header("X-DSServe-Version")
     return answering
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import wraps
 from http.client import responses
@@ -16,18 +14,15 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import orjson
+from tornado.httputil import HTTPHeaders
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
-from jupyter_dsserve.fleet.fleet import Fleet
-from jupyter_dsserve.fleet.keys import Grant, Reservation
-from jupyter_dsserve.fleet.tracing import Trace
 from jupyter_dsserve.gateway.answers import FaultAnswer
+from jupyter_dsserve.gateway.asker import Asker
 from jupyter_dsserve.gateway.bodies import B, read_body
-from jupyter_dsserve.gateway.calls import Calls, outcome_of
-from jupyter_dsserve.gateway.connections import Connections, check_headers
-from jupyter_dsserve.gateway.feed import Feed
-from jupyter_dsserve.gateway.tracing import Traces
+from jupyter_dsserve.gateway.connections import check_headers
+from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.protocol.errors import (
     DSServeError,
     Forbidden,
@@ -39,8 +34,6 @@ from jupyter_dsserve.protocol.errors import (
     Unauthorized,
     Unavailable,
 )
-from jupyter_dsserve.protocol.request import Request
-from jupyter_dsserve.protocol.spec import Task
 from jupyter_dsserve.protocol.traces import Attribute
 
 log = logging.getLogger(__name__)
@@ -48,21 +41,6 @@ log = logging.getLogger(__name__)
 # Headers that a page from elsewhere may send, and may read.
 _FROM_PAGES = "Authorization, Content-Type, X-DSServe-Priority, Traceparent, Tracestate"
 _TO_PAGES = "X-DSServe-Version, X-DSServe-Degraded, X-Request-Id, Retry-After"
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What every handler is given."""
-
-    fleet: Fleet
-    admin_key: str = field(repr=False)
-    max_body_bytes: int
-    cors_origins: frozenset[str] = frozenset()
-    open_metrics: bool = False
-    calls: Calls = field(default_factory=Calls)
-    traces: Traces = field(default_factory=Traces)
-    connections: Connections = field(default_factory=Connections)
-    feed: Feed = field(default_factory=Feed)
 
 
 def is_number(text: str) -> bool:
@@ -116,7 +94,7 @@ def until_caller_leaves(
 
 
 @stream_request_body
-class Handler(RequestHandler):
+class Handler(Asker, RequestHandler):
     """Needs a key that may do everything; one that may ask models is enough if it ``is_inference``, none if it
     ``is_open``. Errors take `error_body`'s shape, which is ``error_type``. Each of its methods says what it takes and
     gives (`describe`)."""
@@ -126,16 +104,8 @@ class Handler(RequestHandler):
     error_type: type = FaultAnswer
 
     def initialize(self, context: Context) -> None:
-        self.context = context
-        self.fleet = context.fleet
-        self.grant: Grant | None = None  # what the caller's key allows; None is everything
-        self.reservation: Reservation | None = None
-        self.asked: str | None = None  # the deployment of a call of a model; empty if there is none of the name
-        self.trace: Trace | None = None  # of a call of a model
-        self.fault: BaseException | None = None  # what a call ended with, if only in its last event
+        self.enter(context)
         self.work: asyncio.Task[Any] | None = None
-        self.caller_left = False
-        self._kept: dict[str, str] = {}
         self._body = bytearray()
         self._is_refused = False
 
@@ -191,18 +161,16 @@ class Handler(RequestHandler):
             self.work.cancel()
 
     def keep_header(self, name: str, value: str) -> None:
-        """Set a header that an error answer carries too: Tornado drops what was set before."""
-        self._kept[name] = value
+        super().keep_header(name, value)  # Tornado drops what was set before an error
         self.set_header(name, value)
 
     def drop_header(self, name: str) -> None:
-        """Forget one that `keep_header` has set."""
-        self._kept.pop(name, None)
+        super().drop_header(name)
         self.clear_header(name)
 
     def options(self, *_: str) -> None:
         """What a browser asks before a page from elsewhere may send its key."""
-        if "Access-Control-Allow-Origin" not in self._kept:
+        if "Access-Control-Allow-Origin" not in self.kept:
             raise HTTPError(405)
         self.set_header("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE")
         self.set_header("Access-Control-Allow-Headers", _FROM_PAGES)
@@ -219,61 +187,23 @@ class Handler(RequestHandler):
             self.keep_header("Vary", "Origin")
             self.keep_header("Access-Control-Expose-Headers", _TO_PAGES)
 
-    # ---- calls of models
+    # ---- what an `Asker` is asked for
 
-    def begin_call(self, model: str, request: Request, task: Task) -> None:
-        """``request`` is its first; its id is the answer's ``X-Request-Id``. Raises `TooManyRequests` if the gateway
-        runs as many as it may."""
-        name = model.partition("@")[0]
-        self.asked = name if self.fleet.has_deployment(name) else ""
-        self.keep_header("X-Request-Id", request.id)
-        headers = self.request.headers
-        self.trace = self.context.traces.begin(
-            model,
-            request,
-            task,
-            traceparent=headers.get("Traceparent", ""),
-            tracestate=headers.get("Tracestate", ""),
-            passed_s=self.request.request_time(),
-            deployment=self.asked,
-        )
-        self.context.calls.begin()
+    @property
+    def sent_headers(self) -> HTTPHeaders:
+        return self.request.headers
 
-    def end_call(self) -> None:
-        """If one has begun. Its key's limits are settled then."""
-        if self.reservation:
-            self.reservation.settle()
-        if self.asked is not None:
-            calls, outcome = self.context.calls, outcome_of(self.fault, self.caller_left)
-            calls.end()
-            version = self._kept.get("X-DSServe-Version", "")
-            calls.observe(self.asked, version, outcome, self.request.request_time())
-            if self.trace:
-                error = type(self.fault).__name__ if self.fault else ""
-                self.context.traces.end(self.trace, outcome, version=version, error=error, attributes=self._of_http())
+    @property
+    def passed_s(self) -> float:
+        return self.request.request_time()
 
-    def _of_http(self) -> dict[str, Attribute]:
-        """What a trace says of the call besides, in OpenTelemetry's names."""
+    def attributes(self) -> Mapping[str, Attribute]:
         status = self.fault.status if isinstance(self.fault, DSServeError) else 500 if self.fault else self.get_status()
-        found: dict[str, Attribute] = {
+        return {
             "http.request.method": self.request.method or "",
             "url.path": self.request.path,
             "http.response.status_code": status,
         }
-        if self.grant:
-            found["dsserve.key_id"] = self.grant.key.id
-        return found
-
-    def may_ask(self, deployment: str) -> bool:
-        return self.grant is None or self.grant.may_ask(deployment)
-
-    def check_model(self, model: str) -> None:
-        """Raises `NotFound` for a model that the caller's key may not ask; and for one on its list that does not exist,
-        without the names of others."""
-        if self.grant:
-            self.grant.check(model)
-            if self.grant.key.deployments is not None and not self.fleet.has_deployment(model.partition("@")[0]):
-                raise self.grant.missing(model)
 
     # ---- answers
 
@@ -289,7 +219,7 @@ class Handler(RequestHandler):
         fault = kwargs["exc_info"][1] if "exc_info" in kwargs else None
         error = self._as_ours(status_code, fault)
         self.set_status(error.status)
-        for name, value in self._kept.items():
+        for name, value in self.kept.items():
             self.set_header(name, value)
         if isinstance(error, Unavailable | TooManyRequests):
             self.set_header("Retry-After", str(error.retry_after_s))
@@ -309,14 +239,8 @@ class Handler(RequestHandler):
     # ---- checks
 
     def _check_key(self) -> None:
-        scheme, _, key = self.request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not key:
-            raise Unauthorized("no key: send the header 'Authorization: Bearer KEY' (the admin key lies in admin.key)")
-        key = key.strip()
-        if hmac.compare_digest(key.encode(), self.context.admin_key.encode()):
-            return
-        self.grant = self.fleet.held_keys.grant(key, time.time())
-        if not self.is_inference and self.grant.key.scope != "admin":
+        self.check_key()
+        if self.grant and not self.is_inference and self.grant.key.scope != "admin":
             raise Forbidden(
                 f"the key {self.grant.key.name!r} only asks models: {self.request.path} needs the admin key, or a key "
                 "of scope admin"

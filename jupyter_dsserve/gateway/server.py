@@ -32,7 +32,8 @@ from jupyter_dsserve.gateway import (
 from jupyter_dsserve.gateway.bodies import LoadBody
 from jupyter_dsserve.gateway.calls import Calls
 from jupyter_dsserve.gateway.connections import MAX_DISCARDED, MAX_HEADER_BYTES, Connections, Server
-from jupyter_dsserve.gateway.handlers import Context, UnknownPath
+from jupyter_dsserve.gateway.context import Context
+from jupyter_dsserve.gateway.handlers import UnknownPath
 from jupyter_dsserve.gateway.tracing import Traces
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict

@@ -1,0 +1,24 @@
+"""`Context`: what every face of the gateway is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jupyter_dsserve.fleet.fleet import Fleet
+from jupyter_dsserve.gateway.calls import Calls
+from jupyter_dsserve.gateway.connections import Connections
+from jupyter_dsserve.gateway.feed import Feed
+from jupyter_dsserve.gateway.tracing import Traces
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    fleet: Fleet
+    admin_key: str = field(repr=False)
+    max_body_bytes: int
+    cors_origins: frozenset[str] = frozenset()
+    open_metrics: bool = False
+    calls: Calls = field(default_factory=Calls)
+    traces: Traces = field(default_factory=Traces)
+    connections: Connections = field(default_factory=Connections)
+    feed: Feed = field(default_factory=Feed)
