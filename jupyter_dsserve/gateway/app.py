@@ -78,6 +78,19 @@ class DSServeApp(Command):
     ).tag(config=True)
     open_metrics = Bool(False, help="Let /metrics be read without a key.").tag(config=True)
 
+    otlp_endpoint = Unicode(
+        "",
+        help="Where traces are sent by OTLP: http://127.0.0.1:4317 (gRPC) or :4318 (HTTP); empty is "
+        "OTEL_EXPORTER_OTLP_ENDPOINT, or nowhere.",
+    ).tag(config=True)
+    trace_sample = Float(
+        None,
+        min=0,
+        max=1,
+        allow_none=True,
+        help="The share of calls that are sent, 0 to 1, where the caller does not say; none is OTEL_TRACES_SAMPLER, or "
+        "all.",
+    ).tag(config=True)
     traces = Int(200, min=0, help="Of how many calls the gateway keeps what happened when; 0 keeps none.").tag(
         config=True
     )
@@ -89,6 +102,8 @@ class DSServeApp(Command):
         "traces": "DSServeApp.traces",
         "max-connections": "DSServeApp.max_connections",
         "stall": "DSServeApp.stall_s",
+        "otlp-endpoint": "DSServeApp.otlp_endpoint",
+        "trace-sample": "DSServeApp.trace_sample",
         "ip": "DSServeApp.ip",
         "port": "DSServeApp.port",
         "data-dir": "DSServeApp.dsserve_data_dir",

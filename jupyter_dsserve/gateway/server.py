@@ -34,6 +34,7 @@ from jupyter_dsserve.gateway.calls import Calls
 from jupyter_dsserve.gateway.connections import MAX_DISCARDED, MAX_HEADER_BYTES, Connections, Server
 from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.gateway.handlers import UnknownPath
+from jupyter_dsserve.gateway.otlp import otlp_exporter
 from jupyter_dsserve.gateway.tracing import Traces
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict
@@ -50,6 +51,7 @@ class Gateway:
         self.config = config
         self.data_dir = DataDir(config.data_dir)
         try:
+            self._otlp = otlp_exporter(config.otlp_endpoint, config.trace_sample)
             self.admin_key = self.data_dir.admin_key()
             self.fleet = Fleet(
                 config.data_dir,
@@ -76,7 +78,7 @@ class Gateway:
             frozenset(config.cors_origins),
             config.open_metrics,
             Calls(config.max_calls),
-            Traces(config.traces),
+            Traces(config.traces, self._otlp),
             self._connections,
         )
         self.app = make_app(self.context)
@@ -116,6 +118,8 @@ class Gateway:
         self._server.stop()
         await self.fleet.stop()
         await self._server.close_all_connections()
+        if self._otlp:
+            await self._otlp.close()
         await asyncio.sleep(0)
         for listening in self._sockets:
             listening.close()
