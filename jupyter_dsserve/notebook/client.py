@@ -16,10 +16,11 @@ from jupyter_dsserve.bench.plan import Plan
 from jupyter_dsserve.bench.report import Report
 from jupyter_dsserve.bench.run import Bench, Progress, run_blocking
 from jupyter_dsserve.bench.target import Target
+from jupyter_dsserve.notebook.address import is_remote
 from jupyter_dsserve.notebook.answers import Pieces, Prompt, asked
 from jupyter_dsserve.notebook.options import shown
 from jupyter_dsserve.notebook.pool import Pool
-from jupyter_dsserve.notebook.verbs import Send, Talk, Verbs, is_remote
+from jupyter_dsserve.notebook.verbs import Send, Talk, Verbs
 from jupyter_dsserve.notebook.views import Answer
 from jupyter_dsserve.protocol.errors import Unavailable
 from jupyter_dsserve.protocol.records import Event, VersionStats

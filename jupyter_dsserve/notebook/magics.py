@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import difflib
 import getpass
-import json
-import math
 import textwrap
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
-from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import DisplayHandle, display
 
 from jupyter_dsserve.bench.bar import BenchBar
 from jupyter_dsserve.bench.report import Report
 from jupyter_dsserve.manifest import watch
 from jupyter_dsserve.notebook import session
+from jupyter_dsserve.notebook.arguments import (
+    fact,
+    form,
+    name_and_version,
+    parsed,
+    percents,
+    pinned,
+    rule,
+    weight,
+)
 from jupyter_dsserve.notebook.client import Client
 from jupyter_dsserve.notebook.keys import KeyList, ShownKey
 from jupyter_dsserve.notebook.ledger import Ledger
@@ -32,7 +38,6 @@ from jupyter_dsserve.notebook.progress import LoadBar
 from jupyter_dsserve.notebook.traces import Trace, TraceList
 from jupyter_dsserve.notebook.views import Applied, Deployment, History, Policy, Rollout, Status, Version, footnote
 from jupyter_dsserve.protocol.errors import DSServeError
-from jupyter_dsserve.protocol.policy import Rule
 
 # Enough for the eye, and far below what a notebook's connection carries.
 _FLUSH_S = 0.05
@@ -69,7 +74,7 @@ class DSServeMagics(Magics):
     def dsserve(self, line: str, cell: str | None = None) -> object:
         """Serve models beside the notebook.
 
-        %dsserve VERB …   load, unload, status, route, policy, join, activate, rollout, pause, resume, promote,
+        %dsserve VERB …   load, unload, delete, status, route, policy, join, activate, rollout, pause, resume, promote,
                           rollback, logs, ledger, scale, autoscale, key, history, trace, apply, export, panel,
                           bench, connect; %dsserve VERB --help says more
         %%dsserve NAME …  the cell is the prompt, and the answer streams into the output
@@ -96,6 +101,8 @@ class DSServeMagics(Magics):
     @magic_arguments("dsserve load")
     @argument("name", help="The deployment, such as demo; demo@v2 names the version too.")
     @argument("--model", default="", help="A directory, a hub name or builtin:NAME; none loads a registered version.")
+    @argument("--object", default="", help="Instead: the variable that holds a model of this kernel.")
+    @argument("--tokenizer", default="", help="The variable that holds its tokenizer.")
     @argument("--version", default="", help="Its name; none takes the next free of v1, v2, …")
     @argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], help="auto is the checkpoint's own.")
     @argument("--device", help="auto, cpu or cuda:N.")
@@ -120,20 +127,33 @@ class DSServeMagics(Magics):
     @argument("--no-wait", action="store_true", help="Do not wait until it is READY.")
     def load(self, line: str) -> Version:
         """Load a model as a version of a deployment, and wait until it is READY."""
-        given = vars(_parsed(self.load, line))
-        name, version = _name_and_version(given.pop("name"), given.pop("version"))
+        given = vars(parsed(self.load, line))
+        name, version = name_and_version(given.pop("name"), given.pop("version"))
         wait = not given.pop("no_wait")
-        given["metadata"] = dict(map(_fact, given["metadata"] or ())) or None
+        given["metadata"] = dict(map(fact, given["metadata"] or ())) or None
+        model = self._object(given.pop("model"), given.pop("object"))
+        given["tokenizer"] = self._object(None, given["tokenizer"])
         with LoadBar() as bar:
-            return session.client().load(name, given.pop("model"), version, wait=wait, on_progress=bar, **given)
+            return session.client().load(name, model, version, wait=wait, on_progress=bar, **given)
+
+    def _object(self, otherwise: object, name: str) -> object:
+        """What the variable ``name`` of the kernel holds."""
+        if not name:
+            return otherwise
+        if otherwise:
+            raise UsageError(f"--model {otherwise} and --object {name} name two models: leave one of them out")
+        assert self.shell
+        if name not in self.shell.user_ns:
+            raise UsageError(f"{name!r} is no variable of this kernel: run the cell that makes it first")
+        return self.shell.user_ns[name]
 
     @magic_arguments("dsserve scale")
     @argument("name", help="demo@v1.")
     @argument("replicas", type=int, help="How many workers, from 1 to 64.")
     def scale(self, line: str) -> Version:
         """Change how many workers a loaded version has. New ones wait for memory if need be."""
-        given = _parsed(self.scale, line)
-        return session.client().scale(*_pinned("scale", given.name), given.replicas)
+        given = parsed(self.scale, line)
+        return session.client().scale(*pinned("scale", given.name), given.replicas)
 
     @magic_arguments("dsserve autoscale")
     @argument("name", help="demo@v1.")
@@ -146,20 +166,28 @@ class DSServeMagics(Magics):
     @argument("--off", action="store_true", help="End it; the version keeps the workers it has.")
     def autoscale(self, line: str) -> Version:
         """Have as many workers as what is asked of a version needs."""
-        given = vars(_parsed(self.autoscale, line))
-        return session.client().autoscale(*_pinned("autoscale", given.pop("name")), **given)
+        given = vars(parsed(self.autoscale, line))
+        return session.client().autoscale(*pinned("autoscale", given.pop("name")), **given)
 
     @magic_arguments("dsserve unload")
     @argument("name", help="demo@v1, or demo for all of its versions.")
     def unload(self, line: str) -> Deployment:
         """Drain a version and end its workers; it stays registered, and `load demo@v1` loads it again."""
-        return session.client().unload(*_name_and_version(_parsed(self.unload, line).name))
+        return session.client().unload(*name_and_version(parsed(self.unload, line).name))
+
+    @magic_arguments("dsserve delete")
+    @argument("name", help="demo@v1, or demo for all of its versions.")
+    def delete(self, line: str) -> None:
+        """Unload a version and forget it, with the files of a model that was saved for it."""
+        name = parsed(self.delete, line).name
+        session.client().delete(*name_and_version(name))
+        print(f"{name} is forgotten; what it is answering ends")
 
     @magic_arguments("dsserve status")
     @argument("name", nargs="?", default="", help="One deployment; none shows all.")
     def status(self, line: str) -> Status | Deployment:
         """What is served. Starts nothing."""
-        name = _parsed(self.status, line).name
+        name = parsed(self.status, line).name
         return session.client().deployment(name) if name else session.client().status()
 
     @magic_arguments("dsserve route")
@@ -167,8 +195,8 @@ class DSServeMagics(Magics):
     @argument("weights", nargs="*", help="v1=90 v2=10: percent that sum to 100; none shows them.")
     def route(self, line: str) -> Deployment:
         """Split the traffic between versions."""
-        given = _parsed(self.route, line)
-        return session.client().route(given.name, dict(map(_weight, given.weights)) or None)
+        given = parsed(self.route, line)
+        return session.client().route(given.name, dict(map(weight, given.weights)) or None)
 
     @magic_arguments("dsserve policy")
     @argument("name", help="The deployment.")
@@ -191,16 +219,16 @@ class DSServeMagics(Magics):
     @argument("--breaker-successes", type=int, help="In a row open the door again.")
     def policy(self, line: str) -> Policy:
         """What a deployment does when things are busy or break: limits, the line, deadlines, who stands in."""
-        given = vars(_parsed(self.policy, line))
+        given = vars(parsed(self.policy, line))
         if given["rules"] is not None:
-            given["rules"] = [_rule(text) for text in given["rules"] if text]
+            given["rules"] = [rule(text) for text in given["rules"] if text]
         return session.client().policy(given.pop("name"), **given)
 
     @magic_arguments("dsserve join")
     @argument("name", help="demo@v1.")
     def join(self, line: str) -> None:
         """The command for a shell on the gateway's machine that starts one more worker, from whatever environment."""
-        name, version = _name_and_version(_parsed(self.join, line).name)
+        name, version = name_and_version(parsed(self.join, line).name)
         if not version:
             raise UsageError(f"%dsserve join {name}: name the version too, such as {name}@v1")
         print(session.client().join(name, version).command)
@@ -216,8 +244,8 @@ class DSServeMagics(Magics):
     )
     def activate(self, line: str) -> Deployment:
         """Give a version all traffic, loading it if need be; the others then drain and stop. Nothing is lost."""
-        given = _parsed(self.activate, line)
-        name, version = _name_and_version(given.name, given.version)
+        given = parsed(self.activate, line)
+        name, version = name_and_version(given.name, given.version)
         if not version:
             raise UsageError(f"%dsserve activate {name}: name the version too, such as {name}@v2")
         with LoadBar() as bar:
@@ -235,10 +263,10 @@ class DSServeMagics(Magics):
     @argument("--block", dest="block_s", type=float, help="Seconds whose requests are compared: 1 unless told.")
     def rollout(self, line: str) -> Rollout:
         """Give a version more and more traffic, as long as it does as well as the one it is to replace."""
-        given = vars(_parsed(self.rollout, line))
-        name, candidate = _name_and_version(given.pop("name"), given.pop("candidate"))
+        given = vars(parsed(self.rollout, line))
+        name, candidate = name_and_version(given.pop("name"), given.pop("candidate"))
         if steps := given.pop("steps"):
-            given["steps"] = _percents(steps)
+            given["steps"] = percents(steps)
         if not candidate and any(value is not None for value in given.values()):
             raise UsageError(f"%dsserve rollout {name}: name the version too, such as {name}@v2")
         return session.client().rollout(name, candidate, **given)
@@ -247,40 +275,40 @@ class DSServeMagics(Magics):
     @argument("name", help="The deployment.")
     def pause(self, line: str) -> Rollout:
         """Leave a rollout's weights as they are until `resume`."""
-        return session.client().pause(_parsed(self.pause, line).name)
+        return session.client().pause(parsed(self.pause, line).name)
 
     @magic_arguments("dsserve resume")
     @argument("name", help="The deployment.")
     def resume(self, line: str) -> Rollout:
         """Go on with a paused rollout."""
-        return session.client().resume(_parsed(self.resume, line).name)
+        return session.client().resume(parsed(self.resume, line).name)
 
     @magic_arguments("dsserve promote")
     @argument("name", help="The deployment.")
     def promote(self, line: str) -> Rollout:
         """Give a rollout's candidate all traffic now; the old version drains and stops."""
-        return session.client().promote(_parsed(self.promote, line).name)
+        return session.client().promote(parsed(self.promote, line).name)
 
     @magic_arguments("dsserve rollback")
     @argument("name", help="The deployment.")
     def rollback(self, line: str) -> Deployment:
         """Take a rollout's candidate back; without a rollout, undo the last change of the route."""
-        return session.client().rollback(_parsed(self.rollback, line).name)
+        return session.client().rollback(parsed(self.rollback, line).name)
 
     @magic_arguments("dsserve logs")
     @argument("name", help="demo@v1.")
     @argument("--lines", type=int, default=50, help="How many of the last.")
     def logs(self, line: str) -> None:
         """What a version's workers wrote."""
-        given = _parsed(self.logs, line)
-        name, version = _pinned("logs", given.name)
+        given = parsed(self.logs, line)
+        name, version = pinned("logs", given.name)
         for worker, lines in session.client().logs(name, version, given.lines).items():
             print(f"---- {worker}", *lines, sep="\n")
 
     @magic_arguments("dsserve ledger")
     def ledger(self, line: str) -> Ledger:
         """Who holds the memory of every device, and what waits for it."""
-        _parsed(self.ledger, line)
+        parsed(self.ledger, line)
         return session.client().ledger()
 
     @magic_arguments("dsserve history")
@@ -289,7 +317,7 @@ class DSServeMagics(Magics):
     @argument("--since", type=int, help="The first ones after the event with this id, instead of the last.")
     def history(self, line: str) -> History:
         """What happened: loads, swaps, routes, crashes, and why."""
-        given = _parsed(self.history, line)
+        given = parsed(self.history, line)
         return session.client().history(given.name, since=given.since, limit=given.limit)
 
     @magic_arguments("dsserve apply")
@@ -299,7 +327,7 @@ class DSServeMagics(Magics):
     @argument("--watch", action="store_true", help="Apply it again whenever it was written, until interrupted.")
     def apply(self, line: str) -> Applied | None:
         """Make the fleet what a deployments file says: load, route, then unload; nothing is lost."""
-        given = vars(_parsed(self.apply, line))
+        given = vars(parsed(self.apply, line))
         file = given.pop("file")
         if not given.pop("watch"):
             return session.client().apply(file, on_progress=Moving(), **given)
@@ -310,7 +338,7 @@ class DSServeMagics(Magics):
     @argument("file", nargs="?", default="", help="Where to write it; none shows it.")
     def export(self, line: str) -> None:
         """Write the deployments file of what is served."""
-        file = _parsed(self.export, line).file
+        file = parsed(self.export, line).file
         text = session.client().export(file)
         print(f"written to {file}" if file else text)
 
@@ -328,7 +356,7 @@ class DSServeMagics(Magics):
     @argument("--ttl", dest="ttl_s", type=float, help="It ends after so many seconds.")
     def key(self, line: str) -> ShownKey | KeyList:
         """Make an API key for an app or a colleague, list those there are, or revoke one."""
-        given = vars(_parsed(self.key, line))
+        given = vars(parsed(self.key, line))
         action, name = given.pop("action"), given.pop("name")
         client = session.client()
         if action == "list":
@@ -349,13 +377,13 @@ class DSServeMagics(Magics):
     @argument("--limit", type=int, default=20, help="How many calls to list.")
     def trace(self, line: str) -> Trace | TraceList:
         """Where the time of a call went: a timeline of its spans; without an id the last calls."""
-        return session.client().trace(**vars(_parsed(self.trace, line)))
+        return session.client().trace(**vars(parsed(self.trace, line)))
 
     @magic_arguments("dsserve panel")
     @argument("name", nargs="?", default="", help="The deployment; none takes the first.")
     def panel(self, line: str) -> Panel:
         """Versions, sliders and a live plot."""
-        return panel(_parsed(self.panel, line).name)
+        return panel(parsed(self.panel, line).name)
 
     @magic_arguments("dsserve bench")
     @argument("name", nargs="?", default="", help="A deployment, or one version of it; none is the only one.")
@@ -375,7 +403,7 @@ class DSServeMagics(Magics):
     @argument("--key", default="", help="The key of that server.")
     def bench(self, line: str) -> Report:
         """Press a server and measure it: a table, and a plot of tokens/s and latency over the load."""
-        given = vars(_parsed(self.bench, line))
+        given = vars(parsed(self.bench, line))
         url, key = given.pop("url"), given.pop("key")
         client = Client(url, key) if url else session.client()
         with BenchBar() as bar:
@@ -386,7 +414,7 @@ class DSServeMagics(Magics):
     @argument("--key", default="", help="The key that opens it; without it you are asked.")
     def connect(self, line: str) -> Status:
         """Talk to another gateway from now on."""
-        given = _parsed(self.connect, line)
+        given = parsed(self.connect, line)
         key = given.key or (getpass.getpass(f"Key for {given.url}: ") if given.url else "")
         return session.connect(given.url, key)
 
@@ -407,9 +435,9 @@ class DSServeMagics(Magics):
     @argument("--json", default=None, help="The answer fits this JSON schema: a file's name.")
     def ask(self, line: str, cell: str) -> None:
         """Ask a deployment; the answer streams into the output, and interrupting the cell cancels it."""
-        given = vars(_parsed(self.ask, line))
+        given = vars(parsed(self.ask, line))
         name, is_chat = given.pop("name"), given.pop("chat")
-        given["structured_outputs"] = _form(given.pop("regex"), given.pop("choice"), given.pop("json"))
+        given["structured_outputs"] = form(given.pop("regex"), given.pop("choice"), given.pop("json"))
         # The line break at the end is the notebook's, not the writer's.
         text = cell.removesuffix("\n")
         prompt = [{"role": "user", "content": text}] if is_chat else text
@@ -430,6 +458,7 @@ class DSServeMagics(Magics):
 VERBS = (
     "load",
     "unload",
+    "delete",
     "status",
     "route",
     "policy",
@@ -474,82 +503,3 @@ def _help() -> str:
     said = {verb: getattr(DSServeMagics, verb).parser.description.strip().splitlines()[0] for verb in VERBS}
     lines = [f"%dsserve {verb:<9} {text}" for verb, text in said.items()]
     return "\n".join([*lines, "%%dsserve NAME     The cell is the prompt; the answer streams into the output."])
-
-
-def _name_and_version(text: str, version: str = "") -> tuple[str, str]:
-    name, _, pinned = text.partition("@")
-    if pinned and version and pinned != version:
-        raise UsageError(f"{text} and --version {version} name two versions: leave one of them out")
-    return name, pinned or version
-
-
-def _pinned(verb: str, text: str) -> tuple[str, str]:
-    """``demo@v1`` as a deployment and its version, for verbs that need both."""
-    name, version = _name_and_version(text)
-    if not version:
-        raise UsageError(f"%dsserve {verb} {name}: name the version too, such as {name}@v1")
-    return name, version
-
-
-def _weight(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    try:
-        weight = float(value)
-        if not math.isfinite(weight):
-            raise ValueError(value)
-        return name, weight
-    except ValueError:
-        raise UsageError(f"weight {text!r}: write VERSION=PERCENT, such as v1=90") from None
-
-
-def _fact(text: str) -> tuple[str, Any]:
-    """``loss=2.5`` is a number, ``run=r7`` a text."""
-    name, sign, value = text.partition("=")
-    if not (name and sign):
-        raise UsageError(f"--metadata {text}: write KEY=VALUE, such as loss=2.5")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
-def _rule(text: str) -> Rule:
-    """Of ``HEADER=VALUE:VERSION``."""
-    header, _, rest = text.partition("=")
-    value, _, version = rest.rpartition(":")
-    if not (header and value and version):
-        raise UsageError(f"rule {text!r}: write HEADER=VALUE:VERSION, such as X-User-Group=beta:v2")
-    return Rule(header, value, version)
-
-
-def _percents(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"steps {text!r}: write percents, such as 5,25,50,100") from None
-
-
-def _form(regex: str | None, choice: list[str] | None, schema: str | None) -> dict[str, Any] | None:
-    """What ``structured_outputs`` is to be; None for any text."""
-    try:
-        read = json.loads(Path(schema).expanduser().read_text()) if schema else None
-    except (OSError, ValueError) as fault:
-        raise UsageError(f"--json {schema}: not a file with a JSON schema ({fault})") from None
-    given = {"regex": regex, "choice": choice, "json": read}
-    return {kind: value for kind, value in given.items() if value is not None} or None
-
-
-def _parsed(method: Callable[..., Any], line: str) -> Namespace:
-    """The arguments of a line. IPython leaves the quotes on that hold an argument together: they come off here."""
-    given: Namespace = parse_argstring(method, line)
-    for name, value in vars(given).items():
-        if isinstance(value, str):
-            setattr(given, name, _unquoted(value))
-        elif isinstance(value, list):
-            setattr(given, name, [_unquoted(each) for each in value])
-    return given
-
-
-def _unquoted(text: str) -> str:
-    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-    return text[1:-1] if is_quoted else text

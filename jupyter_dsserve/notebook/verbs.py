@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import httpx
 import numpy as np
@@ -22,6 +23,7 @@ from pydantic import TypeAdapter
 from typing_extensions import Unpack
 
 from jupyter_dsserve.manifest import Manifest, to_yaml
+from jupyter_dsserve.notebook.address import checked_key, checked_url, is_remote
 from jupyter_dsserve.notebook.answers import (
     Prompt,
     Texts,
@@ -37,6 +39,7 @@ from jupyter_dsserve.notebook.find import JupyterServer, find
 from jupyter_dsserve.notebook.keys import KeyList, NewKey
 from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.options import LoadOptions, PolicyOptions, given, user_name
+from jupyter_dsserve.notebook.saved import Job, Saved, Store
 from jupyter_dsserve.notebook.traces import Trace, TraceList
 from jupyter_dsserve.notebook.views import (
     Answer,
@@ -89,7 +92,7 @@ class Send:
 
 # httpx's errors are thrown into it. The response to seconds is None.
 Talk = Generator[Send | float, Any, T]
-OnProgress = Callable[[Version], object]
+OnProgress = Callable[[Any], object]  # a `Version`; a `Saving` while a model of this kernel is saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ class Verbs:
 
     def __init__(self, url: str = "", key: str = "") -> None:
         """Raises `InvalidRequest` for what can be no URL or no key."""
-        self._given = GatewayAddress(_checked_url(url), _checked_key(key)) if url else None
+        self._given = GatewayAddress(checked_url(url), checked_key(key)) if url else None
         self._found: GatewayAddress | None = None
 
     @property
@@ -185,11 +188,13 @@ class Verbs:
     def load(
         self,
         name: str,
-        model: str = "",
+        model: object = "",
         version: str = "",
         *,
+        tokenizer: object = None,
         wait: bool = True,
         on_progress: OnProgress | None = None,
+        say: Callable[[str], object] = print,
         **options: Unpack[LoadOptions],
     ) -> Talk[Version]:
         """Load ``model`` as a version of the deployment ``name``, and wait until it is READY.
@@ -199,9 +204,20 @@ class Verbs:
         that is loaded just so is left alone. ``python="kernel"`` runs the worker under this kernel's interpreter. The
         other options are those of `LoadOptions`. ``on_progress`` is called with the `Version` while it
         loads. Raises `Unavailable` with the reason if it fails to load.
+
+        ``model`` may also be a model of this kernel, with its ``tokenizer`` (`saved.Job` says which): it is saved in
+        Jupyter's data directory (``on_progress`` is called with a `Saving` meanwhile, ``say`` with a line about it
+        then), and that goes when no version is made of it any more.
         """
+        saved = None
+        if not isinstance(model, str | Path):
+            saved = yield from self._saved(model, tokenizer, on_progress, say)
+            model = saved.path
+            options["task"] = options.get("task") or saved.task or None
+        elif tokenizer is not None:
+            raise InvalidRequest(f"tokenizer goes with a model of this kernel, not with {str(model)!r}: leave it out")
         chosen = given(options)
-        model = _absolute(model)
+        model = _absolute(str(model))
         known = [] if model and version else (yield from self._versions_of(name))
         if model and not version:
             version = version_for(known, model)
@@ -209,7 +225,12 @@ class Verbs:
                 model = ""
         if model:
             body = {"created_by": user_name(), **chosen, "name": name, "version": version, "model": model}
-            yield from self.send("POST", "/api/deployments", body)
+            try:
+                yield from self.send("POST", "/api/deployments", body)
+            except DSServeError:
+                if saved:
+                    saved.discard()
+                raise
         else:
             version = version or only_version(name, known)
             yield from self.send("POST", f"{_path(name, version)}/load")
@@ -264,8 +285,17 @@ class Verbs:
             yield POLL_S
 
     def delete(self, name: str, version: str = "") -> Talk[None]:
-        """Unload a version (or the whole deployment) and forget it."""
+        """Unload a version (or the whole deployment) and forget it, with the files of a model that was saved for it."""
+        found = yield from self._look(_DEPLOYMENTS, "/api/deployments", start=True)
         yield from self.send("DELETE", _path(name, version) if version else _path(name))
+        gone: list[str] = []
+        left: list[str] = []
+        for each in (v for d in found for v in d.versions):
+            is_gone = each.deployment == name and version in ("", each.version)
+            (gone if is_gone else left).append(each.spec.model)
+        address = yield from self._address(start=True)
+        if not is_remote(address.url):
+            Store.of(address).forget(gone, left)
 
     def activate(
         self,
@@ -548,6 +578,21 @@ class Verbs:
 
     # ---- inside
 
+    def _saved(
+        self, model: object, tokenizer: object, on_progress: OnProgress | None, say: Callable[[str], object]
+    ) -> Talk[Saved]:
+        store = Store.of((yield from self._address(start=True)))
+        job = Job(store.home, model, tokenizer)
+        while not job.is_done:
+            if on_progress:
+                on_progress(job.so_far)
+            yield POLL_S
+        place = job.result()
+        say(str(place))
+        found = yield from self._look(_DEPLOYMENTS, "/api/deployments")
+        store.sweep([str(place.path), *(v.spec.model for d in found for v in d.versions)], time.time())
+        return place
+
     def _datatypes(self, path: str) -> Talk[dict[str, str]]:
         response = yield from self.send("GET", path)
         return {each["name"]: each["datatype"] for each in response.json()["inputs"]}
@@ -692,29 +737,6 @@ def _read(adapter: TypeAdapter[T], response: httpx.Response, url: str) -> T:
 def _words(fault: httpx.HTTPError) -> str:
     # A LocalProtocolError quotes the header that is wrong, and a key may stand in it.
     return "" if isinstance(fault, httpx.LocalProtocolError) else str(fault) or type(fault).__name__
-
-
-def is_remote(url: str) -> bool:
-    """Whether a proxy may stand in between: never on the way to this machine itself."""
-    return bool(url) and urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1")
-
-
-def _checked_url(url: str) -> str:
-    try:
-        parsed, _ = urlsplit(url), httpx.URL(url)
-        is_one = parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0
-    except (httpx.InvalidURL, ValueError):
-        is_one = False
-    if not is_one:
-        raise InvalidRequest(f"URL {url!r}: give one such as http://127.0.0.1:8899")
-    return url.rstrip("/")
-
-
-def _checked_key(key: str) -> str:
-    key = key.strip()  # a file's line break
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise InvalidRequest("the key has characters that no key has: copy it again")
-    return key
 
 
 def _path(name: str, version: str = "") -> str:

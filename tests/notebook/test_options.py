@@ -22,7 +22,7 @@ def test_the_options_are_the_bodys_fields() -> None:
 
 def test_the_magic_takes_every_option() -> None:
     flags = {a.dest for a in DSServeMagics.load.parser._actions}
-    assert flags - {"name", "model", "version", "no_wait"} == NAMES
+    assert flags - {"name", "model", "object", "tokenizer", "version", "no_wait"} == NAMES
 
 
 def test_help_and_completion_see_the_options_one_by_one() -> None:

@@ -1,0 +1,94 @@
+"""What stands behind ``%dsserve VERB``, read: each function raises `UsageError` for what it is not."""
+
+from __future__ import annotations
+
+import json
+import math
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic_arguments import parse_argstring
+
+from jupyter_dsserve.protocol.policy import Rule
+
+
+def name_and_version(text: str, version: str = "") -> tuple[str, str]:
+    name, _, pinned = text.partition("@")
+    if pinned and version and pinned != version:
+        raise UsageError(f"{text} and --version {version} name two versions: leave one of them out")
+    return name, pinned or version
+
+
+def pinned(verb: str, text: str) -> tuple[str, str]:
+    """``demo@v1`` as a deployment and its version, for verbs that need both."""
+    name, version = name_and_version(text)
+    if not version:
+        raise UsageError(f"%dsserve {verb} {name}: name the version too, such as {name}@v1")
+    return name, version
+
+
+def weight(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        weight = float(value)
+        if not math.isfinite(weight):
+            raise ValueError(value)
+        return name, weight
+    except ValueError:
+        raise UsageError(f"weight {text!r}: write VERSION=PERCENT, such as v1=90") from None
+
+
+def fact(text: str) -> tuple[str, Any]:
+    """``loss=2.5`` is a number, ``run=r7`` a text."""
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise UsageError(f"--metadata {text}: write KEY=VALUE, such as loss=2.5")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def rule(text: str) -> Rule:
+    """Of ``HEADER=VALUE:VERSION``."""
+    header, _, rest = text.partition("=")
+    value, _, version = rest.rpartition(":")
+    if not (header and value and version):
+        raise UsageError(f"rule {text!r}: write HEADER=VALUE:VERSION, such as X-User-Group=beta:v2")
+    return Rule(header, value, version)
+
+
+def percents(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"steps {text!r}: write percents, such as 5,25,50,100") from None
+
+
+def form(regex: str | None, choice: list[str] | None, schema: str | None) -> dict[str, Any] | None:
+    """What ``structured_outputs`` is to be; None for any text."""
+    try:
+        read = json.loads(Path(schema).expanduser().read_text()) if schema else None
+    except (OSError, ValueError) as fault:
+        raise UsageError(f"--json {schema}: not a file with a JSON schema ({fault})") from None
+    given = {"regex": regex, "choice": choice, "json": read}
+    return {kind: value for kind, value in given.items() if value is not None} or None
+
+
+def parsed(method: Callable[..., Any], line: str) -> Namespace:
+    """The arguments of a line. IPython leaves the quotes on that hold an argument together: they come off here."""
+    given: Namespace = parse_argstring(method, line)
+    for name, value in vars(given).items():
+        if isinstance(value, str):
+            setattr(given, name, unquoted(value))
+        elif isinstance(value, list):
+            setattr(given, name, [unquoted(each) for each in value])
+    return given
+
+
+def unquoted(text: str) -> str:
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if is_quoted else text
