@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -91,12 +92,13 @@ class Command:
         self.data_dir = data_dir
         port = [] if "--port" in options else ["--port", "0"]
         arguments = ["--data-dir", str(data_dir), *port, *options]
+        # A pipe that nobody reads would be full one day, and hold up whoever writes a line.
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __exit__
         self.process = subprocess.Popen(
             [str(Path(sys.executable).with_name("jupyter-dsserve")), *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=self._output,
             stderr=subprocess.STDOUT,
-            text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
         )
 
@@ -107,8 +109,7 @@ class Command:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self._output.close()
 
     @property
     def pid(self) -> int:
@@ -136,7 +137,13 @@ class Command:
 
     def output(self, timeout_s: float = 30) -> str:
         """Everything it wrote, once it has ended."""
-        return self.process.communicate(timeout=timeout_s)[0]
+        self.process.wait(timeout_s)
+        return self.said()
+
+    def said(self) -> str:
+        """What it wrote until now."""
+        size = os.fstat(self._output.fileno()).st_size
+        return os.pread(self._output.fileno(), size, 0).decode(errors="replace")
 
 
 class JupyterServer:

@@ -20,7 +20,7 @@ from jupyter_dsserve.protocol.errors import DSServeError
 def main() -> None:
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s")
     logging.getLogger("jupyter_dsserve").setLevel(logging.INFO)
-    logging.getLogger("tornado.access").setLevel(logging.ERROR)  # a caller's 404 is no news in Jupyter's log
+    logging.getLogger("jupyter_dsserve.gateway.access").setLevel(logging.CRITICAL)  # Jupyter's log has its own
     config = GatewayConfig.from_json(launch_line("people start `jupyter dsserve`"))
     try:
         asyncio.run(serve(config, _nothing_more, ends_with_parent=True))

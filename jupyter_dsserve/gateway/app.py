@@ -11,6 +11,7 @@ from traitlets import Bool, Dict, Float, Int, List, Unicode
 
 from jupyter_dsserve import __version__
 from jupyter_dsserve.command import SHARED_ALIASES, SHARED_FLAGS, Command
+from jupyter_dsserve.gateway.logs import follow_workers, set_up_logs
 from jupyter_dsserve.gateway.serve import serve
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
@@ -78,6 +79,14 @@ class DSServeApp(Command):
     ).tag(config=True)
     open_metrics = Bool(False, help="Let /metrics be read without a key.").tag(config=True)
 
+    log_json = Bool(
+        False, help="Log in JSON, a record a line, in the names of Elastic's Common Schema; workers' lines too."
+    ).tag(config=True)
+    access_log = Bool(True, help="Log a line for each request.").tag(config=True)
+    log_prompts = Bool(False, help="Log the beginning of each prompt: of use while building, and else a leak.").tag(
+        config=True
+    )
+
     otlp_endpoint = Unicode(
         "",
         help="Where traces are sent by OTLP: http://127.0.0.1:4317 (gRPC) or :4318 (HTTP); empty is "
@@ -115,6 +124,9 @@ class DSServeApp(Command):
     }
     flags = {
         **SHARED_FLAGS,
+        "log-json": ({"DSServeApp": {"log_json": True}}, "Log in JSON, a record a line."),
+        "no-access-log": ({"DSServeApp": {"access_log": False}}, "Log no line for each request."),
+        "log-prompts": ({"DSServeApp": {"log_prompts": True}}, "Log the beginning of each prompt."),
         "allow-code": ({"DSServeApp": {"allow_code": True}}, "Let versions load files that can run code."),
         "watch": ({"DSServeApp": {"watch": True}}, "Apply the deployments file again whenever it was written."),
         "open-metrics": ({"DSServeApp": {"open_metrics": True}}, "Let /metrics be read without a key."),
@@ -137,8 +149,7 @@ class DSServeApp(Command):
         super().start()
         if self.extra_args:
             self.quit(f"not understood: {' '.join(self.extra_args)}; see jupyter dsserve --help")
-        ours = logging.getLogger("jupyter_dsserve")
-        ours.handlers, ours.level, ours.propagate = self.log.handlers, self.log.level, False
+        set_up_logs(self.log, is_json=self.log_json, access=self.access_log)
         try:
             asyncio.run(serve(self._config(), self._say_where))
         except DSServeError as fault:
@@ -161,6 +172,8 @@ class DSServeApp(Command):
         return name, model
 
     async def _say_where(self, gateway: Gateway) -> None:
+        if self.log_json:
+            self._following = asyncio.create_task(follow_workers(gateway.config.data_dir / "logs"))
         log.info("serving at %s", gateway.url)
         log.info("the admin key lies in %s", gateway.config.data_dir / "admin.key")
 

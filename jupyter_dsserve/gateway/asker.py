@@ -12,6 +12,7 @@ from tornado.httputil import HTTPHeaders
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.keys import Grant, Reservation
 from jupyter_dsserve.fleet.tracing import Trace
+from jupyter_dsserve.gateway.access import log_call
 from jupyter_dsserve.gateway.calls import outcome_of
 from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.protocol.errors import Unauthorized
@@ -109,8 +110,9 @@ class Asker:
             calls.end()
             version = self.kept.get("X-DSServe-Version", "")
             calls.observe(self.asked, version, outcome, self.passed_s)
+            own = {"dsserve.key_id": self.grant.key.id} if self.grant else {}
+            attributes = {**self.attributes(), **own}
             if self.trace:
                 error = type(self.fault).__name__ if self.fault else ""
-                own = {"dsserve.key_id": self.grant.key.id} if self.grant else {}
-                attributes = {**self.attributes(), **own}
                 self.context.traces.end(self.trace, outcome, version=version, error=error, attributes=attributes)
+            log_call(self.trace, self.kept.get("X-Request-Id", ""), outcome, self.passed_s, attributes)

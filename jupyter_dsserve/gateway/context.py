@@ -22,3 +22,4 @@ class Context:
     traces: Traces = field(default_factory=Traces)
     connections: Connections = field(default_factory=Connections)
     feed: Feed = field(default_factory=Feed)
+    log_prompts: bool = False

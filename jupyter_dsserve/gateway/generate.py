@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from jupyter_dsserve.fleet.fleet import Answering
 from jupyter_dsserve.fleet.road import Call, Numbered
 from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.gateway.access import log_prompts
 from jupyter_dsserve.gateway.answers import Predicted
 from jupyter_dsserve.gateway.asker import Asker
 from jupyter_dsserve.gateway.bodies import PredictBody, Priority
@@ -57,6 +58,8 @@ async def start(
         check(version)
 
     asker.begin_call(model, requests[0], task)
+    if asker.context.log_prompts:
+        log_prompts(requests)
     headers = asker.sent_headers
     if (priority := headers.get(PRIORITY_HEADER)) is not None:
         requests = [replace(request, priority=_priority(priority)) for request in requests]

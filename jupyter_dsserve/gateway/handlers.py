@@ -203,6 +203,7 @@ class Handler(Asker, RequestHandler):
             "http.request.method": self.request.method or "",
             "url.path": self.request.path,
             "http.response.status_code": status,
+            "client.address": self.request.remote_ip or "",
         }
 
     # ---- answers

@@ -29,6 +29,7 @@ from jupyter_dsserve.gateway import (
     texts,
     traces,
 )
+from jupyter_dsserve.gateway.access import log_request
 from jupyter_dsserve.gateway.bodies import LoadBody
 from jupyter_dsserve.gateway.calls import Calls
 from jupyter_dsserve.gateway.connections import MAX_DISCARDED, MAX_HEADER_BYTES, Connections, Server
@@ -80,6 +81,7 @@ class Gateway:
             Calls(config.max_calls),
             Traces(config.traces, self._otlp),
             self._connections,
+            log_prompts=config.log_prompts,
         )
         self.app = make_app(self.context)
         self._server = Server(
@@ -136,6 +138,7 @@ def make_app(context: Context) -> Application:
         routes,
         default_handler_class=UnknownPath,
         default_handler_args={"context": context},
+        log_function=log_request,
         described=ROUTES,
     )
 

@@ -1,6 +1,7 @@
 """What a request costs the gateway: processor time of its process by request, of two checkouts in turn.
 
     python -m tests.bench.bench_road --base OTHER_CHECKOUT [--rounds 61] [--requests 200] [--out results.json]
+    python -m tests.bench.bench_road --base-options "--traces 0" --options "--trace-sample 0.1" --otlp
 
 Two gateways, one of this checkout and one of another (an older one, say), each with two replicas of a toy that takes no
 time; a bare client asks one for a whole round and then the other. Each gateway's process is pinned to one core, the
@@ -13,10 +14,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import tempfile
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -25,6 +30,29 @@ from tests.support import Caller, Command, until
 
 CLIENTS = 16
 TOY = "toy:step_s=0"
+HERE = Path(__file__).parent.parent.parent
+
+
+@contextlib.contextmanager
+def collector() -> Iterator[str]:
+    """One that takes OTLP over HTTP and forgets it; where it is."""
+
+    class Door(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 async def asked(url: str, key: str, num_requests: int, body: dict[str, object]) -> None:
@@ -52,8 +80,8 @@ async def _client(url: str, key: str, waiting: object, raw: bytes) -> None:
 class Side:
     """One checkout's gateway."""
 
-    def __init__(self, tree: Path, data_dir: Path) -> None:
-        self.command = Command(data_dir, env={"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"})
+    def __init__(self, tree: Path, data_dir: Path, options: Sequence[str]) -> None:
+        self.command = Command(data_dir, *options, env={"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"})
 
     async def start(self, core: int) -> Caller:
         caller = await self.command.caller()
@@ -80,13 +108,19 @@ class Side:
         return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
-async def measure(base: Path, rounds: int, num_requests: int, body: dict[str, object]) -> list[tuple[float, float]]:
-    """(µs of the other checkout, of this one) in each round."""
-    here = Path(__file__).parent.parent.parent
+async def measure(
+    base: Path,
+    rounds: int,
+    num_requests: int,
+    body: dict[str, object],
+    options: tuple[Sequence[str], Sequence[str]] = ((), ()),
+) -> list[tuple[float, float]]:
+    """(µs of the other checkout, of this one) in each round, each started with its ``options``."""
     core = max(os.sched_getaffinity(0))
     found = []
     with tempfile.TemporaryDirectory() as directory:
-        sides = [Side(tree, Path(directory) / name) for name, tree in (("base", base), ("here", here))]
+        trees = (("base", base, options[0]), ("here", HERE, options[1]))
+        sides = [Side(tree, Path(directory) / name, given) for name, tree, given in trees]
         with sides[0].command, sides[1].command:
             for side in sides:
                 await (await side.start(core)).aclose()
@@ -103,7 +137,10 @@ async def measure(base: Path, rounds: int, num_requests: int, body: dict[str, ob
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--base", required=True, type=Path, help="the other checkout")
+    options.add_argument("--base", type=Path, default=HERE, help="the other checkout; this one unless told")
+    options.add_argument("--base-options", default="", help="of jupyter dsserve there, such as '--traces 0'")
+    options.add_argument("--options", default="", help="of it here")
+    options.add_argument("--otlp", action="store_true", help="send traces from here to a collector that takes them")
     options.add_argument("--rounds", type=int, default=61)
     options.add_argument("--requests", type=int, default=200, help="in a round")
     options.add_argument("--tokens", type=int, default=16, help="of an answer")
@@ -111,7 +148,11 @@ def main() -> None:
     options.add_argument("--out", help="where to write the figures as JSON")
     chosen = options.parse_args()
     body = {"model": "demo", "prompt": "hello", "max_tokens": chosen.tokens, "stream": chosen.stream}
-    rounds = asyncio.run(measure(chosen.base.resolve(), chosen.rounds, chosen.requests, body))
+    given = (chosen.base_options.split(), chosen.options.split())
+    with collector() if chosen.otlp else contextlib.nullcontext() as url:
+        if url:
+            given[1].extend(["--otlp-endpoint", url])
+        rounds = asyncio.run(measure(chosen.base.resolve(), chosen.rounds, chosen.requests, body, given))
     sides = {name: sorted(times) for name, times in zip(("base", "here"), zip(*rounds, strict=True), strict=True)}
     median, quartile = ({name: times[len(times) // part] for name, times in sides.items()} for part in (2, 4))
     figures = {
@@ -119,6 +160,7 @@ def main() -> None:
         "answer_tokens": chosen.tokens,
         "is_stream": chosen.stream,
         "requests": chosen.requests,
+        "options": {"base": chosen.base_options, "here": chosen.options, "otlp": chosen.otlp},
         "median_us": median,
         "lower_quartile_us": quartile,
         "rounds": rounds,
