@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -14,7 +16,8 @@ from jupyter_dsserve.engine.checkpoint import checkpoint_at
 from jupyter_dsserve.engine.structure import Matcher
 from jupyter_dsserve.engine.vocabulary import Vocabulary
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.request import Message, Structure
+from jupyter_dsserve.protocol.request import Message, Structure, Tools
+from jupyter_dsserve.protocol.tools import MARKERS, ToolFormat, tool_format_of
 
 
 class HFTokenizer:
@@ -40,6 +43,9 @@ class HFTokenizer:
             self._backend.enable_truncation(max_length)
         self._backend.no_padding()
         self.vocabulary = vocabulary or Vocabulary(self._backend, eos_ids, vocab_size)
+        special = {added.content: id for id, added in self._backend.get_added_tokens_decoder().items() if added.special}
+        self.markers: Mapping[str, int] = {marker: special[marker] for marker in MARKERS if marker in special}
+        self.tool_format = self._tool_format()
 
     @classmethod
     def load(cls, model_path: str, eos_ids: frozenset[int], vocab_size: int) -> HFTokenizer:
@@ -82,27 +88,54 @@ class HFTokenizer:
             found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         ]
 
-    def render_chat(self, messages: Seq[Message]) -> str:
+    def _tool_format(self) -> ToolFormat:
+        try:
+            return tool_format_of(self._tokenizer.get_chat_template(tools=[{}]))
+        except ValueError:  # it has none
+            return ""
+
+    def render_chat(self, messages: Seq[Message], tools: Tools | None = None) -> str:
         if not self._tokenizer.chat_template:
             raise InvalidRequest("the model has no chat template: send a plain prompt to completions", param="messages")
-        turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text: str = self._tokenizer.apply_chat_template(
+                [_turn(message) for message in messages],
+                tools=json.loads(tools.functions) if tools else None,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
         except (TemplateError, TypeError, ValueError) as fault:
             raise InvalidRequest(
                 f"the model's chat template refuses the messages: {fault}", param="messages"
             ) from fault
         return text
 
-    def detokenizer(self, before: int | None = None) -> HFDetokenizer:
-        return HFDetokenizer(self._backend, before)
+    def detokenizer(self, before: int | None = None, *, keeps_markers: bool = False) -> HFDetokenizer:
+        shown = {id: marker for marker, id in self.markers.items()} if keeps_markers else {}
+        return HFDetokenizer(self._backend, before, shown)
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """As templates read it: arguments are objects there, and absent is what is not said."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name:
+        turn["name"] = message.name
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": json.loads(c.arguments)}}
+            for c in message.tool_calls
+        ]
+    return turn
 
 
 class HFDetokenizer:
-    """Text of one sequence as its tokens come; special tokens give none."""
+    """Text of one sequence as its tokens come; special tokens give none, but for those ``shown``."""
 
-    def __init__(self, backend: Backend, before: int | None = None) -> None:
+    def __init__(self, backend: Backend, before: int | None = None, shown: Mapping[int, str] | None = None) -> None:
         self._backend = backend
+        self._shown = shown or {}
         # SentencePiece's decoders take away the space that a text begins with: here it would be one between two words.
         text = "" if before is None else backend.decode([before], skip_special_tokens=True)
         known = [before] if before is not None and text and not text.endswith("�") else []
@@ -110,6 +143,8 @@ class HFDetokenizer:
         self._unfinished: list[int] = []  # tokens since the last text
 
     def push(self, token: int) -> str:
+        if token in self._shown:
+            return self.flush() + self._shown[token]
         self._unfinished.append(token)
         try:
             text: str | None = self._stream.step(self._backend, token)

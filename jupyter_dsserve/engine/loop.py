@@ -164,7 +164,10 @@ class Engine:
         tokenizer = self.runner.tokenizer
         self._answers[sequence.id] = _Answer(
             sequence,
-            tokenizer.detokenizer(sequence.tokens[-1] if sequence.continues and not sequence.sampling.echo else None),
+            tokenizer.detokenizer(
+                sequence.tokens[-1] if sequence.continues and not sequence.sampling.echo else None,
+                keeps_markers=sequence.keeps_markers,
+            ),
             StopStrings(sequence.sampling.stop),
             HeldLogprobs(tokenizer.token_bytes),
         )

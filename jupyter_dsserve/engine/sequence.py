@@ -62,7 +62,8 @@ class Sequence:
     ``arrived_s``, ``tokenized_s``, ``admitted_s``, ``first_token_s`` (`protocol.request.Times`) and ``deadline_s`` are
     monotonic seconds. With ``reuses_prefix`` it may start from what an earlier one
     computed for the same beginning. ``matcher`` keeps the answer in its form, if it has one.
-    If it ``continues``, its text goes on from the prompt's; a turn of a chat begins anew.
+    If it ``continues``, its text goes on from the prompt's; a turn of a chat begins anew. With ``keeps_markers`` its
+    text has the special tokens in it that begin a call of a function.
     ``prompt_likelihoods`` are of the prompt's tokens from the first, as far as known, if it asks for them.
     """
 
@@ -83,6 +84,7 @@ class Sequence:
     num_steps: int = 0
     reuses_prefix: bool = True
     continues: bool = True
+    keeps_markers: bool = False
     matcher: Matcher | None = None
     prompt_likelihoods: list[Likelihood] = field(default_factory=list)
     random: random.Random = field(init=False)

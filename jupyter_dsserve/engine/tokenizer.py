@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING, Protocol
 
-from jupyter_dsserve.protocol.request import Message, Structure
+from jupyter_dsserve.protocol.request import Message, Structure, Tools
+from jupyter_dsserve.protocol.tools import ToolFormat
 
 if TYPE_CHECKING:
     from jupyter_dsserve.engine.structure import Matcher
@@ -24,8 +26,13 @@ class Detokenizer(Protocol):
 
 
 class Tokenizer(Protocol):
+    """``tool_format`` is how the chat template has functions called; ``markers`` are those of `protocol.tools.MARKERS`
+    that are special tokens, with their ids."""
+
     eos_ids: frozenset[int]
     vocab_size: int
+    tool_format: ToolFormat
+    markers: Mapping[str, int]
 
     def copy(self) -> Tokenizer:
         """Another object for another thread."""
@@ -35,7 +42,7 @@ class Tokenizer(Protocol):
         """Tokens of each text; with ``add_special_tokens`` what the model wants around a plain prompt (BOS)."""
         ...
 
-    def render_chat(self, messages: Seq[Message]) -> str:
+    def render_chat(self, messages: Seq[Message], tools: Tools | None = None) -> str:
         """The chat as the model's template writes it, special tokens included, up to where the answer begins.
 
         Raises `InvalidRequest` if the model has no template or the template refuses the messages.
@@ -50,8 +57,9 @@ class Tokenizer(Protocol):
         """What keeps one answer in its form; made in any thread. Raises `InvalidRequest` if it cannot be."""
         ...
 
-    def detokenizer(self, before: int | None = None) -> Detokenizer:
-        """For a text that goes on after the token ``before``; None: that begins."""
+    def detokenizer(self, before: int | None = None, *, keeps_markers: bool = False) -> Detokenizer:
+        """For a text that goes on after the token ``before``; None: that begins. Special tokens give no text, but
+        for ``markers`` if it ``keeps_markers``."""
         ...
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from typing import NoReturn
 
@@ -19,9 +19,10 @@ from jupyter_dsserve.engine.runner import KVRoom, Span, Step
 from jupyter_dsserve.engine.sequence import Likelihood, Sequence
 from jupyter_dsserve.engine.tokenizer import Tokenizer
 from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
-from jupyter_dsserve.protocol.request import Message, Request, Structure, Texts
+from jupyter_dsserve.protocol.request import Message, Request, Structure, Texts, Tools
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from jupyter_dsserve.protocol.tensors import ModelInfo, TensorInfo
+from jupyter_dsserve.protocol.tools import ToolFormat
 from jupyter_dsserve.protocol.toy import ToySettings
 
 # A toy has no memory to run out of: its batch, step and context end far beyond any trial.
@@ -66,6 +67,8 @@ class ToyTokenizer:
 
     eos_ids: frozenset[int] = frozenset()
     vocab_size = 256
+    tool_format: ToolFormat = ""
+    markers: Mapping[str, int] = {}
 
     def copy(self) -> Tokenizer:
         return self
@@ -73,7 +76,7 @@ class ToyTokenizer:
     def encode_batch(self, texts: Seq[str], add_special_tokens: bool = True) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
 
-    def render_chat(self, messages: Seq[Message]) -> str:
+    def render_chat(self, messages: Seq[Message], tools: Tools | None = None) -> str:
         return "".join(f"{m.role}: {m.content}\n" for m in messages)
 
     def token_bytes(self, token: int) -> bytes:
@@ -84,7 +87,7 @@ class ToyTokenizer:
             f"a toy answers by a formula, in no other form: leave {structure.param} out", param=structure.param
         )
 
-    def detokenizer(self, before: int | None = None) -> ToyDetokenizer:
+    def detokenizer(self, before: int | None = None, *, keeps_markers: bool = False) -> ToyDetokenizer:
         return ToyDetokenizer()
 
 

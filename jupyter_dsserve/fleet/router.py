@@ -101,7 +101,7 @@ def prefix_of(request: Request) -> str:
     if isinstance(prompt, Texts | Features) or not prompt:
         return ""
     if isinstance(prompt[0], Message):
-        said = ""
+        said = request.tools.functions[:_PREFIX_CHARS] if request.tools else ""  # where templates write them
         for turn in prompt:
             assert isinstance(turn, Message)
             said += f"{turn.role}: {turn.content[:_PREFIX_CHARS]}\n"
@@ -124,7 +124,8 @@ def estimated_tokens(request: Request) -> tuple[int, int]:
         return 1, 0
     answer = _UNKNOWN_ANSWER if request.sampling.max_tokens is None else request.sampling.max_tokens
     if prompt and isinstance(prompt, tuple) and isinstance(prompt[0], Message):
-        return sum(_num_tokens(turn.content) for turn in prompt if isinstance(turn, Message)), answer
+        tools = _num_tokens(request.tools.functions) if request.tools else 0
+        return tools + sum(_num_tokens(turn.content) for turn in prompt if isinstance(turn, Message)), answer
     return _num_tokens(prompt), answer
 
 

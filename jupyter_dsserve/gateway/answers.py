@@ -98,15 +98,24 @@ class Predicted(TypedDict):
     version: str
 
 
-class CachedTokens(TypedDict):
+class PromptDetails(TypedDict):
     cached_tokens: int
+    audio_tokens: int
+
+
+class CompletionDetails(TypedDict):
+    reasoning_tokens: int
+    audio_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
 
 
 class TokenUsage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: CachedTokens
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
 
 
 class TextLogprobs(TypedDict):
@@ -130,8 +139,9 @@ class Completion(TypedDict):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: str | None
     choices: list[TextChoice]
-    usage: TokenUsage | None
+    usage: NotRequired[TokenUsage | None]
 
 
 class ChatLikely(TypedDict):
@@ -149,9 +159,30 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
+class CalledFunction(TypedDict):
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class ChatMessage(TypedDict):
+    """``arguments`` of a call are JSON as the model wrote it."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    annotations: list[Any]
+    tool_calls: NotRequired[list[ToolCall]]
+
+
 class ChatChoice(TypedDict):
     index: int
-    message: dict[str, Any]
+    message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: str | None
 
@@ -161,8 +192,10 @@ class ChatCompletion(TypedDict):
     object: Literal["chat.completion"]
     created: int
     model: str
+    service_tier: Literal["default"]
+    system_fingerprint: str | None
     choices: list[ChatChoice]
-    usage: TokenUsage | None
+    usage: TokenUsage
 
 
 class ChatDelta(TypedDict):
@@ -177,8 +210,10 @@ class ChatChunk(TypedDict):
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
+    service_tier: Literal["default"]
+    system_fingerprint: str | None
     choices: list[ChatDelta]
-    usage: TokenUsage | None
+    usage: NotRequired[TokenUsage | None]
 
 
 class OpenAIModel(TypedDict):

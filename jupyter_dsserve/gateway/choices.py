@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from jupyter_dsserve.gateway.tool_parser import Piece
+from jupyter_dsserve.gateway.tools import Reader, gathered
 from jupyter_dsserve.protocol.request import Chunk, Likely, TokenLogprob
 
 Json = dict[str, Any]
@@ -11,30 +14,71 @@ Json = dict[str, Any]
 
 def text_choice(index: int, chunk: Chunk) -> Json:
     logprobs = _text_logprobs(chunk.logprobs) if chunk.logprobs else None
-    return {"index": index, "text": chunk.text, "logprobs": logprobs, "finish_reason": chunk.finish_reason}
+    reason = None if chunk.error else chunk.finish_reason
+    return {"index": index, "text": chunk.text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def message_choice(index: int, chunk: Chunk) -> Json:
-    message: Json = {"role": "assistant", "content": chunk.text, "refusal": None, "annotations": []}
-    return {"index": index, "message": message, **_chat_end(chunk)}
+def text_choices(index: int, chunk: Chunk) -> list[Json]:
+    """Of a streamed completion: none if there is nothing to tell, because a token may complete no character."""
+    has_ended = chunk.finish_reason and not chunk.error
+    return [text_choice(index, chunk)] if chunk.text or chunk.logprobs or has_ended else []
 
 
-def delta_choice(index: int, chunk: Chunk) -> Json:
-    return {"index": index, "delta": {"content": chunk.text} if chunk.text else {}, **_chat_end(chunk)}
+class ChatChoices:
+    """The choices of a chat."""
+
+    def __init__(self, new_reader: Callable[[], Reader]) -> None:
+        self._new_reader = new_reader
+        self._readers: dict[int, Reader] = {}
+
+    def whole(self, index: int, chunk: Chunk) -> Json:
+        reader = self._new_reader()
+        text, calls = gathered(reader.read(chunk))
+        message: Json = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+        if calls:
+            message["content"] = text or None
+            message["tool_calls"] = [
+                {"id": reader.new_id(), "type": "function", "function": {"name": name, "arguments": arguments}}
+                for name, arguments in calls
+            ]
+        choice = {"index": index, "message": message, "logprobs": _chat_logprobs(chunk)}
+        return {**choice, "finish_reason": reader.finish_reason(chunk)}
+
+    def opening(self, index: int) -> Json:
+        """What a streamed choice begins with."""
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def deltas(self, index: int, chunk: Chunk) -> list[Json]:
+        """What a chunk tells, in OpenAI's pieces: maybe nothing yet. The end is one of its own."""
+        reader = self._readers.setdefault(index, self._new_reader())
+        deltas = [_delta(piece, reader) for piece in reader.read(chunk)]
+        reason = reader.finish_reason(chunk)
+        if reason or (chunk.logprobs and not deltas):
+            deltas.append({})
+        choices: list[Json] = [
+            {"index": index, "delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas
+        ]
+        if choices:
+            choices[0]["logprobs"] = _chat_logprobs(chunk)
+            choices[-1]["finish_reason"] = reason
+        return choices
 
 
-def opening_choice(index: int) -> Json:
-    """What a streamed chat begins with."""
-    delta = {"role": "assistant", "content": "", "refusal": None}
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+def _delta(piece: Piece, reader: Reader) -> Json:
+    if piece.call < 0:
+        return {"content": piece.text}
+    call: Json = {"index": piece.call}
+    if piece.name:
+        call |= {"id": reader.new_id(), "type": "function", "function": {"name": piece.name, "arguments": ""}}
+    else:
+        call |= {"function": {"arguments": piece.arguments}}
+    return {"tool_calls": [call]}
 
 
-def _chat_end(chunk: Chunk) -> Json:
+def _chat_logprobs(chunk: Chunk) -> Json | None:
     content = [_chat_logprob(one) | {"top_logprobs": [_chat_logprob(t) for t in one.top]} for one in chunk.logprobs]
-    return {
-        "logprobs": {"content": content, "refusal": None} if content else None,
-        "finish_reason": chunk.finish_reason,
-    }
+    return {"content": content, "refusal": None} if content else None
 
 
 def _chat_logprob(one: TokenLogprob | Likely) -> Json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -16,11 +16,12 @@ from jupyter_dsserve.fleet.road import Numbered
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway import answers
 from jupyter_dsserve.gateway.bodies import Priority
-from jupyter_dsserve.gateway.choices import Json, delta_choice, message_choice, opening_choice, text_choice
+from jupyter_dsserve.gateway.choices import ChatChoices, Json, text_choice, text_choices
 from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
 from jupyter_dsserve.gateway.generate import PRIORITY_HEADER, collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.gateway.openai_bodies import ChatBody, CompletionBody, Requests
+from jupyter_dsserve.gateway.tools import check_tools, readers
 from jupyter_dsserve.protocol.errors import DSServeError, NotFound, TooManyRequests, Unauthorized
 from jupyter_dsserve.protocol.request import Chunk, Usage
 
@@ -56,11 +57,11 @@ class Completions(OpenAIHandler):
         requests = body.requests()
         answering = await start(self, body.model, requests.all, body.user)
         around = {"model": body.model, "system_fingerprint": fingerprint(answering)}
-        call = _Call(requests, "text_completion", around, text_choice)
+        call = _Call(requests, "text_completion", around)
         if body.stream:
-            await _stream(self, answering.chunks, call, body.include_usage)
+            await _stream(self, answering.chunks, call, text_choices, body.include_usage)
         else:
-            await _answer_whole(self, answering.chunks, call)
+            await _answer_whole(self, answering.chunks, call, text_choice)
 
 
 class ChatCompletions(OpenAIHandler):
@@ -77,13 +78,15 @@ class ChatCompletions(OpenAIHandler):
     async def post(self) -> None:
         body = self.body(ChatBody)
         requests = body.requests()
-        answering = await start(self, body.model, requests.all, body.user)
+        tools = requests.all[0].tools
+        answering = await start(self, body.model, requests.all, body.user, check=check_tools(tools))
+        choices = ChatChoices(readers(answering, tools))
         around = {"model": body.model, "service_tier": "default", "system_fingerprint": fingerprint(answering)}
         if body.stream:
-            call = _Call(requests, "chat.completion.chunk", around, delta_choice)
-            await _stream(self, answering.chunks, call, body.include_usage, opening=opening_choice)
+            call = _Call(requests, "chat.completion.chunk", around)
+            await _stream(self, answering.chunks, call, choices.deltas, body.include_usage, opening=choices.opening)
         else:
-            await _answer_whole(self, answering.chunks, _Call(requests, "chat.completion", around, message_choice))
+            await _answer_whole(self, answering.chunks, _Call(requests, "chat.completion", around), choices.whole)
 
 
 class Models(OpenAIHandler):
@@ -123,7 +126,6 @@ class _Call:
     requests: Requests
     object: str
     shared: Mapping[str, Any]
-    choice: Callable[[int, Chunk], Json]
     created: int = field(default_factory=lambda: int(time.time()))
 
     def around(self, choices: list[Json]) -> Json:
@@ -150,10 +152,12 @@ class _Call:
         }
 
 
-async def _answer_whole(handler: OpenAIHandler, numbered: Numbered, call: _Call) -> None:
+async def _answer_whole(
+    handler: OpenAIHandler, numbered: Numbered, call: _Call, choice: Callable[[int, Chunk], Json]
+) -> None:
     wholes = dict(enumerate(await collect(numbered)))
     usage = call.usage({index: whole.usage for index, whole in wholes.items() if whole.usage})
-    choices = [call.choice(index, whole) for index, whole in wholes.items()]
+    choices = [choice(index, whole) for index, whole in wholes.items()]
     handler.answer(call.around(choices) | {"usage": usage})
 
 
@@ -161,6 +165,7 @@ async def _stream(
     handler: OpenAIHandler,
     numbered: Numbered,
     call: _Call,
+    choices: Callable[[int, Chunk], list[Json]],
     include_usage: bool,
     opening: Callable[[int], Json] | None = None,
 ) -> None:
@@ -181,10 +186,8 @@ async def _stream(
                     for each in range(len(call.requests.all)):
                         _send(handler, call.around([opening(each)]) | no_usage)
                 has_begun = True
-            # A token may complete no character: nothing to tell then.
-            if chunk.text or chunk.logprobs or (chunk.finish_reason and not chunk.error):
-                told = replace(chunk, finish_reason=None) if chunk.error else chunk
-                _send(handler, call.around([call.choice(index, told)]) | no_usage)
+            for choice in choices(index, chunk):
+                _send(handler, call.around([choice]) | no_usage)
             if chunk.error:
                 handler.fault = chunk.error
                 _send(handler, handler.error_body(chunk.error))

@@ -24,6 +24,8 @@ from jupyter_dsserve.protocol.request import (
     Structure,
     StructureKind,
     Texts,
+    ToolCall,
+    Tools,
 )
 
 
@@ -39,6 +41,8 @@ def no(why: str, remedy: str = "leave it out") -> WrapValidator:
     return WrapValidator(refusing)
 
 
+_functions_only = no("models here call functions only", 'send {"type": "function", ...}')
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenIdText = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # OpenAI's way: JSON has no other keys
 _MAX_CHOICES = 2048  # of a call: as many as OpenAI takes prompts
@@ -83,7 +87,9 @@ class _OpenAIBody(Body):
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def _requests(self, kind: str, prompts: Sequence[Prompt], sampling: SamplingParams) -> Requests:
+    def _requests(
+        self, kind: str, prompts: Sequence[Prompt], sampling: SamplingParams, tools: Tools | None = None
+    ) -> Requests:
         """``n`` requests for each prompt, in the order of their choices' index. The i-th of a prompt has the seed + i.
 
         Raises `InvalidRequest` for too many.
@@ -102,7 +108,7 @@ class _OpenAIBody(Body):
         ]
         ids = [f"{id}-{i}" for i in range(len(asked))] if len(asked) > 1 else [id]
         requests = (
-            Request(own, prompt, one, self.priority, self.timeout_s)
+            Request(own, prompt, one, self.priority, self.timeout_s, tools)
             for own, (prompt, one) in zip(ids, asked, strict=True)
         )
         return Requests(id, n, tuple(requests))
@@ -246,11 +252,105 @@ class Part(Body):
     prompt_cache_breakpoint: dict[str, str] | None = None
 
 
+class CalledFunction(Body):
+    name: FunctionName
+    arguments: str
+
+
+class CallBody(Body):
+    """A call that the model made earlier."""
+
+    id: Annotated[str, Field(min_length=1)]
+    type: Annotated[Literal["function"], _functions_only]
+    function: CalledFunction
+
+    def call(self, at: str) -> ToolCall:
+        """Raises `InvalidRequest` for arguments that are no JSON object."""
+        return ToolCall(self.id, self.function.name, checked_arguments(self.function.arguments, at))
+
+
+def checked_arguments(arguments: str, at: str) -> str:
+    """Raises `InvalidRequest`, naming the field ``at``, unless they are a JSON object: templates write one."""
+    try:
+        is_object = isinstance(json.loads(arguments or "{}"), dict)
+    except ValueError:
+        is_object = False
+    if not is_object:
+        raise InvalidRequest(
+            f"field {at!r} is {json.dumps(arguments[:80])}: send the JSON object that the call had", param=at
+        )
+    return arguments or "{}"
+
+
+class FunctionBody(Body):
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolBody(Body):
+    type: Annotated[Literal["function"], _functions_only]
+    function: FunctionBody
+
+
+class NamedFunction(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Annotated[Literal["function"], _functions_only]
+    function: NamedFunction
+
+
+ToolChoice = Literal["none", "auto", "required"]
+
+
+def tools_of(
+    functions: Sequence[FunctionBody], choice: ToolChoice | str | None, is_parallel: bool | None, param: str = "tools"
+) -> Tools | None:
+    """What may be called, and what must be; ``choice`` is a function's name if it is no `ToolChoice`.
+
+    Raises `InvalidRequest` for a choice among no functions, or of none of them.
+    """
+    names = [function.name for function in functions]
+    if len(set(names)) < len(names):
+        raise InvalidRequest(f"{param} has two functions of one name: {', '.join(names)}", param=param)
+    if not names:
+        if choice not in (None, "none", "auto"):
+            raise InvalidRequest(f"tool_choice is {choice!r}, but there are no tools: send some", param="tool_choice")
+        return None
+    if choice == "none":
+        return None
+    required = {None: [], "auto": [], "required": names}.get(choice, [choice])
+    if unknown := set(required) - set(names):
+        raise InvalidRequest(
+            f"tool_choice is {unknown.pop()!r}, but the functions are {', '.join(names)}: choose one of them",
+            param="tool_choice",
+        )
+    told = [
+        {"type": "function", "function": function.model_dump(exclude_none=True, exclude={"strict"})}
+        for function in functions
+    ]
+    return Tools(json.dumps(told), tuple(name for name in required if name), is_parallel is not False)
+
+
+def refuse_two_forms(tools: Tools | None, has_form: bool) -> None:
+    """Raises `InvalidRequest` if a function must be called, and the answer must have another form too."""
+    if tools and tools.required and has_form:
+        raise InvalidRequest(
+            "tool_choice wants a call, and the answer is to have a form of its own: ask for one of them",
+            param="tool_choice",
+        )
+
+
 class ChatMessage(Body):
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
     name: str | None = None
     refusal: str | None = None
+    tool_calls: Annotated[list[CallBody], Field(max_length=128)] | None = None
+    tool_call_id: str | None = None
     audio: Annotated[None, no("models here read text")] = None
     function_call: Annotated[None, no("it is deprecated", "use tool_calls")] = None
 
@@ -258,7 +358,22 @@ class ChatMessage(Body):
         """``at`` is where it stands in the body. Raises `InvalidRequest` for what does not go together."""
         if self.content is None and self.role != "assistant":
             raise InvalidRequest(f"field '{at}.content' is missing: a message of role {self.role!r} needs it", param=at)
-        return Message("system" if self.role == "developer" else self.role, self._text(), self.name or "")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise InvalidRequest(
+                f"{at} has the role {self.role!r}: a message of role 'tool' has a tool_call_id, and no other has",
+                param=f"{at}.tool_call_id",
+            )
+        if self.tool_calls and self.role != "assistant":
+            raise InvalidRequest(
+                f"{at} has the role {self.role!r} and tool_calls: only an assistant's has such",
+                param=f"{at}.tool_calls",
+            )
+        calls = [
+            call.call(f"{at}.tool_calls.{number}.function.arguments")
+            for number, call in enumerate(self.tool_calls or ())
+        ]
+        role = "system" if self.role == "developer" else self.role
+        return Message(role, self._text(), self.name or "", tuple(calls), self.tool_call_id or "")
 
     def _text(self) -> str:
         if isinstance(self.content, list):
@@ -274,6 +389,9 @@ class ChatBody(_OpenAIBody):
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: NumLikely | None = None
+    tools: Annotated[list[ToolBody], Field(max_length=128)] | None = None
+    tool_choice: ToolChoice | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     # accepted because they change nothing in the answer
     metadata: dict[str, str] | None = None
     prompt_cache_key: str | None = None
@@ -303,7 +421,14 @@ class ChatBody(_OpenAIBody):
             self.max_completion_tokens or self.max_tokens, (self.top_logprobs or 0) if self.logprobs else None
         )
         turns = tuple(m.message(f"messages.{number}") for number, m in enumerate(self.messages))
-        return self._requests("chatcmpl", [turns], sampling)
+        return self._requests("chatcmpl", [turns], sampling, self.called())
+
+    def called(self) -> Tools | None:
+        """Raises as `tools_of` does."""
+        choice = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else self.tool_choice
+        tools = tools_of([tool.function for tool in self.tools or ()], choice, self.parallel_tool_calls)
+        refuse_two_forms(tools, self.response_format is not None and self.response_format.type != "text")
+        return tools
 
 
 # OpenAI's own limits.

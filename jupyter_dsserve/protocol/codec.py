@@ -17,6 +17,8 @@ from jupyter_dsserve.protocol.request import (
     Texts,
     Times,
     TokenLogprob,
+    ToolCall,
+    Tools,
     Usage,
 )
 from jupyter_dsserve.protocol.tensors import ModelInfo, Tensor, TensorInfo
@@ -37,8 +39,8 @@ def submit(request: Request) -> pb.ToWorker:
     elif isinstance(prompt, Features):
         message.features.CopyFrom(pb.Features(tensors=map(_tensor_to_pb, prompt.tensors)))
     elif prompt and isinstance(prompt[0], Message):
-        turns = [pb.Message(role=m.role, content=m.content) for m in prompt if isinstance(m, Message)]
-        message.chat.CopyFrom(pb.Chat(messages=turns))
+        turns = [_turn_to_pb(m) for m in prompt if isinstance(m, Message)]
+        message.chat.CopyFrom(pb.Chat(messages=turns, tools=_tools_to_pb(request.tools) if request.tools else None))
     else:
         message.tokens.CopyFrom(pb.Tokens(ids=[t for t in prompt if isinstance(t, int)]))
     return pb.ToWorker(submit=message)
@@ -48,12 +50,14 @@ def request_from(message: pb.Submit) -> Request:
     """Raises `InvalidRequest` if the message carries no prompt."""
     kind = message.WhichOneof("prompt")
     prompt: str | tuple[int, ...] | tuple[Message, ...] | Texts | Features
+    tools = None
     if kind == "text":
         prompt = message.text
     elif kind == "tokens":
         prompt = tuple(message.tokens.ids)
     elif kind == "chat":
-        prompt = tuple(Message(m.role, m.content) for m in message.chat.messages)
+        prompt = tuple(map(_turn_from_pb, message.chat.messages))
+        tools = _tools_from_pb(message.chat.tools) if message.chat.HasField("tools") else None
     elif kind == "texts":
         prompt = Texts(tuple(tuple(t.tokens.ids) if t.HasField("tokens") else t.text for t in message.texts.texts))
     elif kind == "features":
@@ -61,7 +65,27 @@ def request_from(message: pb.Submit) -> Request:
     else:
         raise InvalidRequest(f"request {message.request_id} carries no prompt", param="prompt")
     timeout_s = message.timeout_s if message.HasField("timeout_s") else None
-    return Request(message.request_id, prompt, _sampling_from_pb(message.sampling), message.priority, timeout_s)
+    return Request(message.request_id, prompt, _sampling_from_pb(message.sampling), message.priority, timeout_s, tools)
+
+
+def _turn_to_pb(turn: Message) -> pb.Message:
+    calls = [pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in turn.tool_calls]
+    return pb.Message(
+        role=turn.role, content=turn.content, name=turn.name, tool_calls=calls, tool_call_id=turn.tool_call_id
+    )
+
+
+def _turn_from_pb(turn: pb.Message) -> Message:
+    calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in turn.tool_calls)
+    return Message(turn.role, turn.content, turn.name, calls, turn.tool_call_id)
+
+
+def _tools_to_pb(tools: Tools) -> pb.Tools:
+    return pb.Tools(functions=tools.functions, required=tools.required, is_parallel=tools.is_parallel)
+
+
+def _tools_from_pb(tools: pb.Tools) -> Tools:
+    return Tools(tools.functions, tuple(tools.required), tools.is_parallel)
 
 
 def _text_to_pb(text: str | tuple[int, ...]) -> pb.Text:
@@ -187,7 +211,14 @@ def info_to_pb(info: ModelInfo) -> pb.ModelInfo:
         for side in (info.inputs, info.outputs)
     )
     times = [pb.StepTime(batch=batch, seconds=seconds) for batch, seconds in info.step_times]
-    return pb.ModelInfo(inputs=inputs, outputs=outputs, labels=info.labels, note=info.note, step_times=times)
+    return pb.ModelInfo(
+        inputs=inputs,
+        outputs=outputs,
+        labels=info.labels,
+        note=info.note,
+        step_times=times,
+        tool_format=info.tool_format,
+    )
 
 
 def info_from_pb(message: pb.ModelInfo) -> ModelInfo:
@@ -196,7 +227,7 @@ def info_from_pb(message: pb.ModelInfo) -> ModelInfo:
         for side in (message.inputs, message.outputs)
     )
     times = tuple((t.batch, t.seconds) for t in message.step_times)
-    return ModelInfo(inputs, outputs, tuple(message.labels), message.note, times)
+    return ModelInfo(inputs, outputs, tuple(message.labels), message.note, times, message.tool_format)
 
 
 def _usage_from_pb(usage: pb.Usage) -> Usage:

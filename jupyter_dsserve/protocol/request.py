@@ -64,12 +64,35 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the model calls; ``arguments`` is the text of a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat; ``name`` may be empty."""
+    """One turn of a chat. An assistant's may have ``tool_calls``; one of the role ``tool`` answers ``tool_call_id``."""
 
     role: str
     content: str
     name: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Functions that the answer to a chat may call: ``functions`` is JSON, a list of OpenAI's function tools.
+
+    One of ``required`` must be called if there are any, and more than one may be if ``is_parallel``.
+    """
+
+    functions: str
+    required: tuple[str, ...] = ()
+    is_parallel: bool = True
 
 
 Prompt = str | tuple[int, ...] | tuple[Message, ...]
@@ -95,7 +118,7 @@ class Request:
     for ``embed`` and ``classify``, `Features` for ``tensor``; ``sampling`` says nothing to those.
 
     Of requests that wait, lower ``priority`` goes first. ``timeout_s`` after it came it is worth nothing any more and
-    ends with `DeadlineExceeded`; None is never.
+    ends with `DeadlineExceeded`; None is never. ``tools`` go with a chat.
     """
 
     id: str
@@ -103,6 +126,7 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     priority: int = 0
     timeout_s: float | None = None
+    tools: Tools | None = None
 
 
 class FinishReason(str, Enum):

@@ -109,8 +109,8 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What callers must know of a model before they ask. For the task ``generate`` there are only a ``note`` and
-    ``step_times``.
+    """What callers must know of a model before they ask. For the task ``generate`` there are only a ``note``,
+    ``step_times``, and the ``tool_format``: how its answers call functions (`protocol.tools.ToolFormat`).
 
     ``labels`` are the classes of a classifier, in the order of its scores; ``note`` is for people. ``step_times`` are
     pairs of a number of sequences and the seconds that a decoding step of so many took in WARMING, smallest first.
@@ -121,6 +121,7 @@ class ModelInfo:
     labels: tuple[str, ...] = ()
     note: str = ""
     step_times: tuple[tuple[int, float], ...] = ()
+    tool_format: str = ""
 
 
 def datatype_of(dtype: np.dtype[np.generic], name: str) -> str:

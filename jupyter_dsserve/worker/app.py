@@ -28,9 +28,20 @@ from jupyter_dsserve.engine.toy import load_toy, load_toy_encoder
 from jupyter_dsserve.protocol import codec
 from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, InvalidRequest
-from jupyter_dsserve.protocol.request import Chunk, Features, FinishReason, Message, Request, SamplingParams, Texts
+from jupyter_dsserve.protocol.request import (
+    Chunk,
+    Features,
+    FinishReason,
+    Message,
+    Request,
+    SamplingParams,
+    Structure,
+    Texts,
+    Tools,
+)
 from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION, WorkerLaunch
 from jupyter_dsserve.protocol.tensors import ModelInfo
+from jupyter_dsserve.protocol.tools import structure_with
 from jupyter_dsserve.protocol.worker_pb2_grpc import LinkStub
 from jupyter_dsserve.worker.outbox import Outbox
 
@@ -143,7 +154,7 @@ class WorkerApp:
                 self._engine.post(work)
             else:
                 sequence = await self._loop.run_in_executor(self._tokenizing, self._prepare, request, now)
-                if structure := request.sampling.structure:
+                if structure := self._structure(request):
                     matcher = self._request_tokenizer.matcher
                     sequence.matcher = await self._loop.run_in_executor(self._compiling, matcher, structure)
                 sequence.tokenized_s = time.monotonic()
@@ -157,21 +168,27 @@ class WorkerApp:
             raise InvalidRequest("this version generates text: send it a prompt")
         return Sequence(
             request.id,
-            self._tokenize(request.prompt),
+            self._tokenize(request.prompt, request.tools),
             request.sampling,
             priority=request.priority,
             arrived_s=now,
             deadline_s=math.inf if request.timeout_s is None else now + request.timeout_s,
             continues=not any(isinstance(part, Message) for part in request.prompt[:1]),
+            keeps_markers=request.tools is not None,
         )
 
-    def _tokenize(self, prompt: str | tuple[int, ...] | tuple[Message, ...]) -> list[int]:
+    def _structure(self, request: Request) -> Structure | None:
+        """The form of the answer: what is asked for, and what calls of functions must look like."""
+        asked, tools, tokenizer = request.sampling.structure, request.tools, self._request_tokenizer
+        return structure_with(tools, tokenizer.tool_format, tokenizer.markers, asked) if tools else asked
+
+    def _tokenize(self, prompt: str | tuple[int, ...] | tuple[Message, ...], tools: Tools | None) -> list[int]:
         tokenizer = self._request_tokenizer
         if isinstance(prompt, str):
             return tokenizer.encode_batch([prompt])[0]
         if prompt and isinstance(prompt[0], Message):
             turns = [m for m in prompt if isinstance(m, Message)]
-            return tokenizer.encode_batch([tokenizer.render_chat(turns)], add_special_tokens=False)[0]
+            return tokenizer.encode_batch([tokenizer.render_chat(turns, tools)], add_special_tokens=False)[0]
         return [t for t in prompt if isinstance(t, int)]
 
     def _emit(self, chunks: list[Chunk]) -> None:
@@ -219,7 +236,11 @@ class WorkerApp:
         log.info("ready on %s, %s", runner.device, kind)
         info = runner.info
         if isinstance(self._engine, Engine):
-            info = replace(_with_room(info, self._engine.scheduler.room), step_times=self._step_times)
+            info = replace(
+                _with_room(info, self._engine.scheduler.room),
+                step_times=self._step_times,
+                tool_format=self._engine.runner.tokenizer.tool_format,
+            )
         ready_now = pb.Ready(device=runner.device, runner=kind, info=codec.info_to_pb(info))
         self._outbox.put(pb.FromWorker(ready=ready_now))
         while True:
