@@ -31,6 +31,7 @@ from jupyter_dsserve.notebook.arguments import (
     weight,
 )
 from jupyter_dsserve.notebook.client import Client
+from jupyter_dsserve.notebook.completion import Glance, install
 from jupyter_dsserve.notebook.keys import KeyList, ShownKey
 from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.panel import Panel, panel
@@ -487,6 +488,13 @@ VERBS = (
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """``%load_ext jupyter_dsserve``."""
     shell.register_magics(DSServeMagics)
+    parsers = {verb: getattr(DSServeMagics, verb).parser for verb in VERBS} | {"": DSServeMagics.ask.parser}
+    install(shell, parsers, Glance(_served))
+
+
+def _served() -> dict[str, list[str]]:
+    """Starts nothing, and gives up after seconds."""
+    return {d.name: [v.version for v in d.versions] for d in session.session().quick.status().deployments}
 
 
 def _in_one_line(verb: Callable[..., Any], *arguments: str) -> Any:

@@ -1,0 +1,132 @@
+"""Tab after ``%dsserve``: what it offers, in a real kernel too, and that it never holds the kernel up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from jupyter_dsserve.notebook.completion import Glance, Known, Served, offered
+from jupyter_dsserve.notebook.magics import VERBS, DSServeMagics
+from jupyter_dsserve.protocol.errors import Unavailable
+from tests.notebook.conftest import Kernel
+
+PARSERS = {verb: getattr(DSServeMagics, verb).parser for verb in VERBS} | {"": DSServeMagics.ask.parser}
+KNOWN = Known({"demo": ["v1", "v2"], "other": ["main"]}, ["model", "tok"])
+NAMES = ["demo", "other", "demo@v1", "demo@v2", "other@main"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("%dsserve lo", ["load", "logs"]),
+        ("%dsserve status ", NAMES),
+        ("%dsserve unload demo@", ["demo@v1", "demo@v2"]),
+        ("%dsserve activate demo ", ["v1", "v2"]),
+        ("%dsserve activate demo v2 --strategy ", ["beside", "recreate"]),
+        ("%dsserve route demo ", ["v1=", "v2="]),
+        ("%dsserve route demo v1=90 ", ["v2="]),
+        ("%dsserve rollout demo v2 --m", ["--max-error-rate", "--max-latency-ratio", "--min-requests", "--mirror"]),
+        ("%dsserve rollout demo v2 --mirror 5 --mi", ["--min-requests"]),
+        ("%dsserve load new --obj", ["--object"]),
+        ("%dsserve load new --object ", ["model", "tok"]),
+        ("%dsserve load new --model built", ["builtin:demo-v1", "builtin:demo-v2"]),
+        ("%dsserve load new --metadata a=1 --meta", ["--metadata"]),
+        ("%dsserve policy demo --fallback ", ["v1", "v2"]),
+        ("%dsserve key ", ["create", "list", "revoke"]),
+        ("%dsserve ledger ", []),
+        ("%dsserve nonsense ", []),
+        ("%%dsserve ", NAMES),
+        ("%%dsserve demo --max-tokens 9 --te", ["--temperature"]),
+        ("%%dsserve demo --seed ", []),
+    ],
+)
+def test_what_may_come_next_is_offered(line: str, expected: list[str]) -> None:
+    assert offered(line, PARSERS, KNOWN) == expected
+
+
+def test_paths_are_offered_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs/last").mkdir(parents=True)
+    (tmp_path / "runs/.hidden").touch()
+    (tmp_path / "runs/list.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert offered("%dsserve apply ", PARSERS, KNOWN) == ["runs/"]
+    assert offered("%dsserve apply ./runs/l", PARSERS, KNOWN) == ["./runs/last/", "./runs/list.yaml"]
+    assert offered("%dsserve load x --model ~/runs/la", PARSERS, KNOWN) == ["~/runs/last/"]
+    assert offered("%dsserve load x --model runs/", PARSERS, KNOWN) == ["runs/last/", "runs/list.yaml"]
+    assert offered("%dsserve apply no/such/", PARSERS, KNOWN) == []
+
+
+def test_what_is_served_is_asked_once_a_second_and_never_waited_for_long() -> None:
+    now, asked, answer = [0.0], [], threading.Event()
+
+    def look() -> Served:
+        asked.append(now[0])
+        answer.wait(30)
+        return {"demo": ["v1"]}
+
+    glance = Glance(look, clock=lambda: now[0])
+    started = time.monotonic()
+    assert glance() == glance() == {}
+    assert time.monotonic() - started < 0.6  # two waits of 0.15 s, on a busy machine
+    assert asked == [0.0], "it was asked again although nothing came yet"
+    answer.set()
+    assert glance() == {"demo": ["v1"]}
+    now[0] = 0.9
+    assert glance() == {"demo": ["v1"]}
+    assert asked == [0.0]
+    now[0] = 1.1
+    assert glance() == {"demo": ["v1"]}
+    assert asked == [0.0, 1.1]
+
+
+def test_without_a_gateway_nothing_is_known() -> None:
+    def look() -> Served:
+        raise Unavailable("no gateway")
+
+    assert Glance(look)() == {}
+
+
+def complete(kernel: Kernel, code: str) -> list[str]:
+    """As a notebook does: the whole text with each match in its place."""
+    kernel.client.complete(code, len(code))
+    while True:
+        reply = kernel.client.get_shell_msg(timeout=30)
+        if reply["msg_type"] == "complete_reply":
+            content = reply["content"]
+            return [code[: content["cursor_start"]] + each for each in content["matches"]]
+
+
+def test_a_kernel_completes_both_magics(kernel: Kernel) -> None:
+    kernel.run("trained = 1")
+    assert complete(kernel, "%dsserve load x --obj") == ["%dsserve load x --object"]
+    assert complete(kernel, "%dsserve load x --object tra") == ["%dsserve load x --object trained"]
+    kernel.run("%dsserve load demo --model toy:")
+    assert complete(kernel, "%dsserve unlo") == ["%dsserve unload"]
+    deadline = time.monotonic() + 20  # on a busy machine the first glance may come too late for its Tab
+    while complete(kernel, "%dsserve unload de") != ["%dsserve unload demo", "%dsserve unload demo@v1"]:
+        assert time.monotonic() < deadline
+    assert complete(kernel, "%dsserve unload demo@") == ["%dsserve unload demo@v1"]
+    assert complete(kernel, "x = 1\n%dsserve route demo ") == ["x = 1\n%dsserve route demo v1="]
+    assert complete(kernel, "%%dsserve demo --max-t") == ["%%dsserve demo --max-tokens"]
+    assert "import" in complete(kernel, "impor")[0]
+
+
+def test_a_gateway_that_hangs_does_not_hold_up_the_kernel(kernel: Kernel) -> None:
+    kernel.run(
+        "from jupyter_dsserve.notebook import session\n"
+        "import time\n"
+        "quick = session.session().quick\n"
+        "status, quick.status = quick.status, lambda: time.sleep(30)\n"
+        "time.sleep(1.1)"
+    )
+    took = []
+    for _ in range(3):
+        started = time.monotonic()
+        complete(kernel, "%dsserve unload de")
+        took.append(time.monotonic() - started)
+    kernel.run("quick.status = status")
+    assert min(took) < 0.3, took  # of which the kernel waits 0.15 s
