@@ -15,7 +15,9 @@ from jupyter_dsserve.engine.batcher import ANY_NUMBER, Arrays
 from jupyter_dsserve.engine.device import named_device
 from jupyter_dsserve.engine.memory import held_bytes
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.tensors import TensorInfo, datatype_of
+from jupyter_dsserve.protocol.tensors import DATATYPES, TensorInfo, datatype_of
+
+_BF16 = DATATYPES["BF16"]
 
 
 class ExportedProgram:
@@ -53,10 +55,10 @@ class ExportedProgram:
     @torch.inference_mode()
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         # Copied, for the bytes of the wire are not writable.
-        flat = [torch.from_numpy(inputs[info.name].copy()).to(self._device) for info in self.inputs]
+        flat = [_to_torch(inputs[info.name].copy()).to(self._device) for info in self.inputs]
         args, kwargs = pytree.tree_unflatten(flat, self._in_spec)
         found = pytree.tree_leaves(self._module(*args, **kwargs))
-        return {name: value.cpu().numpy() for name, value in zip(self._output_names, found, strict=True)}
+        return {name: _to_numpy(value.cpu()) for name, value in zip(self._output_names, found, strict=True)}
 
     def device_bytes(self) -> int:
         return held_bytes(self._device)
@@ -71,7 +73,22 @@ def _info(path: str, name: str, value: Any) -> TensorInfo:
     return TensorInfo(name, datatype_of(_numpy_dtype(value.dtype, name), name), shape)
 
 
+def _to_torch(array: NDArray[Any]) -> torch.Tensor:
+    """Neither knows the other's bfloat16, but they are the same bits."""
+    if array.dtype == _BF16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(_BF16)
+    return tensor.numpy()
+
+
 def _numpy_dtype(dtype: torch.dtype, name: str) -> np.dtype[Any]:
+    if dtype == torch.bfloat16:
+        return _BF16
     try:
         return torch.empty(0, dtype=dtype).numpy().dtype
     except TypeError:

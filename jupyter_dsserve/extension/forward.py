@@ -40,6 +40,7 @@ class Forwarder:
         Raises aiohttp's errors."""
         url = URL(f"{to.url}/{path}{_query(request.query)}", encoded=True)
         headers = _without(request.headers, _HOP | _SECRETS)
+        headers["Via"] = "1.1 jupyter"  # RFC 9110 §7.6.3; what is for callers on this machine only is not for ours
         headers["Authorization"] = request.headers["Authorization"] if has_api_key(request) else f"Bearer {to.key}"
         body = request.body or None
         return await self._session.request(

@@ -58,11 +58,18 @@ class Served:
 
 @dataclass(slots=True)
 class Totals:
-    """Of all requests since the start; only good ones have times."""
+    """Of all requests since the start; only good ones have histograms of their times.
+
+    ``good_s`` is how long good ones took together, ``computed_s`` that without their time in line, ``failed_s`` how
+    long the others took; the last of all ended at ``last_at`` (monotonic seconds)."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
+    good_s: float = 0.0
+    computed_s: float = 0.0
+    failed_s: float = 0.0
+    last_at: float | None = None
     queued_s: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_S))
     first_token_s: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_S))
     per_token_s: Histogram = field(default_factory=lambda: Histogram(PER_TOKEN_S))
@@ -72,6 +79,12 @@ class Totals:
         self.cached_tokens += served.cached_tokens
         self.tokens += served.num_tokens
         self.queued_s.observe(served.queued_s)
+        self.last_at = served.at
+        if served.is_error:
+            self.failed_s += served.latency_s
+        else:
+            self.good_s += served.latency_s
+            self.computed_s += served.latency_s - served.queued_s
         if served.first_token_s is not None and not served.is_error:
             self.first_token_s.observe(served.first_token_s)
             if served.num_tokens > 1:

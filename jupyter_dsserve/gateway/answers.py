@@ -304,10 +304,12 @@ class ModelMetadata(TypedDict):
 
 
 class OutputTensor(TypedDict):
+    """Without ``data`` it follows the JSON, or lies in shared memory: ``parameters`` say which."""
+
     name: str
     shape: list[int]
     datatype: str
-    data: list[Any]
+    data: NotRequired[list[Any]]
     parameters: NotRequired[dict[str, Any]]
 
 

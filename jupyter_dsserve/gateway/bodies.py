@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from jupyter_dsserve.fleet.autoscale import AutoscaleSettings
 from jupyter_dsserve.fleet.rollout import RolloutSpec
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.records import ApiKey, Origin
-from jupyter_dsserve.protocol.request import Features, Request, SamplingParams
+from jupyter_dsserve.protocol.request import Request, SamplingParams
 from jupyter_dsserve.protocol.spec import RUNNERS, DType, Quantize, RunnerName, Strategy, Task, WorkerSpec, Zero
-from jupyter_dsserve.protocol.tensors import DATATYPES, Tensor
 
 
 class Body(BaseModel):
@@ -249,69 +246,6 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Priority = Annotated[int, Field(ge=-100, le=100)]
 TimeoutS = Annotated[float, Field(gt=0, le=86_400)]
 MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
-
-# Known parameters of the protocol ask for what JSON cannot carry (binary data, shared memory).
-NoParameters = Annotated[dict[str, Any], Field(max_length=0)] | None
-
-
-class InputTensor(Body):
-    """``data`` is nested as ``shape`` says, or flat."""
-
-    name: str
-    shape: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=64)]
-    datatype: Literal[
-        "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
-    ]
-    data: list[Any]
-    parameters: NoParameters = None
-
-    def tensor(self) -> Tensor:
-        """Raises `InvalidRequest` naming the input if the data are not such numbers, or not as many as the shape."""
-        dtype = DATATYPES[self.datatype]
-        try:
-            found = np.array(self.data) if self.data else np.empty(0, dtype)
-        except ValueError:
-            raise self._refused("data is nested unevenly: nest it as the shape says, or send it flat") from None
-        if found.dtype.kind not in _KINDS[dtype.kind]:
-            raise self._refused(f"data holds other things than {self.datatype}: send only such")
-        if dtype.kind in "iu" and found.size:
-            limits: Any = np.iinfo(dtype)
-            least, most = limits.min, limits.max
-            if not least <= found.min() <= found.max() <= most:
-                raise self._refused(f"data has numbers outside {self.datatype}, {least} to {most}")
-        if found.size != math.prod(self.shape) or (found.ndim > 1 and found.shape != tuple(self.shape)):
-            raise self._refused(f"data has the shape {list(found.shape)}, not {self.shape}, which is what shape says")
-        if not np.isfinite(found).all():
-            raise self._refused("data has NaN or an infinity, which JSON does not know")
-        with np.errstate(over="ignore"):
-            array = found.astype(dtype)
-        if not np.isfinite(array).all():
-            raise self._refused(f"data has numbers too large for {self.datatype}: send smaller ones")
-        try:
-            return Tensor.of(self.name, array.reshape(self.shape))
-        except ValueError as fault:
-            raise self._refused(f"an array of the shape {self.shape} cannot be: {fault}") from None
-
-    def _refused(self, what: str) -> InvalidRequest:
-        return InvalidRequest(f"input {self.name!r}: {what}", param=self.name)
-
-
-_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
-
-
-class OutputTensor(Body):
-    name: str
-    parameters: NoParameters = None
-
-
-class InferBody(Body):
-    id: str = ""
-    inputs: Annotated[list[InputTensor], Field(min_length=1)]
-    outputs: list[OutputTensor] | None = None
-    parameters: NoParameters = None
-
-    def request(self) -> Request:
-        return Request(new_id("infer"), Features(tuple(each.tensor() for each in self.inputs)))
 
 
 class PredictBody(Body):

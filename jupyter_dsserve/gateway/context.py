@@ -9,6 +9,7 @@ from jupyter_dsserve.gateway.calls import Calls
 from jupyter_dsserve.gateway.connections import Connections
 from jupyter_dsserve.gateway.feed import Feed
 from jupyter_dsserve.gateway.tracing import Traces
+from jupyter_dsserve.gateway.v2.regions import Regions
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +24,4 @@ class Context:
     connections: Connections = field(default_factory=Connections)
     feed: Feed = field(default_factory=Feed)
     log_prompts: bool = False
+    regions: Regions = field(default_factory=Regions)

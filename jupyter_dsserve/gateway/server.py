@@ -25,7 +25,6 @@ from jupyter_dsserve.gateway import (
     openapi,
     road,
     rollout,
-    tensors,
     texts,
     traces,
 )
@@ -37,10 +36,15 @@ from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.gateway.handlers import UnknownPath
 from jupyter_dsserve.gateway.otlp import otlp_exporter
 from jupyter_dsserve.gateway.tracing import Traces
+from jupyter_dsserve.gateway.v2 import handlers as v2_handlers
+from jupyter_dsserve.gateway.v2 import inference as v2_inference
+from jupyter_dsserve.gateway.v2 import repository as v2_repository
+from jupyter_dsserve.gateway.v2 import shared_memory as v2_shared_memory
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict
 
-_FACES = (texts, tensors, openai, generate, control, ledger, road, rollout, apply, keys, metrics, openapi, traces)
+_V2 = (v2_handlers, v2_inference, v2_repository, v2_shared_memory)
+_FACES = (texts, *_V2, openai, generate, control, ledger, road, rollout, apply, keys, metrics, openapi, traces)
 ROUTES = [route for face in _FACES for route in face.ROUTES]
 
 
@@ -125,6 +129,7 @@ class Gateway:
         await asyncio.sleep(0)
         for listening in self._sockets:
             listening.close()
+        self.context.regions.close()
         self.data_dir.release()
 
     def hurry(self) -> None:

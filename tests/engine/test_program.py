@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -42,6 +43,21 @@ def answers(runner: ProgramRunner, *requests: Request) -> tuple[list[Chunk], int
 
 
 class TestExported:
+    def test_bfloat16_goes_in_and_out_as_its_own_bits(self, tmp_path: Path) -> None:
+        class Doubler(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x * 2
+
+        rows = {"x": {0: torch.export.Dim("rows")}}
+        path = save_exported(Doubler(), tmp_path / "m.pt2", (torch.ones(2, 3, dtype=torch.bfloat16),), rows)
+        runner = load(path)
+        assert runner.info.inputs == (TensorInfo("x", "BF16", (-1, 3)),)
+        x = np.array([[1.5, -0.25, 1e38]]).astype(ml_dtypes.bfloat16)
+        (chunk,), _ = answers(runner, request(x=x))
+        (output,) = chunk.tensors
+        assert (output.datatype, output.shape) == ("BF16", (1, 3))
+        assert (output.array() == x * 2).all()
+
     def test_it_says_what_it_takes_and_gives(self, scorer: ProgramRunner) -> None:
         assert scorer.info.inputs == (TensorInfo("x", "FP32", (-1, 4)), TensorInfo("ids", "INT64", (-1,)))
         assert scorer.info.outputs == (TensorInfo("score", "FP32", (-1, 3)), TensorInfo("label", "INT64", (-1,)))

@@ -15,9 +15,13 @@ from unittest.mock import AsyncMock, Mock
 
 import aiohttp
 import httpx
+import numpy as np
 import pytest
 from openai import AsyncOpenAI
 from tornado.web import HTTPError
+from tritonclient.http import InferInput
+from tritonclient.http.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.extension.handlers import ForwardHandler
@@ -45,6 +49,18 @@ async def test_the_openai_client_completes_with_jupyters_token(client: AsyncOpen
     assert raw.parse().choices[0].text == toy_text("hello", 7)
     assert raw.headers["X-DSServe-Version"] == "v1"
     assert [m.id async for m in client.models.list()] == ["demo"]
+
+
+async def test_raw_tensors_go_there_and_back_and_shared_memory_does_not(server: JupyterServer, through: Caller) -> None:
+    headers = {"Authorization": f"token {server.token}"}
+    prompt = InferInput("text_input", [1], "BYTES").set_data_from_numpy(np.array([b"hello"], object))
+    client = InferenceServerClient(f"{server.url.removeprefix('http://')}/dsserve")
+    async with client:
+        told = {"max_tokens": 7, "exclude_input_in_output": True}
+        found = await client.infer("demo", [prompt], parameters=told, headers=headers)
+        assert found.as_numpy("text_output").tolist() == [toy_text("hello", 7).encode()]
+        with pytest.raises(InferenceServerException, match="straight at its port"):
+            await client.register_system_shared_memory("r", "any", 8, headers=headers)
 
 
 async def test_it_streams_token_by_token(client: AsyncOpenAI, through: Caller) -> None:

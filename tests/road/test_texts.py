@@ -159,5 +159,12 @@ async def test_a_real_encoder_and_a_classifier_serve_beside_one_another(
     said = (await caller.post("/v1/classify", json={"model": "tiny", "input": "yes"})).json()
     assert said["data"][0]["num_classes"] == 2
     assert said["data"][0]["label"] in said["labels"] == ["bad", "good"]
+    text = {"name": "text_input", "shape": [1, 1], "datatype": "BYTES", "data": ["yes"]}
+    probs, label = (await caller.post("/v2/models/tiny/infer", json={"inputs": [text]})).json()["outputs"]
+    assert (probs["name"], probs["shape"]) == ("probs", [1, 2])
+    assert probs["data"] == pytest.approx(said["data"][0]["probs"], abs=1e-5)
+    assert (label["name"], label["data"]) == ("label", [said["data"][0]["label"]])
+    config = (await caller.get("/v2/models/tiny/config")).json()
+    assert [(t["data_type"], t["dims"]) for t in config["output"]] == [("TYPE_FP32", [-1, 2]), ("TYPE_STRING", [-1])]
     log = (await caller.get("/api/deployments/minilm/versions/v1/logs")).text
     assert "mean pooling, normalised" in log

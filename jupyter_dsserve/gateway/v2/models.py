@@ -3,7 +3,7 @@ it reads of the fleet."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,3 +100,42 @@ def _signature(version: Version) -> Signature:
     if not found.outputs or not found.inputs:
         raise Unavailable(f"{version.id} is {version.state.value}: what it takes is known once it is READY")
     return found
+
+
+def statistics(version: Version, at: float, now: float) -> Json:
+    """Triton's, as far as we have such figures: no times of inputs and outputs, no cache, no batch sizes. ``at`` is
+    seconds since the epoch, ``now`` monotonic seconds of the same moment."""
+    window, totals = version.window, version.window.totals
+    num_good = window.requests - window.errors
+    return {
+        "name": version.deployment,
+        "version": version.name,
+        "last_inference": 0 if totals.last_at is None else round(1000 * (at - (now - totals.last_at))),
+        "inference_count": num_good,
+        "execution_count": sum(replica.heartbeat.num_steps for replica in version.replicas),
+        "inference_stats": {
+            "success": _duration(num_good, totals.good_s),
+            "fail": _duration(window.errors, totals.failed_s),
+            "queue": _duration(window.requests, totals.queued_s.sum),
+            "compute_infer": _duration(num_good, totals.computed_s),
+        },
+        "batch_stats": [],
+    }
+
+
+def _duration(count: int, seconds: float) -> Json:
+    return {"count": count, "ns": round(1e9 * seconds)}
+
+
+def index(versions: Iterable[Version], *, only_ready: bool) -> list[Json]:
+    """What there is, loaded or not, as Triton's repository index says it."""
+    return [
+        {
+            "name": version.deployment,
+            "version": version.name,
+            "state": "READY" if version.can_answer else "UNAVAILABLE",
+            "reason": "" if version.can_answer else version.failure or version.state.value,
+        }
+        for version in versions
+        if version.can_answer or not only_ready
+    ]

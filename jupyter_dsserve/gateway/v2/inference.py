@@ -1,0 +1,204 @@
+"""``infer`` for every task, and Triton's ``generate`` and ``generate_stream``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+
+from jupyter_dsserve.fleet.fleet import Answering
+from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.gateway import answers
+from jupyter_dsserve.gateway.bodies import Priority
+from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
+from jupyter_dsserve.gateway.generate import PRIORITY_HEADER, collect, start
+from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
+from jupyter_dsserve.gateway.v2 import mapping
+from jupyter_dsserve.gateway.v2.handlers import MODEL, VERSION, OIPHandler
+from jupyter_dsserve.gateway.v2.mapping import TEXT_INPUT, Inference
+from jupyter_dsserve.gateway.v2.models import task_of
+from jupyter_dsserve.gateway.v2.peers import is_direct
+from jupyter_dsserve.gateway.v2.shapes import GenerateBody, Generated
+from jupyter_dsserve.gateway.v2.wire import HEADER_LENGTH, InferBody, Place, answered, read_infer, read_tensors
+from jupyter_dsserve.protocol.errors import Forbidden, InvalidRequest
+from jupyter_dsserve.protocol.request import Chunk
+from jupyter_dsserve.protocol.tensors import BYTES, ModelInfo, Tensor
+
+Json = dict[str, Any]
+
+
+class _Asking(OIPHandler):
+    """What calls of models share."""
+
+    async def ask(self, name: str, version: str, inference: Inference) -> tuple[Answering, ModelInfo]:
+        """The answers as they begin, and what the version that gives them says of itself."""
+        infos: list[ModelInfo] = []
+
+        def chosen(version: Version) -> None:
+            mapping.check_outputs(inference, version.info)
+            infos.append(version.info)
+
+        model = f"{name}@{version}" if version else name
+        answering = await start(self, model, inference.requests, task=inference.task, check=chosen)
+        return answering, infos[-1] if infos else ModelInfo()
+
+
+class Infer(_Asking):
+    """Bodies are JSON, with raw tensors after it or without; gzip and deflate are taken."""
+
+    @describes(
+        "Run a model on tensors.",
+        {200: answers.Inferred},
+        body=InferBody,
+        example={"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 1.0]}]},
+        headers={PRIORITY_HEADER: Priority},
+        errors=INFERENCE_ERRORS,
+    )
+    @until_caller_leaves
+    async def post(self, name: str, version: str = "") -> None:
+        self.check_model(name)
+        body, rest = read_infer(await self.raw_body(), self.request.headers.get(HEADER_LENGTH))
+        is_binary = body.is_binary
+        for output in body.outputs or ():
+            if place := output.place:
+                self._region(place)
+        tensors = read_tensors(body, rest, self._read)
+        task = task_of(self.fleet, name, version)
+        inference = mapping.requests(task, tensors, body.own_parameters, body.wanted)
+        if inference.is_stream:
+            raise InvalidRequest("stream is true, and this route answers once: ask generate_stream", param="stream")
+        answering, info = await self.ask(name, version, inference)
+        found = mapping.outputs(inference, await collect(answering.chunks), info)
+        head = {
+            "model_name": name,
+            "model_version": answering.version.name if answering.version else "",
+            "id": body.id or inference.requests[0].id,
+        }
+        answer, header_length = answered(head, found, body, is_binary, self._write)
+        if header_length is not None:
+            self.set_header("Content-Type", "application/octet-stream")
+            self.set_header(HEADER_LENGTH, str(header_length))
+        self.finish(answer)
+
+    def _region(self, place: Place) -> None:
+        """Raises `Forbidden` for callers from elsewhere, and what `Regions.check` does."""
+        connection: Any = self.request.connection
+        if not is_direct(connection.stream.socket, self.request.headers):
+            raise Forbidden("shared memory is for callers on this machine, straight at the gateway's port")
+        self.context.regions.check(self.owner, place.region, place.offset, place.num_bytes)
+
+    def _read(self, place: Place) -> bytes:
+        self._region(place)
+        return self.context.regions.read(self.owner, place.region, place.offset, place.num_bytes)
+
+    def _write(self, place: Place, data: bytes) -> None:
+        self.context.regions.write(self.owner, place.region, place.offset, data)
+
+
+class Generate(_Asking):
+    """Triton's generate extension, for the task ``generate``."""
+
+    @describes(
+        "Continue a text.",
+        {200: Generated},
+        body=GenerateBody,
+        example={"text_input": "Once", "parameters": {"max_tokens": 8, "temperature": 0}},
+        headers={PRIORITY_HEADER: Priority},
+        errors=INFERENCE_ERRORS,
+    )
+    @until_caller_leaves
+    async def post(self, name: str, version: str = "") -> None:
+        inference = self.inference(name, stream=False)
+        if inference.is_stream:
+            raise InvalidRequest("stream is true, and this route answers once: ask generate_stream", param="stream")
+        answering, _ = await self.ask(name, version, inference)
+        (whole,) = await collect(answering.chunks)
+        self.answer(_teller(name, answering, inference)(whole))
+
+    def inference(self, name: str, stream: bool) -> Inference:
+        """``stream`` is what holds unless the body says otherwise."""
+        self.check_model(name)
+        body = self.body(GenerateBody)
+        beside = body.model_extra or {}
+        if twice := beside.keys() & (body.parameters or {}).keys():
+            raise InvalidRequest(f"{min(twice)!r} stands in parameters and beside it: send it once", param=min(twice))
+        text = Tensor.of_bytes(TEXT_INPUT, [body.text_input.encode()])
+        return mapping.requests("generate", [text], {"stream": stream} | beside | (body.parameters or {}))
+
+
+class GenerateStream(Generate):
+    """Server-sent events. With ``stream`` false the whole answer is one."""
+
+    @describes(
+        "Continue a text, told as it comes.",
+        {200: Generated},
+        body=GenerateBody,
+        example={"text_input": "Once", "parameters": {"max_tokens": 8, "stream": True}},
+        events=Generated,
+        media="text/event-stream",
+        headers={PRIORITY_HEADER: Priority},
+        errors=INFERENCE_ERRORS,
+    )
+    @until_caller_leaves
+    async def post(self, name: str, version: str = "") -> None:
+        inference = self.inference(name, stream=True)
+        answering, _ = await self.ask(name, version, inference)
+        tell = _teller(name, answering, inference)
+        if not inference.is_stream:
+            (whole,) = await collect(answering.chunks)
+            self._begin()
+            self._send(tell(whole))
+            self.finish()
+            return
+        has_begun = False
+        async with aclosing(answering.chunks) as chunks:
+            async for _, chunk in chunks:
+                if not has_begun:
+                    if chunk.error and not chunk.text:
+                        raise chunk.error
+                    self._begin()
+                    has_begun = True
+                # A token may complete no character: nothing to tell then.
+                if chunk.text or chunk.logprobs or (chunk.finish_reason and not chunk.error):
+                    self._send(tell(chunk))
+                if chunk.error:
+                    self.fault = chunk.error
+                    self._send(self.error_body(chunk.error))
+                    break
+                if not chunk.finish_reason:
+                    await self.flush()
+        self.finish()
+
+    def _begin(self) -> None:
+        self.set_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.set_header("Cache-Control", "no-cache")
+        # Each token is a small packet of its own: it must not wait for the acknowledgement of the one before.
+        connection: Any = self.request.connection
+        connection.stream.set_nodelay(True)
+
+    def _send(self, data: Json) -> None:
+        self.write(b"data: %b\n\n" % orjson.dumps(data))
+
+
+def _teller(name: str, answering: Answering, inference: Inference) -> Callable[[Chunk], Json]:
+    """What makes an answer, or a piece of one, Triton's JSON: each output by its name."""
+    head = {"model_name": name, "model_version": answering.version.name if answering.version else ""}
+
+    def tell(chunk: Chunk) -> Json:
+        return head | {each.name: _value(each) for each in mapping.outputs(inference, [chunk], ModelInfo())}
+
+    return tell
+
+
+def _value(tensor: Tensor) -> Any:
+    found = [each.decode() for each in tensor.elements()] if tensor.datatype == BYTES else tensor.array().tolist()
+    return found[0]
+
+
+ROUTES: list[tuple[str, type[Handler]]] = [
+    (f"{model}/{verb}", handler)
+    for verb, handler in (("infer", Infer), ("generate", Generate), ("generate_stream", GenerateStream))
+    for model in (MODEL, VERSION)
+]

@@ -1,0 +1,77 @@
+"""Triton's repository extension: which models there are, and loading and unloading those that are registered."""
+
+from __future__ import annotations
+
+from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.gateway.bodies import B, read_body
+from jupyter_dsserve.gateway.describe import CHANGE_ERRORS, describes
+from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
+from jupyter_dsserve.gateway.v2 import models
+from jupyter_dsserve.gateway.v2.handlers import OIPHandler
+from jupyter_dsserve.gateway.v2.shapes import IndexBody, IndexEntry, LoadBody, UnloadBody
+from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest
+from jupyter_dsserve.protocol.records import VersionState
+
+
+class _Repository(OIPHandler):
+    async def body_or_none(self, kind: type[B]) -> B:
+        """Triton's clients send none where it would be empty."""
+        return read_body(kind, await self.raw_body() or b"{}")
+
+    def meant(self, name: str) -> Version:
+        """The version that is named, or the only one. Raises `NotFound`, `InvalidRequest` if there are several."""
+        deployment, pinned = models.named(name)
+        if pinned:
+            return self.fleet.version(deployment, pinned)
+        found = list(self.fleet.deployment(deployment).versions.values())
+        if len(found) != 1:
+            names = ", ".join(version.id for version in found)
+            raise InvalidRequest(f"model {name!r} has several versions: name one of {names}", param="name")
+        return found[0]
+
+
+class Index(_Repository):
+    """A key sees those that it may ask."""
+
+    @describes("Which models there are, loaded or not.", {200: list[IndexEntry]}, body=IndexBody)
+    async def post(self) -> None:
+        body = await self.body_or_none(IndexBody)
+        deployments = [d for d in self.fleet.deployments() if self.may_ask(d.name)]
+        versions = [version for deployment in deployments for version in deployment.versions.values()]
+        self.answer(models.index(versions, only_ready=body.ready))
+
+
+class Load(_Repository):
+    """Answers once the version is READY. It is loaded as it was registered; the route stays as it is."""
+
+    is_inference = False
+
+    @describes("Load a registered version.", {200: None}, body=LoadBody, errors=CHANGE_ERRORS)
+    @until_caller_leaves
+    async def post(self, name: str) -> None:
+        await self.body_or_none(LoadBody)
+        version = self.meant(name)
+        await self.fleet.load(version.deployment, version.name)
+        if await version.settled() is not VersionState.READY:
+            raise Conflict(f"{version.id} is {version.state.value}: {version.failure or 'it was unloaded meanwhile'}")
+        self.finish()
+
+
+class Unload(_Repository):
+    """Answers once it takes no more requests; what runs is finished after that."""
+
+    is_inference = False
+
+    @describes("Drain a version and end its workers.", {200: None}, body=UnloadBody, errors=CHANGE_ERRORS)
+    async def post(self, name: str) -> None:
+        await self.body_or_none(UnloadBody)
+        version = self.meant(name)
+        await self.fleet.unload(version.deployment, version.name)
+        self.finish()
+
+
+ROUTES: list[tuple[str, type[Handler]]] = [
+    (r"/v2/repository/index", Index),
+    (r"/v2/repository/models/([^/]+)/load", Load),
+    (r"/v2/repository/models/([^/]+)/unload", Unload),
+]
