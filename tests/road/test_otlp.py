@@ -188,5 +188,7 @@ async def test_an_endpoint_that_is_none_is_refused(endpoint: str) -> None:
         otlp_exporter(endpoint, None)
 
 
-async def test_nothing_is_sent_unless_somebody_says_where() -> None:
+async def test_nothing_is_sent_unless_somebody_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
     assert otlp_exporter("", 0.5) is None
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    assert otlp_exporter("http://127.0.0.1:4317", 0.5) is None
