@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.engine.tiny_encoders import MINILM
 from tests.support import JupyterServer
 
 FOLDER = Path(__file__).parent.parent.parent / "notebooks"
@@ -26,10 +28,17 @@ def server(tmp_path: Path) -> JupyterServer:
     return JupyterServer(tmp_path / "home", base_url="/user/ann/")
 
 
-async def executed(name: str, server: JupyterServer) -> list[nbformat.NotebookNode]:
-    """Its code cells. Raises what a cell raises."""
+async def executed(
+    name: str, server: JupyterServer, changes: Mapping[str, str] | None = None
+) -> list[nbformat.NotebookNode]:
+    """Its code cells; ``changes`` of what stands in them. Raises what a cell raises."""
     notebook = nbformat.read(FOLDER / name, as_version=4)
-    hub = {"JUPYTERHUB_SERVICE_URL": f"{server.url}/", "JUPYTERHUB_API_TOKEN": server.token}
+    for before, after in (changes or {}).items():
+        assert any(before in cell.source for cell in notebook.cells)
+        for cell in notebook.cells:
+            cell.source = cell.source.replace(before, after)
+    hub = {"JUPYTER_DATA_DIR": str(server.home / "data")}
+    hub |= {"JUPYTERHUB_SERVICE_URL": f"{server.url}/", "JUPYTERHUB_API_TOKEN": server.token}
     client = NotebookClient(notebook, timeout=120)
     await client.async_execute(env={**os.environ, **hub})
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -79,6 +88,49 @@ async def test_gray_release(server: JupyterServer) -> None:
     ends = re.findall(r"rollout_(rolled_back|promoted) (v\d)", history)
     assert ends == [("rolled_back", "v2"), ("rolled_back", "v3"), ("promoted", "v4")]
     assert took_s < 90, "it is to take half a minute; a busy machine has three times as long"
+
+
+async def test_embeddings(server: JupyterServer) -> None:
+    """With the encoder that a package brings: what is on the hub, a test cannot count on."""
+    with server:
+        changes = {"sentence-transformers/all-MiniLM-L6-v2": MINILM}
+        said = [outputs(cell) for cell in await executed("04_embeddings.ipynb", server, changes)]
+    assert "search@v1: READY" in said[1]
+    assert said[2] == "17"
+    assert said[3] == "(17, 384)"
+    answers = re.findall(r"^\S.*\n   \d\.\d\d  (.*)$", said[4], re.MULTILINE)
+    assert answers == [
+        "A restore took forty minutes last time.",
+        "The on-call phone changes hands on Mondays.",
+        "A new version first gets a tenth of the traffic.",
+    ]
+
+
+async def test_call_from_an_app(server: JupyterServer) -> None:
+    with server:
+        said = [outputs(cell) for cell in await executed("05_call_from_an_app.ipynb", server)]
+    keys, first, limited, refused, another, revoked = said[1], *said[2:7]
+    assert "5 at once" in keys
+    assert "dsk_" not in "".join(said), "a key stands in the notebook"
+    assert re.fullmatch(r"(v1 '.*'\n){2}\n", first)
+    assert 1 <= len(re.findall(r"^v1 ", limited, re.MULTILINE)) <= 6
+    assert re.search(r"^429 .*again in \d+ s\)$", limited, re.MULTILINE)
+    assert [line.split()[0] for line in refused.splitlines()] == ["Forbidden", "Forbidden", "NotFound"]
+    assert "demo@v1" in another
+    assert revoked.strip().splitlines()[-1].startswith("401 ")
+
+
+async def test_serve_what_you_trained(server: JupyterServer) -> None:
+    with server:
+        said = [outputs(cell) for cell in await executed("06_serve_what_you_trained.ipynb", server)]
+        losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", said[1])]
+        assert losses[-1] < losses[0] / 2
+        assert "this kernel still holds its own copy" in said[2]
+        assert "assistant@v2: READY" in said[2]
+        assert "as in the kernel: True" in said[3]
+        assert "v2 beside v1: PROMOTED" in said[4]
+        assert "House style" in said[5]
+        assert list((server.data_dir / "saved").glob("*/*")) == [], "what was saved outlives its version"
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.name)
