@@ -3,16 +3,32 @@
  * docs/architecture.md. No I/O of its own: `IDoor` sends.
  */
 
-import { IGatewayStatus, IStatus, IVersionStats } from './records';
+import {
+  ICreatedKey,
+  IGatewayStatus,
+  ILedger,
+  IStatus,
+  IVersionStats
+} from './records';
 
 /** Sends to the Jupyter server, below its `/dsserve/`. */
 export interface IDoor {
-  /** The answer's JSON. Rejects with an Error whose message is the server's. */
-  send(method: string, path: string, body?: object): Promise<unknown>;
+  /**
+   * The answer's JSON. Rejects with an Error whose message is the server's, or
+   * says that nothing came within `patienceMs` (no limit unless told).
+   */
+  send(
+    method: string,
+    path: string,
+    body?: object,
+    patienceMs?: number
+  ): Promise<unknown>;
   /** The answer's lines as they come, until it ends or `signal` aborts. */
   lines(path: string, signal: AbortSignal): AsyncIterable<string>;
 }
 
+/** A look that takes longer is given up: one that hangs would show what is old for ever. */
+const LOOK_MS = 5000;
 /** How long the next second of numbers may take. */
 const EVENTS_MS = 1500;
 
@@ -22,11 +38,11 @@ export class Api {
   // ---- looking: starts nothing
 
   async gateway(): Promise<IGatewayStatus> {
-    return (await this._door.send('GET', 'gateway')) as IGatewayStatus;
+    return (await this._look('gateway')) as IGatewayStatus;
   }
 
   async status(): Promise<IStatus> {
-    return (await this._door.send('GET', 'api/status')) as IStatus;
+    return (await this._look('api/status')) as IStatus;
   }
 
   /**
@@ -64,6 +80,10 @@ export class Api {
     return found;
   }
 
+  async ledger(): Promise<ILedger> {
+    return (await this._look('api/ledger')) as ILedger;
+  }
+
   /** The last lines of each worker's output, by its id. */
   async logs(
     name: string,
@@ -74,6 +94,10 @@ export class Api {
     return (await this._door.send('GET', path)) as Record<string, string[]>;
   }
 
+  private _look(path: string): Promise<unknown> {
+    return this._door.send('GET', path, undefined, LOOK_MS);
+  }
+
   // ---- changing: starts the gateway if need be
 
   /** Start the gateway and wait until it answers. */
@@ -81,8 +105,14 @@ export class Api {
     await this._door.send('POST', 'gateway');
   }
 
-  async load(name: string, version: string): Promise<void> {
-    await this._door.send('POST', `${versionPath(name, version)}/load`);
+  /**
+   * Load a version that is registered; with a `body` (name, version, model, …)
+   * one that is new. It is not READY yet when this ends.
+   */
+  async load(name: string, version: string, body?: object): Promise<void> {
+    await (body
+      ? this._door.send('POST', 'api/deployments', body)
+      : this._door.send('POST', `${versionPath(name, version)}/load`));
   }
 
   async unload(name: string, version: string): Promise<void> {
@@ -95,6 +125,30 @@ export class Api {
 
   async activate(name: string, version: string): Promise<void> {
     await this._door.send('POST', `${path(name)}/activate`, { version });
+  }
+
+  /** Shares in percent that sum to 100; refused if another changed them since `revision`. */
+  async route(
+    name: string,
+    weights: ReadonlyMap<string, number>,
+    revision?: number
+  ): Promise<void> {
+    const body = { weights: Object.fromEntries(weights), revision };
+    await this._door.send('PUT', `${path(name)}/route`, body);
+  }
+
+  /** `spec` says the candidate, its steps, and how long each takes at least. */
+  async rollout(name: string, spec: object): Promise<void> {
+    await this._door.send('POST', `${path(name)}/rollout`, spec);
+  }
+
+  async scale(name: string, version: string, replicas: number): Promise<void> {
+    const body = { replicas };
+    await this._door.send('POST', `${versionPath(name, version)}/scale`, body);
+  }
+
+  async key(spec: object): Promise<ICreatedKey> {
+    return (await this._door.send('POST', 'api/keys', spec)) as ICreatedKey;
   }
 
   /** Back to the weights before the last change; ends a rollout. */

@@ -6,6 +6,7 @@ import { Menu } from '@lumino/widgets';
 import * as React from 'react';
 
 import { DEPLOYMENT_MENU, ID, VERSION_MENU } from './ids';
+import { IMemoryView } from './memory';
 import { Model } from './model';
 import { sparkPath } from './series';
 import {
@@ -56,7 +57,7 @@ function Content({ model, commands }: IProps): JSX.Element {
       {gatewayText && <p>{gatewayText}</p>}
       {isRunning && !deployments.length && (
         <p>
-          Nothing is served yet. In a notebook:{' '}
+          Nothing is served yet. Load a model here, or in a notebook:{' '}
           <code>%dsserve load NAME --model MODEL</code>
         </p>
       )}
@@ -71,8 +72,10 @@ function Content({ model, commands }: IProps): JSX.Element {
         {!isRunning && gateway.state !== 'STARTING' && (
           <button onClick={run(ID.start)}>Start the gateway</button>
         )}
+        <button onClick={run(ID.loadNew)}>Load a model…</button>
         <button onClick={run(ID.newNotebook)}>New serving notebook</button>
       </div>
+      {isRunning && <Memory model={model} />}
       <Notices model={model} />
     </>
   );
@@ -196,6 +199,68 @@ function Sparkline({ version: v }: { version: IVersionView }): JSX.Element {
       <title>{label}</title>
       <path d={path} stroke={v.colour} />
     </svg>
+  );
+}
+
+/** Folded, until somebody wants to see it: then it is asked for. */
+function Memory({ model }: { model: Model }): JSX.Element {
+  return (
+    <details
+      className="jp-DSServe-memory"
+      onToggle={event => {
+        model.wantsMemory = event.currentTarget.open;
+      }}
+    >
+      <summary>Memory</summary>
+      {model.memory && <Devices {...model.memory} />}
+    </details>
+  );
+}
+
+function Devices({ devices, waits }: IMemoryView): JSX.Element {
+  return (
+    <>
+      {devices.map(({ id, text, pieces }) => (
+        <section key={id} aria-label={`Memory of ${id}`}>
+          <div>
+            <strong>{id}</strong> {text}
+          </div>
+          <div
+            className="jp-DSServe-traffic jp-mod-memory"
+            role="img"
+            aria-label={pieces.map(piece => piece.text).join(', ') || 'free'}
+          >
+            {pieces.map(piece => (
+              <div
+                key={piece.text}
+                title={piece.text}
+                style={{
+                  width: `${piece.share}%`,
+                  background: piece.colour || 'var(--jp-border-color0)'
+                }}
+              />
+            ))}
+          </div>
+          <ul>
+            {pieces.map(piece => (
+              <li key={piece.text}>
+                <span
+                  className="jp-DSServe-swatch"
+                  style={{
+                    background: piece.colour || 'var(--jp-border-color0)'
+                  }}
+                  aria-hidden
+                />
+                <span>{piece.text}</span>
+              </li>
+            ))}
+          </ul>
+        </section>
+      ))}
+      {waits.map(wait => (
+        <p key={wait}>◐ {wait}</p>
+      ))}
+    </>
   );
 }
 

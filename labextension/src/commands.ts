@@ -4,6 +4,7 @@ import { JupyterFrontEnd } from '@jupyterlab/application';
 import {
   Clipboard,
   Dialog,
+  InputDialog,
   MainAreaWidget,
   Notification,
   showDialog,
@@ -13,8 +14,20 @@ import { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import { Widget } from '@lumino/widgets';
 
 import { Board } from './board';
+import {
+  KEY_FIELDS,
+  keyBody,
+  loadBody,
+  loadFields,
+  ROLLOUT_FIELDS,
+  rolloutBody,
+  sharesOf,
+  Values
+} from './fields';
+import { askFor, Form, Shares } from './forms';
 import { serveIcon } from './icons';
 import { ID, SIDEBAR } from './ids';
+import { LogView } from './logs';
 import { Model } from './model';
 import { Task } from './records';
 import {
@@ -129,19 +142,121 @@ export function addCommands(
     }
   });
 
-  commands.addCommand(ID.logs, {
-    label: 'Show Logs',
+  commands.addCommand(ID.loadNew, {
+    label: args =>
+      args.name ? 'Load Another Version…' : 'Load a Model…',
+    execute: async args => {
+      const { name } = target(args);
+      const isLoading = await askFor<Values>({
+        title: 'Load a model',
+        accept: 'Load',
+        body: (given, refusal) => new Form(loadFields(name), given, refusal),
+        act: values => {
+          const known = model.deployment(values.name.trim())?.versions ?? [];
+          const body = loadBody(values, known);
+          return api.load(body.name, body.version, body);
+        }
+      });
+      if (isLoading) {
+        void commands.execute(ID.show); // where it is seen
+      }
+      model.refresh();
+    }
+  });
+
+  commands.addCommand(ID.route, {
+    label: 'Set Traffic…',
+    isEnabled: args => !!model.deployment(target(args).name)?.canRoute,
+    execute: async args => {
+      const { name } = target(args);
+      const deployment = model.deployment(name);
+      if (!deployment) {
+        return;
+      }
+      await askFor<ReadonlyMap<string, number>>({
+        title: `Traffic of ${name}`,
+        accept: 'Set',
+        body: (given, refusal) =>
+          new Shares(given ?? sharesOf(deployment), refusal),
+        act: shares => api.route(name, shares, deployment.revision)
+      });
+      model.refresh();
+    }
+  });
+
+  commands.addCommand(ID.rollout, {
+    label: 'Roll Out Step by Step…',
+    isEnabled: args => !!model.version(target(args).model)?.canRollOut,
     execute: async args => {
       const { name, version, model: id } = target(args);
-      await tell(
-        api.logs(name, version).then(logs => {
-          void showDialog({
-            title: `Logs of ${id}`,
-            body: new Log(logs),
-            buttons: [Dialog.okButton({ label: 'Close' })]
-          });
-        })
-      );
+      await askFor<Values>({
+        title: `Roll out ${id}`,
+        accept: 'Roll Out',
+        body: (given, refusal) => new Form(ROLLOUT_FIELDS, given, refusal),
+        act: values => api.rollout(name, rolloutBody(version, values))
+      });
+      model.refresh();
+    }
+  });
+
+  commands.addCommand(ID.scale, {
+    label: 'Number of Workers…',
+    isEnabled: args => !!model.version(target(args).model)?.canUnload,
+    execute: async args => {
+      const { name, version, model: id } = target(args);
+      const answer = await InputDialog.getNumber({
+        title: `Workers of ${id}`,
+        value: model.version(id)?.numReplicas ?? 1
+      });
+      if (answer.button.accept && answer.value !== null) {
+        await tell(api.scale(name, version, answer.value));
+      }
+    }
+  });
+
+  commands.addCommand(ID.key, {
+    label: 'Create an API Key for Model Serving…',
+    execute: async () => {
+      let key = '';
+      const isMade = await askFor<Values>({
+        title: 'Create an API key',
+        accept: 'Create',
+        body: (given, refusal) => new Form(KEY_FIELDS, given, refusal),
+        act: async values => {
+          key = (await api.key(keyBody(values))).key;
+        }
+      });
+      if (isMade) {
+        const answer = await showDialog({
+          title: 'The key is shown only now',
+          body: key,
+          buttons: [
+            Dialog.cancelButton({ label: 'Close' }),
+            Dialog.okButton({ label: 'Copy' })
+          ]
+        });
+        if (answer.button.accept) {
+          Clipboard.copyToSystem(key);
+        }
+      }
+    }
+  });
+
+  commands.addCommand(ID.logs, {
+    label: 'Show Logs',
+    execute: args => {
+      const { name, version, model: id } = target(args);
+      const widgetId = `jupyter-dsserve-logs-${id}`;
+      if (![...shell.widgets('main')].some(each => each.id === widgetId)) {
+        const content = new LogView(api, name, version);
+        const panel = new MainAreaWidget({ content });
+        panel.id = widgetId;
+        panel.title.label = `Logs of ${id}`;
+        panel.title.icon = serveIcon;
+        panel.title.closable = true;
+        shell.add(panel, 'main');
+      }
+      shell.activateById(widgetId);
     }
   });
 
@@ -239,17 +354,4 @@ export function addCommands(
       await commands.execute('docmanager:open', { path: made.path });
     }
   });
-}
-
-/** Workers' output, in a dialog. */
-class Log extends Widget {
-  constructor(logs: Record<string, string[]>) {
-    const node = document.createElement('pre');
-    node.className = 'jp-DSServe-log';
-    node.tabIndex = 0; // to scroll with the keyboard
-    node.textContent = Object.entries(logs)
-      .map(([worker, lines]) => `${worker}\n${lines.join('\n')}`)
-      .join('\n\n');
-    super({ node });
-  }
 }

@@ -10,7 +10,12 @@ export const ID = {
   newNotebook: 'dsserve:new-notebook',
   load: 'dsserve:load',
   unload: 'dsserve:unload',
+  loadNew: 'dsserve:load-new',
   activate: 'dsserve:activate',
+  route: 'dsserve:route',
+  rollout: 'dsserve:rollout',
+  scale: 'dsserve:scale',
+  key: 'dsserve:key',
   delete: 'dsserve:delete',
   logs: 'dsserve:logs',
   pause: 'dsserve:pause',
@@ -25,10 +30,12 @@ export const ID = {
 
 /** In the menu of a version, and of a deployment. */
 export const VERSION_MENU: readonly string[] = [
-  ...[ID.activate, ID.load, ID.unload, ID.logs, ID.delete, ''],
+  ...[ID.activate, ID.load, ID.unload, ID.rollout, ID.scale, ''],
+  ...[ID.logs, ID.delete, ''],
   ...[ID.copyUrl, ID.copyCurl, ID.copyPython, ID.insertCell]
 ];
 export const DEPLOYMENT_MENU: readonly string[] = [
+  ...[ID.loadNew, ID.route, ''],
   ...[ID.pause, ID.resume, ID.promote, ID.rollback, ''],
   ...[ID.copyUrl, ID.copyCurl, ID.copyPython, ID.insertCell]
 ];

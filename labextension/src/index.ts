@@ -25,6 +25,14 @@ import { Model } from './model';
 import { JupyterDoor } from './server';
 import { StatusItem } from './statusbar';
 
+const PALETTE = [
+  ID.open,
+  ID.show,
+  ID.loadNew,
+  ID.newNotebook,
+  ID.start,
+  ID.key
+];
 const PLUGIN = 'jupyter-dsserve:plugin';
 
 interface ISettings {
@@ -64,7 +72,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
     restorer?.add(sidebar, SIDEBAR);
     void restorer?.restore(boards, { command: ID.open, name: () => 'main' });
 
-    for (const command of [ID.open, ID.show, ID.newNotebook, ID.start]) {
+    for (const command of PALETTE) {
       palette?.addItem({ command, category: 'Model Serving' });
     }
     const args = { isLauncher: true };

@@ -4,6 +4,7 @@ import { Poll } from '@lumino/polling';
 import { ISignal, Signal } from '@lumino/signaling';
 
 import { Api } from './api';
+import { IMemoryView, memoryView } from './memory';
 import { INotice, ISeen, notices } from './notices';
 import { IGatewayStatus } from './records';
 import { Series } from './series';
@@ -42,6 +43,19 @@ export class Model {
   /** Why the server could not be asked; empty if it could. */
   get fault(): string {
     return this._fault;
+  }
+
+  /** Who holds the memory; null while nobody wants to see it. */
+  get memory(): IMemoryView | null {
+    return this._memory;
+  }
+
+  /** Whether each look is at the memory too. */
+  set wantsMemory(wants: boolean) {
+    if (wants !== this._wantsMemory) {
+      this._wantsMemory = wants;
+      this.refresh();
+    }
   }
 
   deployment(name: string): IDeploymentView | undefined {
@@ -83,10 +97,13 @@ export class Model {
       const gateway = await this.api.gateway();
       const isRunning = gateway.state === 'RUNNING';
       const status = isRunning ? await this.api.status() : null;
+      const ledger =
+        isRunning && this._wantsMemory ? await this.api.ledger() : null;
       if (!isLast()) {
         return;
       }
       this._fault = '';
+      this._memory = ledger && memoryView(ledger);
       this._see({ gateway, status });
       const ids = this._view.deployments
         .flatMap(each => each.versions)
@@ -131,6 +148,8 @@ export class Model {
   private _seen: ISeen | null = null;
   private _view: IView;
   private _fault = '';
+  private _memory: IMemoryView | null = null;
+  private _wantsMemory = false;
   private _seenAt = 0;
   private _turn = 0;
 }

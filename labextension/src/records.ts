@@ -34,6 +34,8 @@ export interface IVersionStatus {
   /** Why it is FAILED, or what it waits for while it is QUEUED. */
   reason: string;
   replicas: IReplicaStatus[];
+  /** That are wanted. */
+  num_replicas?: number;
   /** Its share of the traffic, in percent. */
   weight: number;
   spec: { model: string; task?: Task };
@@ -52,6 +54,8 @@ export interface IRollout {
 
 export interface IDeploymentStatus {
   name: string;
+  /** Of the route: grows with each change. */
+  revision?: number;
   /** The version an activation waits for, or empty. */
   activating: string;
   versions: IVersionStatus[];
@@ -81,4 +85,25 @@ export interface IVersionStats {
   requests: number;
   /** Null while nothing was answered. */
   p95_s: number | null;
+}
+
+/** Who holds the memory of every device, and who waits for it. */
+export interface ILedger {
+  devices: {
+    id: string;
+    /** The most that may be held; what can be had of it now; all there is. */
+    capacity_bytes: number;
+    free_bytes: number;
+    device_bytes: number;
+    held: { owner: string; replica: string; bytes: number }[];
+    others: { owner: string; bytes: number }[];
+  }[];
+  waiting: { replica: string; priority: string; reason: string }[];
+}
+
+/** A key that was just made. */
+export interface ICreatedKey {
+  /** Told this once. */
+  key: string;
+  record: { id: string; name: string };
 }

@@ -8,12 +8,29 @@ import { IDoor } from './api';
 export class JupyterDoor implements IDoor {
   constructor(private readonly _settings: ServerConnection.ISettings) {}
 
-  async send(method: string, path: string, body?: object): Promise<unknown> {
-    const response = await this._request(path, {
-      method,
-      body: body && JSON.stringify(body)
-    });
-    return response.json();
+  async send(
+    method: string,
+    path: string,
+    body?: object,
+    patienceMs?: number
+  ): Promise<unknown> {
+    const signal = patienceMs ? AbortSignal.timeout(patienceMs) : null;
+    try {
+      const response = await this._request(path, {
+        method,
+        body: body && JSON.stringify(body),
+        signal
+      });
+      return await response.json();
+    } catch (fault) {
+      if (signal?.aborted) {
+        const s = (patienceMs ?? 0) / 1000;
+        throw new Error(
+          `no answer within ${s} s: what is shown is what was said last`
+        );
+      }
+      throw fault;
+    }
   }
 
   async *lines(path: string, signal: AbortSignal): AsyncIterable<string> {

@@ -37,6 +37,10 @@ export interface IVersionView {
   canLoad: boolean;
   canUnload: boolean;
   canActivate: boolean;
+  /** A rollout can compare it with the one version that has traffic. */
+  canRollOut: boolean;
+  /** Workers that are wanted. */
+  numReplicas: number;
 }
 
 export interface IDeploymentView {
@@ -52,6 +56,9 @@ export interface IDeploymentView {
   canResume: boolean;
   canPromote: boolean;
   canRollback: boolean;
+  /** Two versions can take traffic, and no rollout moves it. */
+  canRoute: boolean;
+  revision?: number;
   /** Of the version that has most of the traffic. */
   task: Task;
   versions: IVersionView[];
@@ -104,7 +111,11 @@ function deploymentView(
   series: Series,
   seenAt: number
 ): IDeploymentView {
-  const versions = deployment.versions.map(v => versionView(v, series));
+  const isRunning = RUNNING.includes(deployment.rollout?.state ?? '');
+  const versions = deployment.versions.map(v => ({
+    ...versionView(v, series),
+    canRollOut: canRollOut(deployment, v)
+  }));
   const shares = versions.filter(v => v.weight > 0);
   const byWeight = [...versions].sort((a, b) => b.weight - a.weight);
   const state = deployment.rollout?.state ?? '';
@@ -123,9 +134,22 @@ function deploymentView(
     canResume: state === 'PAUSED',
     canPromote: state === 'PROGRESSING' || state === 'PAUSED',
     canRollback: deployment.rollout !== undefined, // else the gateway has no such verb
+    canRoute:
+      !isRunning && versions.filter(v => v.state === 'READY').length > 1,
+    revision: deployment.revision,
     task: byWeight[0]?.task ?? 'generate',
     versions
   };
+}
+
+function canRollOut(of: IDeploymentStatus, candidate: IVersionStatus): boolean {
+  const stable = of.versions.filter(v => v !== candidate && v.weight > 0);
+  return (
+    of.rollout !== undefined && // else the gateway has no such verb
+    !RUNNING.includes(of.rollout?.state ?? '') &&
+    candidate.state !== 'DRAINING' &&
+    stable.length === 1
+  );
 }
 
 function changeText(deployment: IDeploymentStatus): string {
@@ -141,6 +165,7 @@ function changeText(deployment: IDeploymentStatus): string {
   return `rollout${of} ${rollout.state}${why}`;
 }
 
+const RUNNING = ['PROGRESSING', 'PAUSED'];
 const SIGNS: Partial<Record<VersionState, string>> = {
   READY: '●',
   FAILED: '✕',
@@ -149,7 +174,10 @@ const SIGNS: Partial<Record<VersionState, string>> = {
 const LOADED = ['QUEUED', 'LOADING', 'WARMING', 'READY'];
 const COMING = ['LOADING', 'WARMING'];
 
-function versionView(status: IVersionStatus, series: Series): IVersionView {
+function versionView(
+  status: IVersionStatus,
+  series: Series
+): Omit<IVersionView, 'canRollOut'> {
   const { deployment, version, state, weight } = status;
   const id = `${deployment}@${version}`;
   const isLoaded = LOADED.includes(state);
@@ -172,7 +200,8 @@ function versionView(status: IVersionStatus, series: Series): IVersionView {
     points: series.points(id),
     canLoad: state === 'STOPPED' || state === 'FAILED',
     canUnload: isLoaded || state === 'FAILED',
-    canActivate: state !== 'DRAINING' && !(state === 'READY' && weight === 100)
+    canActivate: state !== 'DRAINING' && !(state === 'READY' && weight === 100),
+    numReplicas: status.num_replicas ?? 1
   };
 }
 

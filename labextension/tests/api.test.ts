@@ -49,7 +49,7 @@ function table(): Map<string, string> {
 }
 
 /** Not verbs: how the Jupyter server's gateway is, and its start. */
-const OF_THE_JUPYTER_SERVER = ['constructor', 'gateway', 'start'];
+const OF_THE_JUPYTER_SERVER = ['constructor', '_look', 'gateway', 'start'];
 
 const METHODS = Object.getOwnPropertyNames(Api.prototype).filter(
   name => !OF_THE_JUPYTER_SERVER.includes(name)
@@ -63,6 +63,8 @@ for (const verb of METHODS) {
     const api = new Api(door);
     if (verb === 'events') {
       await api.events([]);
+    } else if (verb === 'route') {
+      await api.route('NAME', new Map([['VERSION', 100]]));
     } else {
       const call = api[verb] as (name: string, v: string) => Promise<unknown>;
       await call.call(api, 'NAME', 'VERSION');
@@ -84,6 +86,20 @@ test('names are escaped in paths', async () => {
   const door = new FakeDoor();
   await new Api(door).load('a/b', 'v?1');
   assert.deepEqual(door.asked, ['POST /api/deployments/a%2Fb/versions/v%3F1/load']);
+});
+
+test('a new version is loaded with what was said of it', async () => {
+  const door = new FakeDoor();
+  const body = { name: 'demo', version: 'v2', model: 'toy:' };
+  await new Api(door).load('demo', 'v2', body);
+  assert.deepEqual(door.asked, ['POST /api/deployments']);
+  assert.deepEqual(door.bodies, [body]);
+});
+
+test('route sends the shares, and which route they are meant for', async () => {
+  const door = new FakeDoor();
+  await new Api(door).route('demo', new Map([['v1', 90], ['v2', 10]]), 3);
+  assert.deepEqual(door.bodies, [{ weights: { v1: 90, v2: 10 }, revision: 3 }]);
 });
 
 test('activate says which version', async () => {

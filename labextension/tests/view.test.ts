@@ -101,6 +101,29 @@ test('a deployment can be rolled back where the gateway knows of rollouts', () =
   assert.deepEqual(can({ rollout: { state: 'PROMOTED' } }), [false, false, false, true]);
 });
 
+test('a version can be rolled out beside the one that has the traffic', () => {
+  const can = (fields: Partial<IDeploymentStatus>, ...weights: number[]) =>
+    seen(
+      deployment(weights.map((weight, i) => version(`v${i + 1}`, { weight })), fields)
+    ).deployments[0].versions.map(v => v.canRollOut);
+  assert.deepEqual(can({ rollout: null }, 100, 0), [false, true]);
+  assert.deepEqual(can({ rollout: null }, 90, 10), [true, true]);
+  assert.deepEqual(can({ rollout: null }, 50, 50, 0), [true, true, false], 'beside which?');
+  assert.deepEqual(can({ rollout: { state: 'PAUSED' } }, 90, 10), [false, false]);
+  assert.deepEqual(can({ rollout: { state: 'PROMOTED' } }, 0, 100), [true, false]);
+  assert.deepEqual(can({}, 100, 0), [false, false], 'a gateway without rollouts');
+});
+
+test('traffic can be set where two can take it and no rollout moves it', () => {
+  const can = (second: Parameters<typeof version>[1], rollout: object | null = null) =>
+    seen(deployment([version('v1'), version('v2', second)], { rollout } as never))
+      .deployments[0].canRoute;
+  assert.ok(can({}));
+  assert.ok(!can({ state: 'STOPPED' }));
+  assert.ok(!can({}, { state: 'PROGRESSING' }));
+  assert.ok(can({}, { state: 'ROLLED_BACK' }));
+});
+
 test('a gateway that does not run is explained', () => {
   assert.match(view(gateway('OFF'), null, new Series()).gatewayText, /starts when/);
   const failed = view(gateway('FAILED', 'port taken'), null, new Series());

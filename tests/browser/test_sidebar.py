@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -255,12 +256,83 @@ def test_what_the_server_refuses_is_shown_in_its_words(page: Page) -> None:
     page.locator(".Toastify__toast").get_by_text("version 'v9' of demo does not exist: there are v1, v2, v3").wait_for()
 
 
-def test_the_logs_of_a_version_are_shown(page: Page) -> None:
+def test_the_logs_of_a_version_are_shown_beside_the_notebooks(page: Page) -> None:
     choose(page, "demo@v2", "Show Logs")
-    dialog = page.get_by_role("dialog")
-    dialog.get_by_text("Logs of demo@v2").wait_for()
-    assert "demo@v2#0" in (dialog.locator("pre").text_content() or "")
-    dialog.get_by_role("button", name="Close").click()
+    shown = page.get_by_role("log", name="Logs of demo@v2")
+    shown.filter(has_text="demo@v2#0").wait_for()
+    choose(page, "demo@v2", "Show Logs")
+    assert shown.count() == 1, "it is shown already"
+    run(page, "application:close")
+    shown.wait_for(state="detached")
+
+
+def dialog(page: Page) -> Locator:
+    return page.get_by_role("dialog")
+
+
+def accept(page: Page, label: str) -> None:
+    dialog(page).get_by_role("button", name=label, exact=True).click()
+
+
+def test_a_model_is_loaded_from_the_sidebar_and_what_is_refused_can_be_mended(lab: Lab, page: Page) -> None:
+    sidebar(page).get_by_role("button", name="Load a model…").click()
+    assert dialog(page).get_by_role("button", name="Load").is_disabled(), "it does not know what to load"
+    dialog(page).get_by_label("Deployment").fill("other")
+    dialog(page).get_by_label("Model").fill("/no/such/directory")
+    dialog(page).get_by_label("Note").fill("by hand")
+    accept(page, "Load")
+    dialog(page).get_by_role("alert").get_by_text("/no/such/directory").wait_for()
+    assert dialog(page).get_by_label("Note").input_value() == "by hand", "what was written is gone"
+    dialog(page).get_by_label("Model").fill("toy:bytes=200000000")
+    dialog(page).get_by_label("Priority").select_option("low")
+    accept(page, "Load")
+    loaded = sidebar(page).get_by_role("listitem", name="other@v1", exact=True)
+    loaded.get_by_text("READY").wait_for()
+    (found,) = lab.ask("GET", "/api/deployments/other/versions")
+    assert (found["note"], found["settings"]["priority"]) == ("by hand", "low")
+
+
+def test_the_number_of_workers_is_set(lab: Lab, page: Page) -> None:
+    choose(page, "other@v1", "Number of Workers…")
+    dialog(page).locator("input").fill("2")
+    accept(page, "Ok")
+    eventually(lambda: lab.ask("GET", "/api/deployments/other/versions/v1")["num_replicas"], lambda num: num == 2)
+
+
+def test_the_memory_is_shown_by_who_holds_it(page: Page) -> None:
+    sidebar(page).get_by_text("Memory", exact=True).click()
+    cpu = sidebar(page).get_by_role("region", name="Memory of cpu")
+    cpu.get_by_text("that may be held").wait_for()
+    cpu.get_by_role("listitem").get_by_text("other@v1#0 191 MiB").wait_for()
+
+
+def test_the_traffic_is_set_by_sliders_that_make_100(lab: Lab, page: Page) -> None:
+    lab.ask("POST", "/api/deployments/demo/versions/v1/load")
+    version(page, "v1").get_by_text("READY").wait_for()
+    choose(page, "demo", "Set Traffic…")
+    slider = dialog(page).get_by_role("slider", name="Percent of the traffic for v1")
+    slider.fill("30")
+    assert dialog(page).locator("output").all_text_contents() == ["30 %", "70 %"]
+    slider.press("ArrowRight")
+    accept(page, "Set")
+    eventually(lab.weights, lambda weights: weights == {"v1": 31, "v2": 69})
+    sidebar(page).get_by_role("img", name="Traffic: v1 31 %, v2 69 %").wait_for()
+
+
+def test_a_key_is_made_and_told_once(lab: Lab, page: Page) -> None:
+    run(page, "dsserve:key")
+    dialog(page).get_by_label("Name").fill("an app")
+    dialog(page).get_by_label("Deployments").fill("demo")
+    accept(page, "Create")
+    key = (dialog(page).get_by_text(re.compile("^dsk_")).text_content() or "").strip()
+    accept(page, "Copy")
+    assert copied(page) == key
+    url = f"{lab.ask('GET', '/gateway')['url']}/v1/completions"
+    for model, status in (("demo", 200), ("other", 404)):
+        body = {"model": model, "prompt": "hello", "max_tokens": 2}
+        answer = httpx.post(url, headers={"Authorization": f"Bearer {key}"}, json=body, trust_env=False)
+        assert answer.status_code == status, answer.text
+    lab.ask("DELETE", "/api/deployments/other")
 
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
@@ -268,12 +340,28 @@ def test_axe_finds_nothing_serious(page: Page, theme: str) -> None:
     dress(page, theme)
     # JupyterLab's body has no height and hides what overflows: axe would take the whole page for invisible.
     page.add_style_tag(content="body { height: 100vh }")
-    for place in ("#jupyter-dsserve-sidebar", ".jp-DSServe-statusItem"):
+    run(page, "dsserve:load-new")
+    for place in (".jp-Dialog-body", "#jupyter-dsserve-sidebar", ".jp-DSServe-statusItem"):
+        if place.startswith("#"):
+            dialog(page).get_by_role("button", name="Cancel").click()
+            dialog(page).wait_for(state="detached")
         found = Axe().run(page, context=place).response
-        assert {"button-name", "color-contrast"} <= {rule["id"] for rule in found["passes"]}, "it saw nothing"
+        seen = {"color-contrast", "label" if "Dialog" in place else "button-name"}
+        assert seen <= {rule["id"] for rule in found["passes"]}, "it saw nothing"
         serious = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
         said = {rule["id"]: [node["failureSummary"] for node in rule["nodes"]] for rule in serious}
         assert said == {}, f"{place} in {theme}"
+
+
+def test_a_gateway_that_hangs_is_told_and_so_is_its_return(lab: Lab, page: Page) -> None:
+    sidebar(page).get_by_text("Memory", exact=True).click()  # folded: it is asked no more
+    pid = lab.ask("GET", "/gateway")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        sidebar(page).get_by_role("alert").get_by_text("no answer within 5 s: what is shown is").wait_for()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    sidebar(page).get_by_role("alert").wait_for(state="detached")
 
 
 def test_the_launcher_makes_a_notebook_that_serves(page: Page) -> None:
@@ -313,8 +401,6 @@ def test_the_picture_of_the_readme(lab: Lab, page: Page, pictures: Pictures, tmp
     choose(page, "demo@v3", "Delete…")
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     version(page, "v3").wait_for(state="detached")
-    choose(page, "demo@v1", "Load")
-    version(page, "v1").get_by_text("READY").wait_for()
     lab.ask("PUT", "/api/deployments/demo/route", {"weights": {"v1": 75, "v2": 25}})
     end = time.monotonic() + (75 if pictures.keeps else 1)
     while time.monotonic() < end:
@@ -330,8 +416,10 @@ def test_the_picture_of_the_readme(lab: Lab, page: Page, pictures: Pictures, tmp
 
 def test_a_rollout_is_shown_paused_and_rolled_back(lab: Lab, page: Page) -> None:
     lab.ask("PUT", "/api/deployments/demo/route", {"weights": {"v1": 100}})
-    spec = {"candidate": "v2", "steps": [5, 100], "interval_s": 600}
-    lab.ask("POST", "/api/deployments/demo/rollout", spec)
+    choose(page, "demo@v2", "Roll Out Step by Step…")
+    dialog(page).get_by_label("Steps, in percent").fill("5, 100")
+    dialog(page).get_by_label("Seconds at each").fill("600")
+    accept(page, "Roll Out")
     change = sidebar(page).locator(".jp-DSServe-change")
     change.get_by_text("rollout of v2 PROGRESSING").wait_for()
     choose(page, "demo", "Pause Rollout")
