@@ -16,7 +16,7 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from jupyter_dsserve.fleet.limits import TokenBucket
+from jupyter_dsserve.fleet.limits import MovingWindow, Taken, TokenBucket
 from jupyter_dsserve.fleet.road import Numbered
 from jupyter_dsserve.fleet.router import estimated_tokens
 from jupyter_dsserve.protocol.errors import InvalidRequest, NotFound, TooManyRequests, Unauthorized
@@ -64,8 +64,7 @@ class Grant:
         self.key = key
         self.in_flight = 0
         self._calls = TokenBucket(key.rate, key.burst, now) if key.rate else None
-        per_s = key.tokens_per_min / _MINUTE_S
-        self._tokens = TokenBucket(per_s, key.tokens_per_min, now) if key.tokens_per_min else None
+        self._tokens = MovingWindow(key.tokens_per_min, _MINUTE_S) if key.tokens_per_min else None
 
     def may_ask(self, deployment: str) -> bool:
         return self.key.deployments is None or deployment in self.key.deployments
@@ -105,34 +104,32 @@ class Grant:
                 "lower max_tokens, or a shorter prompt",
                 param="max_tokens",
             )
-        if self._tokens and (wait_s := self._tokens.take(now, num_tokens)):
+        if self._tokens and (wait_s := self._tokens.wait_s(now, num_tokens)):
             raise TooManyRequests(
                 f"this key has {key.tokens_per_min} tokens a minute, and the call may take {num_tokens}: ask again in "
                 f"{wait_s:.1f} s, or with a lower max_tokens",
                 retry_after_s=math.ceil(wait_s),
             )
         if self._calls and (wait_s := self._calls.take(now)):
-            if self._tokens:
-                self._tokens.give_back(num_tokens)
             raise TooManyRequests(
                 f"this key takes {key.rate:g} calls a second and {self._calls.burst} at once: ask again in "
                 f"{wait_s:.1f} s",
                 retry_after_s=math.ceil(wait_s),
             )
         self.in_flight += 1
-        return Reservation(self, requests, num_tokens)
+        return Reservation(self, requests, self._tokens.take(now, num_tokens) if self._tokens else None)
 
-    def _end(self, reserved: int, used: int) -> None:
+    def _end(self, taken: Taken | None, used: int) -> None:
         self.in_flight -= 1
-        if self._tokens:
-            self._tokens.give_back(reserved - used)
+        if self._tokens and taken:
+            self._tokens.settle(taken, used)
 
 
 class Reservation:
     """A call's place among those of its key, and the tokens it may take. `settle` it, however the call ends."""
 
-    def __init__(self, grant: Grant, requests: Sequence[Request], num_tokens: int) -> None:
-        self._grant, self._requests, self._num_tokens = grant, requests, num_tokens
+    def __init__(self, grant: Grant, requests: Sequence[Request], taken: Taken | None) -> None:
+        self._grant, self._requests, self._taken = grant, requests, taken
         self._is_settled = self._has_begun = False
         self._came: dict[int, int] = defaultdict(int)  # tokens by answer
         self._said: dict[int, int] = {}  # those of its usage, by answer
@@ -158,7 +155,7 @@ class Reservation:
                 yield number, chunk
 
     def settle(self) -> None:
-        """What was reserved and not taken is free again; what was taken beyond is missing from the next minute.
+        """What was reserved and not used is free again; what was used beyond is missing until the minute has passed.
 
         An answer that did not say its usage (its caller left) counts with what came of it, and its prompt as estimated.
         A second time does nothing.
@@ -170,7 +167,7 @@ class Reservation:
         if self._has_begun:
             unsaid = [number for number in range(len(self._requests)) if number not in self._said]
             used += sum(estimated_tokens(self._requests[n])[0] + self._came[n] for n in unsaid)
-        self._grant._end(self._num_tokens, used)
+        self._grant._end(self._taken, used)
 
 
 class Keys:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from jupyter_dsserve.fleet.keys import Grant, Keys, StoredKey, new_key
+from jupyter_dsserve.fleet.keys import Grant, Keys, Reservation, StoredKey, new_key
 from jupyter_dsserve.protocol.errors import InvalidRequest, NotFound, TooManyRequests, Unauthorized
 from jupyter_dsserve.protocol.records import ApiKey
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, SamplingParams, Usage
@@ -107,7 +107,7 @@ def test_concurrency_counts_calls_that_run_and_a_settled_one_makes_room_once() -
 async def test_what_was_reserved_and_not_used_comes_back() -> None:
     limited = grant(tokens_per_min=100)
     call = limited.admit([asking(90)], 0.0)  # 10 + 90: all there is
-    with pytest.raises(TooManyRequests, match=r"100 tokens a minute, and the call may take 11: ask again in 6\.6 s"):
+    with pytest.raises(TooManyRequests, match=r"100 tokens a minute, and the call may take 11: ask again in 60\.0 s"):
         limited.admit([asking(1)], 0.0)
     done = Chunk("r", "a", 5, FinishReason.STOP, Usage(8, 12))
     assert [chunk async for _, chunk in call.counted(chunks(done))] == [done]
@@ -136,9 +136,39 @@ async def test_what_was_used_beyond_the_reservation_is_missing_from_the_next_min
     async for _ in call.counted(chunks(Chunk("r", "a", 1, FinishReason.STOP, Usage(100, 10)))):
         pass
     call.settle()
-    with pytest.raises(TooManyRequests, match=r"ask again in 61\.0 s"):
-        limited.admit([asking(1)], 0.0)
-    limited.admit([asking(1)], 61.0)
+    with pytest.raises(TooManyRequests, match=r"ask again in 59\.0 s"):
+        limited.admit([asking(1)], 1.0)
+    limited.admit([asking(1)], 60.0)
+
+
+@pytest.mark.parametrize(("limit", "num_tokens"), [("rate", 20), ("tokens_per_min", 200)])
+async def test_ten_times_a_keys_load_over_two_minutes_lets_through_what_the_limits_say(
+    limit: str, num_tokens: int
+) -> None:
+    """5 calls a second and 10,000 tokens a minute; each call uses four fifths of what it reserves, a second later."""
+    limited = grant(rate=5.0, burst=5, tokens_per_min=10_000)
+    step_s = 1 / 50 if limit == "rate" else num_tokens / (10 * 10_000 / 60)
+    let_in: list[tuple[float, int]] = []
+    running: list[tuple[float, Reservation, int]] = []
+    for number in range(round(120 / step_s)):
+        now = number * step_s
+        while running and running[0][0] <= now:
+            _, call, used = running.pop(0)
+            async for _ in call.counted(chunks(Chunk("r", "a", 1, FinishReason.STOP, Usage(0, used)))):
+                pass
+            call.settle()
+        try:
+            call = limited.admit([asking(round(num_tokens * 1.25) - 10)], now)
+        except TooManyRequests:
+            continue
+        running.append((now + 1, call, num_tokens))
+        let_in.append((now, num_tokens))
+    if limit == "rate":
+        assert len(let_in) == pytest.approx(5 * 120, rel=0.05)
+    else:
+        assert sum(num for _, num in let_in) == pytest.approx(10_000 * 2, rel=0.05)
+    for begun, _ in let_in:
+        assert sum(num for at, num in let_in if begun <= at < begun + 60) <= 10_000
 
 
 def test_a_call_that_never_began_costs_no_tokens() -> None:

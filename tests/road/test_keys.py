@@ -17,6 +17,7 @@ from openai import AsyncOpenAI, NotFoundError, RateLimitError
 
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
+from tests.bench.bench_limits import measure
 from tests.support import Caller, Command, until
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
@@ -374,3 +375,12 @@ async def test_a_caller_that_is_refused_hears_so_however_late_its_body_comes(
         assert length
         await reader.readexactly(int(length[1]))
     writer.close()
+
+
+@pytest.mark.long
+async def test_ten_times_a_keys_load_is_held_to_its_limits_and_another_keys_callers_do_not_feel_it() -> None:
+    found = await measure(120)
+    assert found.calls == pytest.approx(1, abs=0.05), found
+    assert found.tokens == pytest.approx(1, abs=0.05), found
+    assert found.failures == 0, found
+    assert found.p99_ratio < 1.5, found
