@@ -136,6 +136,10 @@ class DSServeApp(Command):
     # By name: who serves need not import the client that presses.
     subcommands = {
         "bench": ("jupyter_dsserve.gateway.bench.BenchApp", "Press a server and measure what it gives."),
+        "validate": (
+            "jupyter_dsserve.gateway.validate.ValidateApp",
+            "Try a candidate version by prompts, and against a baseline.",
+        ),
         "apply": ("jupyter_dsserve.notebook.commands.ApplyApp", "Make the fleet what a deployments file says."),
         "key": ("jupyter_dsserve.notebook.commands.KeyApp", "Make an API key for an app, list them, revoke one."),
         "monitoring": (

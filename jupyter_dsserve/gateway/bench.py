@@ -101,7 +101,7 @@ class BenchApp(Command):
         if len(words) > 1:
             self.quit(f"one model at a time, not {' and '.join(words)}; see jupyter dsserve bench --help")
         try:
-            plan, target = self._plan(), self._target(words[0] if words else "")
+            plan, target = self._plan(), target_of(self, self.url, self.key, words[0] if words else "")
             self._check_files()
             _allow_connections()
             with BenchBar() as bar:
@@ -118,17 +118,6 @@ class BenchApp(Command):
     def _plan(self) -> Plan:
         return Plan.read(**{each.name: getattr(self, each.name) for each in fields(Plan)})
 
-    def _target(self, model: str) -> Target:
-        """What --url names, or your own gateway; its key is found in either case."""
-        path = Path(self.dsserve_data_dir).expanduser()
-        held = holder(path)
-        own = held.url if held else ""
-        if not (self.url or own):
-            self.quit(f"no gateway runs on {path}: name a server with --url, or start jupyter dsserve")
-        target = Target.at(self.url or own, self.key, model)
-        is_own = bool(own) and target.url == Target.at(own).url
-        return Target(target.url, target.key or read_admin_key(path), model) if is_own else target
-
     def _check_files(self) -> None:
         """Before minutes are spent on what cannot be written."""
         for option, name in (("json", self.json), ("plot", self.plot)):
@@ -143,6 +132,18 @@ class BenchApp(Command):
                 report.figure().write_html(Path(self.plot).expanduser(), include_plotlyjs=True)
         except OSError as fault:
             self.quit(f"{fault.filename} cannot be written ({fault.strerror})")
+
+
+def target_of(command: Command, url: str, key: str, model: str) -> Target:
+    """What ``url`` names, or your own gateway; its key is found in either case."""
+    path = Path(command.dsserve_data_dir).expanduser()
+    held = holder(path)
+    own = held.url if held else ""
+    if not (url or own):
+        command.quit(f"no gateway runs on {path}: name a server with --url, or start jupyter dsserve")
+    target = Target.at(url or own, key, model)
+    is_own = bool(own) and target.url == Target.at(own).url
+    return Target(target.url, target.key or read_admin_key(path), model) if is_own else target
 
 
 def _allow_connections() -> None:
