@@ -42,12 +42,7 @@ async def test_it_ends_with_what_a_ci_job_wants_to_know(served: Command, data_di
     chat = {"name": "chat", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
     lines = [
         {"name": "good", "prompt": "hello", "max_tokens": 9, "expect": {"equals": toy_text("hello", 9)}},
-        {
-            "name": "chat",
-            "messages": [{"role": "user", "content": "hi"}],
-            "max_tokens": 9,
-            "expect": {"regex": "^[a-z ]+$"},
-        },
+        chat | {"expect": {"regex": "^[a-z ]+$"}},
     ]
     prompts, bad = tmp_path / "prompts.jsonl", tmp_path / "bad.jsonl"
     prompts.write_text("\n".join(map(json.dumps, lines)))
