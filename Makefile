@@ -49,6 +49,7 @@ bench: install
 	$(BIN)/python -m tests.bench.bench_load
 	$(BIN)/python -m tests.bench.bench_forward
 	$(BIN)/python -m tests.bench.bench_embed
+	$(BIN)/python -m tests.bench.bench_tensors
 
 clean:
 	rm -rf .venv build dist jupyter_dsserve/labextension labextension/build labextension/lib labextension/node_modules

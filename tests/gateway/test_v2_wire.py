@@ -86,6 +86,11 @@ def test_bytes_may_be_json_too() -> None:
         ([raw(size=2, datatype="BOOL")], b"\1\2", "input 'x': raw BOOL has bytes other"),
         ([raw(size=0, shape=(0, 2**31 - 1, 2**31 - 1, 2**31 - 1))], b"", "tensor 'x' cannot have the shape"),
         ([an_input(parameters={"shared_memory_region": "r"})], b"", "tensor 'x' has one of shared_memory_region"),
+        (
+            [an_input(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 2**30 + 1})],
+            b"",
+            "input 'x': the call's shared memory is over",
+        ),
         ([an_input("t", "BYTES", (2,), data=["a", 1])], b"", "input 't': data holds other things than BYTES"),
         ([an_input("t", "BYTES", (2,), data=["a"])], b"", "input 't': data has the shape \\[1\\]"),
         ([an_input("t", "BYTES", (2,), data=[["a"], "b"])], b"", "input 't': data is nested unevenly|other things"),

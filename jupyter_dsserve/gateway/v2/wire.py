@@ -24,6 +24,9 @@ Json = dict[str, Any]
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # as zlib numbers their formats
 
+# In shared memory, of a call: a message to a worker holds less than 2 GiB.
+MAX_SHARED_BYTES = 1 << 30
+
 Size = Annotated[int, Field(ge=0, lt=2**63)]
 RegionName = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -208,13 +211,16 @@ def read_infer(raw: bytes, header_length: str | None) -> tuple[InferBody, memory
 
 def read_tensors(body: InferBody, rest: memoryview, read: Read) -> list[Tensor]:
     """``rest`` are the raw tensors; ``read`` gives what lies in a region. Raises `InvalidRequest` naming the tensor."""
-    found, at = [], 0
+    found, at, num_shared = [], 0, 0
     for each in body.inputs:
         size = each.parameters.binary_data_size if each.parameters else None
         place = each.parameters.place(each.name) if each.parameters else None
         if [each.data is None, size is None, place is None].count(False) != 1:
             raise each.refused("send one of data, binary_data_size and shared_memory_region")
         if place:
+            num_shared += place.num_bytes
+            if num_shared > MAX_SHARED_BYTES:
+                raise each.refused(f"the call's shared memory is over {MAX_SHARED_BYTES} bytes: make several calls")
             found.append(each.raw(read(place)))
         elif size is None:
             found.append(each.tensor())
