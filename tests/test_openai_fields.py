@@ -10,9 +10,11 @@ import pytest
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import ChatCompletionMessageParam
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 
 from jupyter_dsserve.gateway.bodies import validated
 from jupyter_dsserve.gateway.openai_bodies import ChatBody, ChatMessage, CompletionBody, EmbeddingsBody
+from jupyter_dsserve.gateway.responses_bodies import ResponseBody
 from jupyter_dsserve.protocol.errors import InvalidRequest
 
 DOCS = (Path(__file__).parent.parent / "docs/openai.md").read_text()
@@ -25,18 +27,24 @@ ASKED: dict[str, tuple[Any, ...]] = {
         chat_create_params.CompletionCreateParamsNonStreaming,
         chat_create_params.CompletionCreateParamsStreaming,
     ),
+    "Responses": (
+        response_create_params.ResponseCreateParamsNonStreaming,
+        response_create_params.ResponseCreateParamsStreaming,
+    ),
     "Messages": get_args(ChatCompletionMessageParam),
     "Embeddings": (embedding_create_params.EmbeddingCreateParams,),
 }
 BODIES: dict[str, Any] = {
     "Completions": CompletionBody,
     "Chat completions": ChatBody,
+    "Responses": ResponseBody,
     "Messages": ChatMessage,
     "Embeddings": EmbeddingsBody,
 }
 LEAST: dict[str, Any] = {
     "Completions": {"model": "demo", "prompt": "x"},
     "Chat completions": {"model": "demo", "messages": [{"role": "user", "content": "x"}]},
+    "Responses": {"model": "demo", "input": "x"},
     "Messages": {"role": "assistant", "content": "x"},
     "Embeddings": {"model": "demo", "input": "x"},
 }

@@ -216,6 +216,34 @@ class ChatChunk(TypedDict):
     usage: NotRequired[TokenUsage | None]
 
 
+class ResponseError(TypedDict):
+    code: str
+    message: str
+
+
+class ResponseUsage(TypedDict):
+    input_tokens: int
+    input_tokens_details: dict[str, int]
+    output_tokens: int
+    output_tokens_details: dict[str, int]
+    total_tokens: int
+
+
+class ResponseAnswer(TypedDict):
+    """``output`` are messages and calls of functions; what was asked comes back too."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    completed_at: int | None
+    status: Literal["completed", "incomplete", "failed", "in_progress"]
+    error: ResponseError | None
+    incomplete_details: dict[str, str] | None
+    model: str
+    output: list[dict[str, Any]]
+    usage: ResponseUsage | None
+
+
 class OpenAIModel(TypedDict):
     id: str
     object: Literal["model"]

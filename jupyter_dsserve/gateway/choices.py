@@ -41,7 +41,7 @@ class ChatChoices:
                 {"id": reader.new_id(), "type": "function", "function": {"name": name, "arguments": arguments}}
                 for name, arguments in calls
             ]
-        choice = {"index": index, "message": message, "logprobs": _chat_logprobs(chunk)}
+        choice = {"index": index, "message": message, "logprobs": chat_logprobs(chunk)}
         return {**choice, "finish_reason": reader.finish_reason(chunk)}
 
     def opening(self, index: int) -> Json:
@@ -60,7 +60,7 @@ class ChatChoices:
             {"index": index, "delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas
         ]
         if choices:
-            choices[0]["logprobs"] = _chat_logprobs(chunk)
+            choices[0]["logprobs"] = chat_logprobs(chunk)
             choices[-1]["finish_reason"] = reason
         return choices
 
@@ -76,7 +76,7 @@ def _delta(piece: Piece, reader: Reader) -> Json:
     return {"tool_calls": [call]}
 
 
-def _chat_logprobs(chunk: Chunk) -> Json | None:
+def chat_logprobs(chunk: Chunk) -> Json | None:
     content = [_chat_logprob(one) | {"top_logprobs": [_chat_logprob(t) for t in one.top]} for one in chunk.logprobs]
     return {"content": content, "refusal": None} if content else None
 

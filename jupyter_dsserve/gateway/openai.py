@@ -181,7 +181,7 @@ async def _stream(
             if not has_begun:
                 if chunk.error and not chunk.text:
                     raise chunk.error
-                _begin_stream(handler)
+                begin_stream(handler)
                 if opening:
                     for each in range(len(call.requests.all)):
                         _send(handler, call.around([opening(each)]) | no_usage)
@@ -201,7 +201,7 @@ async def _stream(
     handler.finish("data: [DONE]\n\n")
 
 
-def _begin_stream(handler: Handler) -> None:
+def begin_stream(handler: Handler) -> None:
     handler.set_header("Content-Type", "text/event-stream; charset=utf-8")
     handler.set_header("Cache-Control", "no-cache")
     # Each token is a small packet of its own: it must not wait for the acknowledgement of the one before.

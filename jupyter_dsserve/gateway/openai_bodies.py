@@ -41,7 +41,7 @@ def no(why: str, remedy: str = "leave it out") -> WrapValidator:
     return WrapValidator(refusing)
 
 
-_functions_only = no("models here call functions only", 'send {"type": "function", ...}')
+functions_only = no("models here call functions only", 'send {"type": "function", ...}')
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenIdText = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # OpenAI's way: JSON has no other keys
@@ -261,7 +261,7 @@ class CallBody(Body):
     """A call that the model made earlier."""
 
     id: Annotated[str, Field(min_length=1)]
-    type: Annotated[Literal["function"], _functions_only]
+    type: Annotated[Literal["function"], functions_only]
     function: CalledFunction
 
     def call(self, at: str) -> ToolCall:
@@ -290,7 +290,7 @@ class FunctionBody(Body):
 
 
 class ToolBody(Body):
-    type: Annotated[Literal["function"], _functions_only]
+    type: Annotated[Literal["function"], functions_only]
     function: FunctionBody
 
 
@@ -299,7 +299,7 @@ class NamedFunction(Body):
 
 
 class NamedTool(Body):
-    type: Annotated[Literal["function"], _functions_only]
+    type: Annotated[Literal["function"], functions_only]
     function: NamedFunction
 
 
@@ -329,7 +329,10 @@ def tools_of(
             param="tool_choice",
         )
     told = [
-        {"type": "function", "function": function.model_dump(exclude_none=True, exclude={"strict"})}
+        {
+            "type": "function",
+            "function": function.model_dump(include={"name", "description", "parameters"}, exclude_none=True),
+        }
         for function in functions
     ]
     return Tools(json.dumps(told), tuple(name for name in required if name), is_parallel is not False)

@@ -23,6 +23,7 @@ from jupyter_dsserve.gateway import (
     metrics,
     openai,
     openapi,
+    responses,
     road,
     rollout,
     texts,
@@ -44,7 +45,8 @@ from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict
 
 _V2 = (v2_handlers, v2_inference, v2_repository, v2_shared_memory)
-_FACES = (texts, *_V2, openai, generate, control, ledger, road, rollout, apply, keys, metrics, openapi, traces)
+_OPENAI = (texts, responses, openai)
+_FACES = (*_OPENAI, *_V2, generate, control, ledger, road, rollout, apply, keys, metrics, openapi, traces)
 ROUTES = [route for face in _FACES for route in face.ROUTES]
 
 

@@ -41,7 +41,7 @@ def with_template(path: Path, template: str, **tokens: str) -> Path:
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
-    """demo, hermes, mistral (whose mark of calls is a special token), and a toy that embeds: embed."""
+    """demo, hermes, mistral (whose mark of calls is a special token); a toy that embeds, embed, and a slow one."""
     folder = tmp_path_factory.mktemp("models")
     models = {
         "demo": "builtin:demo-v1",
@@ -52,9 +52,10 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gate
     await gateway.start()
     async with Caller(gateway.url, gateway.admin_key) as caller:
         await caller.load("embed", "v1", "toy:step_s=0", task="embed", wait=False)
+        await caller.load("slow", "v1", "toy:step_s=0.02", wait=False)
         for name, model in models.items():
             await caller.load(name, "v1", model, wait=False, num_threads=1, dtype="fp32")
-        settled = (caller.settled(name, "v1", timeout_s=150) for name in ["embed", *models])
+        settled = (caller.settled(name, "v1", timeout_s=150) for name in ["embed", "slow", *models])
         for loaded in await asyncio.gather(*settled):
             assert loaded["state"] == "READY", loaded["reason"]
     yield gateway
