@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1
+# Of the Jupyter server, of JupyterHub and its proxy.
+_OTHERS_KEYS = {"JUPYTER_TOKEN", "JUPYTERHUB_API_TOKEN", "JPY_API_TOKEN", "CONFIGPROXY_AUTH_TOKEN"}
 
 
 def launch_line(advice: str) -> str:
@@ -24,6 +26,11 @@ def launch_line(advice: str) -> str:
             sys.exit(f"stdin ended before the launch line: {advice}")
         line += byte
     return line.decode()
+
+
+def childs_environment() -> dict[str, str]:
+    """Ours, without what opens other doors than ours: a process that loads models has no business with them."""
+    return {name: value for name, value in os.environ.items() if name not in _OTHERS_KEYS}
 
 
 def end_with_parent() -> None:

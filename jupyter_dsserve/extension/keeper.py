@@ -12,6 +12,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from jupyter_dsserve.data_dir import Holder, holder, killed_holder, read_admin_key
+from jupyter_dsserve.parent import childs_environment
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Unavailable
 from jupyter_dsserve.protocol.records import GatewayAddress, GatewayState, GatewayStatus
@@ -137,6 +138,7 @@ class Keeper:
             stdin=asyncio.subprocess.PIPE,  # stays open: its end tells the gateway that we died
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
+            env=childs_environment(),
             start_new_session=True,  # Ctrl-C in our terminal is ours to handle
         )
         assert process.stdin

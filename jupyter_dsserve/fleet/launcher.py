@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import glob
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from jupyter_dsserve.parent import childs_environment
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.spec import WorkerLaunch
 
 _KEPT_LOG_BYTES = 64_000
+# What opens the registry's database, and the collector of traces.
+_GATEWAYS_KEYS = {"PGPASSWORD", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"}
 _SHOWN_LOG_BYTES = 256_000
 
 
@@ -120,7 +122,7 @@ def _environment(launch: WorkerLaunch) -> Mapping[str, str]:
     chosen = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} if threads else {}
     return {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's order: the ledger's cuda:1 is then the worker's, on unlike GPUs too
-        **os.environ,
+        **{name: value for name, value in childs_environment().items() if name not in _GATEWAYS_KEYS},
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
