@@ -43,8 +43,9 @@ class HFTokenizer:
             self._backend.enable_truncation(max_length)
         self._backend.no_padding()
         self.vocabulary = vocabulary or Vocabulary(self._backend, eos_ids, vocab_size)
-        special = {added.content: id for id, added in self._backend.get_added_tokens_decoder().items() if added.special}
-        self.markers: Mapping[str, int] = {marker: special[marker] for marker in MARKERS if marker in special}
+        added = self._backend.get_added_tokens_decoder()
+        self._special = {id: token.content for id, token in added.items() if token.special}
+        self.markers: Mapping[str, int] = {name: id for id, name in self._special.items() if name in MARKERS}
         self.tool_format = self._tool_format()
 
     @classmethod
@@ -112,7 +113,7 @@ class HFTokenizer:
 
     def detokenizer(self, before: int | None = None, *, keeps_markers: bool = False) -> HFDetokenizer:
         shown = {id: marker for marker, id in self.markers.items()} if keeps_markers else {}
-        return HFDetokenizer(self._backend, before, shown)
+        return HFDetokenizer(self._backend, before, shown, self._special)
 
 
 def _turn(message: Message) -> dict[str, Any]:
@@ -133,18 +134,21 @@ def _turn(message: Message) -> dict[str, Any]:
 class HFDetokenizer:
     """Text of one sequence as its tokens come; special tokens give none, but for those ``shown``."""
 
-    def __init__(self, backend: Backend, before: int | None = None, shown: Mapping[int, str] | None = None) -> None:
+    def __init__(
+        self, backend: Backend, before: int | None, shown: Mapping[int, str], special: Mapping[int, str]
+    ) -> None:
         self._backend = backend
-        self._shown = shown or {}
+        self._shown = shown
+        self._special = special
         # SentencePiece's decoders take away the space that a text begins with: here it would be one between two words.
         text = "" if before is None else backend.decode([before], skip_special_tokens=True)
         known = [before] if before is not None and text and not text.endswith("�") else []
         self._stream = DecodeStream(known, skip_special_tokens=True)
         self._unfinished: list[int] = []  # tokens since the last text
 
-    def push(self, token: int) -> str:
-        if token in self._shown:
-            return self.flush() + self._shown[token]
+    def push(self, token: int, *, shows_special: bool = False) -> str:
+        if name := (self._special if shows_special else self._shown).get(token):
+            return self.flush() + name
         self._unfinished.append(token)
         try:
             text: str | None = self._stream.step(self._backend, token)

@@ -37,9 +37,9 @@ class _Answer:
     num_read: int = 0
     num_sent: int = 0
 
-    def read(self, token: int, likelihood: Likelihood | None) -> str:
+    def read(self, token: int, likelihood: Likelihood | None, shows_special: bool = False) -> str:
         """The text that ``token`` completes."""
-        text = self.detokenizer.push(token)
+        text = self.detokenizer.push(token, shows_special=shows_special)
         if likelihood:
             self.logprobs.push(token, likelihood, self.num_read, self.num_read + len(text))
         self.num_read += len(text)
@@ -224,10 +224,16 @@ class Engine:
         return chunks
 
     def _echo(self, sequence: Sequence) -> Chunk:
-        """The prompt as text, with its logprobs if they are asked for. Stop strings do not look at it."""
+        """The prompt as text, with its logprobs if they are asked for. Stop strings do not look at it.
+
+        Special tokens are part of it, but for those that only the tokenizer has put before it.
+        """
         answer = self._answers[sequence.id]
         likelihoods: Iterable[Likelihood | None] = sequence.prompt_likelihoods or [None] * sequence.num_prompt
-        text = "".join(answer.read(*told) for told in zip(sequence.tokens, likelihoods, strict=True))
+        text = "".join(
+            answer.read(token, likelihood, place >= sequence.num_added)
+            for place, (token, likelihood) in enumerate(zip(sequence.tokens, likelihoods, strict=True))
+        )
         answer.num_sent += len(text)
         return Chunk(sequence.id, text, logprobs=answer.logprobs.sent(answer.num_sent))
 

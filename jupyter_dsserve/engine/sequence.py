@@ -63,7 +63,8 @@ class Sequence:
     monotonic seconds. With ``reuses_prefix`` it may start from what an earlier one
     computed for the same beginning. ``matcher`` keeps the answer in its form, if it has one.
     If it ``continues``, its text goes on from the prompt's; a turn of a chat begins anew. With ``keeps_markers`` its
-    text has the special tokens in it that begin a call of a function.
+    text has the special tokens in it that begin a call of a function. The first ``num_added`` tokens stand in no text
+    of the caller's: the tokenizer has put them before it.
     ``prompt_likelihoods`` are of the prompt's tokens from the first, as far as known, if it asks for them.
     """
 
@@ -85,6 +86,7 @@ class Sequence:
     reuses_prefix: bool = True
     continues: bool = True
     keeps_markers: bool = False
+    num_added: int = 0
     matcher: Matcher | None = None
     prompt_likelihoods: list[Likelihood] = field(default_factory=list)
     random: random.Random = field(init=False)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 class Detokenizer(Protocol):
     """Turns one sequence's tokens into text as they come. Never gives half of a multi-byte character."""
 
-    def push(self, token: int) -> str:
-        """The text that ``token`` completes; empty while a character is unfinished."""
+    def push(self, token: int, *, shows_special: bool = False) -> str:
+        """The text that ``token`` completes; empty while a character is unfinished. With ``shows_special`` a special
+        token is its name."""
         ...
 
     def flush(self) -> str:

@@ -46,7 +46,7 @@ class ToyDetokenizer:
     def __init__(self) -> None:
         self._pending = b""
 
-    def push(self, token: int) -> str:
+    def push(self, token: int, *, shows_special: bool = False) -> str:
         self._pending += bytes([token])
         try:
             text = self._pending.decode()

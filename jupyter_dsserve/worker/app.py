@@ -33,6 +33,7 @@ from jupyter_dsserve.protocol.request import (
     Features,
     FinishReason,
     Message,
+    Prompt,
     Request,
     SamplingParams,
     Structure,
@@ -175,7 +176,15 @@ class WorkerApp:
             deadline_s=math.inf if request.timeout_s is None else now + request.timeout_s,
             continues=not any(isinstance(part, Message) for part in request.prompt[:1]),
             keeps_markers=request.tools is not None,
+            num_added=self._num_added(request.prompt) if request.sampling.echo else 0,
         )
+
+    def _num_added(self, prompt: Prompt) -> int:
+        """How many tokens the tokenizer puts before a text."""
+        if not isinstance(prompt, str):
+            return 0
+        whole, own = (self._request_tokenizer.encode_batch([prompt], added)[0] for added in (True, False))
+        return next((num for num in range(len(whole) - len(own) + 1) if whole[num : num + len(own)] == own), 0)
 
     def _structure(self, request: Request) -> Structure | None:
         """The form of the answer: what is asked for, and what calls of functions must look like."""
