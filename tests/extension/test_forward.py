@@ -50,6 +50,13 @@ async def test_the_openai_client_completes_with_jupyters_token(client: AsyncOpen
     assert [m.id async for m in client.models.list()] == ["demo"]
 
 
+async def test_the_responses_api_streams_through_jupyter_too(client: AsyncOpenAI) -> None:
+    stream = await client.responses.create(model="demo", input="hello", max_output_tokens=5, stream=True)
+    kinds = [event.type async for event in stream]
+    assert (kinds[0], kinds[-1]) == ("response.created", "response.incomplete")
+    assert kinds.count("response.output_text.delta") > 1
+
+
 async def test_raw_tensors_go_there_and_back_and_shared_memory_does_not(server: JupyterServer, through: Caller) -> None:
     prompt = InferInput("text_input", [1], "BYTES").set_data_from_numpy(np.array([b"hello"], object))
     told = {"max_tokens": 7, "exclude_input_in_output": True}
