@@ -14,6 +14,8 @@ from IPython.core.magic_arguments import parse_argstring
 
 from jupyter_dsserve.protocol.policy import Rule
 
+_MAX_ANSWERS = 8
+
 
 def name_and_version(text: str, version: str = "") -> tuple[str, str]:
     name, _, pinned = text.partition("@")
@@ -76,6 +78,20 @@ def form(regex: str | None, choice: list[str] | None, schema: str | None) -> dic
         raise UsageError(f"--json {schema}: not a file with a JSON schema ({fault})") from None
     given = {"regex": regex, "choice": choice, "json": read}
     return {kind: value for kind, value in given.items() if value is not None} or None
+
+
+def models_asked(name: str, compare: list[str] | None, num: int) -> list[str]:
+    """Whom a cell asks: ``name``, so many times, or the two versions of it that ``compare`` names (``other@v1`` is of
+    another deployment)."""
+    if num < 1 or num > _MAX_ANSWERS:
+        raise UsageError(f"--n {num}: from 1 to {_MAX_ANSWERS} answers stand side by side")
+    if not compare:
+        return [name] * num
+    if num != 1:
+        raise UsageError("--compare asks each version once: leave --n out")
+    if "@" in name:
+        raise UsageError(f"{name} --compare: name the deployment alone, such as {name.partition('@')[0]}")
+    return [each if "@" in each else f"{name}@{each}" for each in compare]
 
 
 def parsed(method: Callable[..., Any], line: str) -> Namespace:

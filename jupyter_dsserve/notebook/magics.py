@@ -5,9 +5,7 @@ from __future__ import annotations
 import difflib
 import getpass
 import textwrap
-import time
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -23,6 +21,7 @@ from jupyter_dsserve.notebook import session
 from jupyter_dsserve.notebook.arguments import (
     fact,
     form,
+    models_asked,
     name_and_version,
     parsed,
     percents,
@@ -30,6 +29,7 @@ from jupyter_dsserve.notebook.arguments import (
     rule,
     weight,
 )
+from jupyter_dsserve.notebook.asking import Part, prompt_of, side_by_side, streamed
 from jupyter_dsserve.notebook.client import Client
 from jupyter_dsserve.notebook.completion import Glance, install
 from jupyter_dsserve.notebook.keys import KeyList, ShownKey
@@ -37,21 +37,17 @@ from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.panel import Panel, panel
 from jupyter_dsserve.notebook.progress import LoadBar
 from jupyter_dsserve.notebook.traces import Trace, TraceList
-from jupyter_dsserve.notebook.views import Applied, Deployment, History, Policy, Rollout, Status, Version, footnote
+from jupyter_dsserve.notebook.views import (
+    Answer,
+    Applied,
+    Deployment,
+    History,
+    Policy,
+    Rollout,
+    Status,
+    Version,
+)
 from jupyter_dsserve.protocol.errors import DSServeError
-
-# Enough for the eye, and far below what a notebook's connection carries.
-_FLUSH_S = 0.05
-
-
-class Said:
-    """A line below a cell's output."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
-        return {"text/plain": self._text, "text/html": footnote(self._text)}
 
 
 class Moving:
@@ -430,30 +426,36 @@ class DSServeMagics(Magics):
     @argument("--seed", type=int, help="The same seed and prompt give the same answer.")
     @argument("--stop", action="append", help="Ends the answer; may be given several times.")
     @argument("--user", help="Keeps their version while the weights stand.")
-    @argument("--chat", action="store_true", help="The cell is a user's message instead of a text to go on with.")
+    @argument("--chat", action="store_true", help="The cell is a message, or turns that begin with user: or assistant:")
+    @argument("--system", default="", help="Of a chat: what goes before it, in quotes.")
+    @argument("--compare", nargs=2, metavar="VERSION", help="Ask two versions; their answers stand side by side.")
+    @argument("--n", type=int, default=1, help="So many answers, side by side; with --seed each has the next one.")
+    @argument("--save", default="", metavar="NAME", help="The variable that gets the answer (of several: a list).")
     @argument("--regex", help="The form of the answer: a regular expression, in quotes.")
     @argument("--choice", action="append", help="The answer is one of these; give it several times.")
     @argument("--json", default=None, help="The answer fits this JSON schema: a file's name.")
     def ask(self, line: str, cell: str) -> None:
         """Ask a deployment; the answer streams into the output, and interrupting the cell cancels it."""
         given = vars(parsed(self.ask, line))
-        name, is_chat = given.pop("name"), given.pop("chat")
+        name, save = given.pop("name"), given.pop("save")
+        compare, num = given.pop("compare"), given.pop("n")
+        models = models_asked(name, compare, num)
+        if save and not save.isidentifier():
+            raise UsageError(f"--save {save}: write the name of a variable")
         given["structured_outputs"] = form(given.pop("regex"), given.pop("choice"), given.pop("json"))
-        # The line break at the end is the notebook's, not the writer's.
-        text = cell.removesuffix("\n")
-        prompt = [{"role": "user", "content": text}] if is_chat else text
-        stream = session.client().stream(name, prompt, **given)
-        flushed = 0.0
-        # Closed here, however the loop ends: an interrupt's traceback would keep the request alive.
-        with closing(iter(stream)) as pieces:
-            for piece in pieces:
-                now = time.monotonic()
-                is_due = now - flushed > _FLUSH_S
-                print(piece, end="", flush=is_due)
-                flushed = now if is_due else flushed
-        print(flush=True)
-        assert stream.answer
-        display(Said(stream.answer.summary))
+        prompt = prompt_of(cell, given.pop("chat"), given.pop("system"))
+        answers: Answer | list[Answer]
+        if len(models) == 1:
+            answers = streamed(session.client(), name, prompt, given)
+        else:
+            seed = given.pop("seed")
+            step = 0 if compare else 1
+            options = [{**given, "seed": None if seed is None else seed + step * i} for i in range(len(models))]
+            parts = [Part(model, model.partition("@")[2] or f"{i}") for i, model in enumerate(models, start=1)]
+            answers = side_by_side(session.session().make_client, parts, prompt, options)
+        if save:
+            assert self.shell
+            self.shell.user_ns[save] = answers
 
 
 VERBS = (

@@ -89,12 +89,12 @@ async def test_an_interrupt_cancels_the_request_on_the_server_in_one_line(loaded
 async def test_an_interrupt_between_two_pieces_cancels_it_too(loaded: Kernel) -> None:
     """The traceback of what was raised is kept by IPython, and with it all that its frames hold."""
     loaded.run(
-        "from jupyter_dsserve.notebook import magics\n"
+        "from jupyter_dsserve.notebook import asking\n"
         "def interrupted(*words, **options): raise KeyboardInterrupt\n"
-        "magics.print = interrupted"
+        "asking.print = interrupted"
     )
     assert "interrupted: " in loaded.run("%%dsserve demo --max-tokens 1000000\nhello").errors
-    loaded.run("del magics.print")
+    loaded.run("del asking.print")
     async with loaded.server.caller() as caller:
         await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 0, timeout_s=2)
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import ipywidgets as w
 
+from jupyter_dsserve.notebook.asking import answer_column
 from jupyter_dsserve.notebook.client import AsyncClient
 from jupyter_dsserve.notebook.parts.common import Fold, button, in_red
-from jupyter_dsserve.notebook.views import Answer, Deployment, colour_of, footnote
+from jupyter_dsserve.notebook.views import Answer, Deployment
 from jupyter_dsserve.notebook.words import marked
 from jupyter_dsserve.protocol.errors import DSServeError
 
@@ -100,21 +101,21 @@ class Playground(Fold):
     ) -> Answer | None:
         """The answer, in its column as it comes; None if there was none."""
         column, text, shown_at = self.columns[place], "", 0.0
-        column.value = _column(version, "", "asked")
+        column.value = answer_column(version, "", "asked")
         stream = client.stream(f"{self._name}@{version}", prompt, **options)
         try:
             async with aclosing(aiter(stream)) as pieces:
                 async for piece in pieces:
                     text += piece
                     if time.monotonic() > shown_at + _SHOW_S:
-                        column.value, shown_at = _column(version, escape(text), "answers"), time.monotonic()
+                        column.value, shown_at = answer_column(version, escape(text), "answers"), time.monotonic()
         except DSServeError as fault:
-            column.value = _column(version, f"{escape(text)}{in_red(fault.message)}", "")
+            column.value = answer_column(version, f"{escape(text)}{in_red(fault.message)}", "")
         except BaseException:
-            column.value = _column(version, escape(text), "stopped")
+            column.value = answer_column(version, escape(text), "stopped")
             raise
         if stream.answer:
-            column.value = _column(version, escape(text), stream.answer.summary)
+            column.value = answer_column(version, escape(text), stream.answer.summary)
         return stream.answer
 
     def _mark(self, answers: Sequence[Answer | None]) -> None:
@@ -122,10 +123,4 @@ class Playground(Fold):
             texts = marked(answers[0].text, answers[1].text)
             for column, answer, text in zip(self.columns, answers, texts, strict=True):
                 assert answer
-                column.value = _column(answer.version, text, answer.summary)
-
-
-def _column(version: str, html: str, below: str) -> str:
-    name = f'<b style="color:{colour_of(version)}">{escape(version)}</b>'
-    style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4;margin:2px 8px 2px 0"
-    return f'{name}<pre style="{style}">{html}</pre>{footnote(below)}'
+                column.value = answer_column(answer.version, text, answer.summary)
