@@ -95,8 +95,9 @@ class ApplyApp(_AskingCommand):
 class ExportApp(_AskingCommand):
     name = "jupyter-dsserve-export"
     description = (
-        "Write the deployments file of what is registered, loaded and routed now: jupyter dsserve export [FILE]. "
-        "Without FILE it is printed."
+        "Write the deployments file of what is registered, loaded and routed now: jupyter dsserve export [FILE], or "
+        "export deployments [FILE]. Without FILE it is printed. export grafana DIR and export alerts DIR write what "
+        "jupyter dsserve monitoring DIR does."
     )
     examples = "jupyter dsserve export deployments.yaml"
 
@@ -108,10 +109,23 @@ class ExportApp(_AskingCommand):
     }
     flags = SHARED_FLAGS
 
+    # By name: what serves need not be imported to ask.
+    _monitoring = ("jupyter_dsserve.gateway.monitoring.MonitoringApp", "Write Grafana's dashboard and the alerts.")
+    subcommands = {
+        "deployments": (f"{__name__}.DeploymentsApp", "Write the deployments file of what is served."),
+        "grafana": _monitoring,
+        "alerts": _monitoring,
+    }
+
     def ask(self, file: str) -> None:  # type: ignore[override]
         text = self.client().export(file)
         if not file:
             print(text, end="")
+
+
+class DeploymentsApp(ExportApp):
+    name = "jupyter-dsserve-export-deployments"
+    subcommands = {}
 
 
 class KeyApp(_AskingCommand):

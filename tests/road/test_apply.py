@@ -234,6 +234,12 @@ async def test_the_commands_apply_and_export(gateway: Gateway, data_dir: Path, f
     assert (code, said.splitlines()[2:]) == (0, ["done: register demo@v1: toy:step_s=0.001", "done: load demo@v1"])
     assert await run("apply", str(file)) == (0, "nothing to do: the fleet is as the file says\n")
     assert await run("export", str(tmp_path / "out.yaml")) == (0, "")
+    assert await run("export", "deployments", str(tmp_path / "same.yaml")) == (0, "")
+    assert (tmp_path / "same.yaml").read_text() == (tmp_path / "out.yaml").read_text()
+    for what in ("grafana", "alerts"):
+        assert (await run("export", what, str(tmp_path / what)))[0] == 0
+        written = sorted(path.name for path in (tmp_path / what).iterdir())
+        assert written == ["alerts.yml", "dashboard.json", "prometheus.yml"]
     code, text = await run("export")
     assert (code, text) == (0, (tmp_path / "out.yaml").read_text())
     assert "toy:step_s=0.001" in text
