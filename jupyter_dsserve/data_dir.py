@@ -18,10 +18,12 @@ _TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The gateway that holds a data directory; while it starts, ``pid`` is 0 and ``url`` empty."""
+    """The gateway that holds a data directory; while it starts, ``pid`` is 0 and ``url`` empty. ``grpc`` is where gRPC
+    answers, ``host:port``; empty: nowhere."""
 
     pid: int = 0
     url: str = ""
+    grpc: str = ""
 
     def __str__(self) -> str:
         return f"process {self.pid} at {self.url}" if self.url else "it is just starting"
@@ -49,9 +51,9 @@ class DataDir:
             )
         os.ftruncate(self._lock, 0)  # where a killed one answered is not where we do
 
-    def announce(self, url: str) -> None:
+    def announce(self, url: str, grpc: str = "") -> None:
         """Write down where we answer."""
-        os.pwrite(self._lock, json.dumps(asdict(Holder(os.getpid(), url))).encode(), 0)
+        os.pwrite(self._lock, json.dumps(asdict(Holder(os.getpid(), url, grpc))).encode(), 0)
 
     def release(self) -> None:
         os.ftruncate(self._lock, 0)

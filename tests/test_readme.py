@@ -28,7 +28,7 @@ def snippets(language: str) -> list[str]:
 async def test_every_snippet_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     """In a home directory of its own, and at whatever port is free instead of 8899."""
     data_dir = tmp_path / ".local/share/jupyter/dsserve"
-    with Command(data_dir, "--load", "demo=builtin:demo-v1") as command:
+    with Command(data_dir, "--load", "demo=builtin:demo-v1", "--grpc-port", "0") as command:
         async with await command.caller() as caller:
             assert (await caller.settled("demo", "v1", timeout_s=120))["state"] == "READY"
             url = str(caller.base_url).rstrip("/")
@@ -41,7 +41,8 @@ async def test_every_snippet_of_the_readme_runs_as_it_stands(tmp_path: Path) -> 
             assert re.search(r"^concurrency +1 +4 +16$", said, re.MULTILINE)
             assert re.search(r"^errors +0 +0 +0$", said, re.MULTILINE)
             assert (tmp_path / "sweep.html").exists()
-            code = "\n".join(snippets("python")).replace("http://127.0.0.1:8899", url)
+            grpc = (await caller.get("/api/status")).json()["grpc"]
+            code = "\n".join(snippets("python")).replace("http://127.0.0.1:8899", url).replace("127.0.0.1:50051", grpc)
             assert (
                 len(await _run([sys.executable, "-c", code], home, tmp_path)) > 5
             )  # drawn at random: of what length, who knows

@@ -52,7 +52,7 @@ class Keeper:
         held = holder(self._config.data_dir)
         pid = self._process.pid if self._process else 0
         if held and held.url:
-            return GatewayStatus(GatewayState.RUNNING, held.url, held.pid, is_attached=held.pid != pid)
+            return GatewayStatus(GatewayState.RUNNING, held.url, held.pid, is_attached=held.pid != pid, grpc=held.grpc)
         if held or self._life:
             return GatewayStatus(GatewayState.STARTING)
         if self._failure:

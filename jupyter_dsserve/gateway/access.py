@@ -24,7 +24,7 @@ def log_call(trace: Trace | None, id: str, outcome: str, passed_s: float, attrib
     if not log.isEnabledFor(level):
         return
     fields: dict[str, Attribute] = dict(attributes)
-    if outcome == "cancelled":
+    if outcome == "cancelled" and "http.response.status_code" in fields:
         fields["http.response.status_code"] = _LEFT
     words = [f"{_asked(fields)} {1000 * passed_s:.1f} ms {fields.get('client.address', '')}".rstrip(), id]
     fields |= {"event.duration": int(passed_s * 1e9), "event.outcome": outcome, "dsserve.request_id": id}

@@ -47,11 +47,13 @@ class OIPFaultAnswer(TypedDict):
 
 
 class Served(TypedDict):
-    """Everything now. ``num_requests`` were taken since the start, ``in_flight`` of them run."""
+    """Everything now. ``num_requests`` were taken since the start, ``in_flight`` of them run. ``grpc`` is where gRPC
+    answers, ``host:port``; empty: nowhere."""
 
     deployments: list[DeploymentStatus]
     num_requests: int
     in_flight: int
+    grpc: str
 
 
 class Samples(TypedDict):

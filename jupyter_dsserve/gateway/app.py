@@ -23,11 +23,21 @@ log = logging.getLogger(__name__)
 class DSServeApp(Command):
     name = "jupyter-dsserve"
     version = __version__
-    description = "Serve models with DeepSpeed over REST. Ctrl-C drains and stops; a second Ctrl-C ends at once."
+    description = (
+        "Serve models with DeepSpeed over REST and gRPC. Ctrl-C drains and stops; a second Ctrl-C ends at once."
+    )
     examples = "jupyter dsserve --load demo=builtin:demo-v1"
 
     ip = Unicode("127.0.0.1", help="The address to listen on; anything but loopback needs --insecure.").tag(config=True)
     port = Int(8899, min=0, max=65535, help="The port to listen on; 0 takes a free one.").tag(config=True)
+    grpc_port = Int(
+        None, allow_none=True, min=0, max=65535, help="The port of gRPC; 0 takes a free one. Unset: no gRPC."
+    ).tag(config=True)
+    grpc_ip = Unicode(
+        "", help="The address of gRPC; empty is --ip. Anything but loopback needs TLS, or --insecure."
+    ).tag(config=True)
+    grpc_certfile = Unicode("", help="The certificate of gRPC with its chain, PEM; empty is no TLS.").tag(config=True)
+    grpc_keyfile = Unicode("", help="The private key of grpc_certfile, PEM.").tag(config=True)
     load = List(
         Unicode(), help="NAME=MODEL to serve from the start, as version v1 if NAME is new; may be given several times."
     ).tag(config=True)
@@ -115,6 +125,10 @@ class DSServeApp(Command):
         "trace-sample": "DSServeApp.trace_sample",
         "ip": "DSServeApp.ip",
         "port": "DSServeApp.port",
+        "grpc-port": "DSServeApp.grpc_port",
+        "grpc-ip": "DSServeApp.grpc_ip",
+        "grpc-certfile": "DSServeApp.grpc_certfile",
+        "grpc-keyfile": "DSServeApp.grpc_keyfile",
         "data-dir": "DSServeApp.dsserve_data_dir",
         "database-url": "DSServeApp.database_url",
         "deployments": "DSServeApp.deployments",
@@ -165,6 +179,12 @@ class DSServeApp(Command):
                 f"--ip {self.ip} is reachable from other machines, and traffic and keys would cross the network "
                 "unencrypted: put a TLS proxy in front of 127.0.0.1, or add --insecure if you mean it"
             )
+        is_private = self.insecure or self.grpc_certfile or _is_loopback(self.grpc_ip or self.ip)
+        if self.grpc_port is not None and not is_private:
+            self.quit(
+                f"--grpc-ip {self.grpc_ip} is reachable from other machines, and calls and keys would cross the "
+                "network unencrypted: give --grpc-certfile and --grpc-keyfile, or add --insecure if you mean it"
+            )
         loads = tuple(self._load_pair(text) for text in self.load)
         own = {"data_dir": Path(self.dsserve_data_dir).expanduser(), "loads": loads}
         return GatewayConfig.told(self.trait_values(), cors_origins=tuple(self.cors_origin), **own)
@@ -179,6 +199,8 @@ class DSServeApp(Command):
         if self.log_json:
             self._following = asyncio.create_task(follow_workers(gateway.config.data_dir / "logs"))
         log.info("serving at %s", gateway.url)
+        if gateway.context.grpc_address:
+            log.info("gRPC at %s", gateway.context.grpc_address)
         log.info("the admin key lies in %s", gateway.config.data_dir / "admin.key")
 
 

@@ -14,6 +14,8 @@ from jupyter_dsserve.gateway.v2.regions import Regions
 
 @dataclass(frozen=True, slots=True)
 class Context:
+    """``grpc_address`` is where gRPC answers, ``host:port``; empty: nowhere."""
+
     fleet: Fleet
     admin_key: str = field(repr=False)
     max_body_bytes: int
@@ -25,3 +27,4 @@ class Context:
     feed: Feed = field(default_factory=Feed)
     log_prompts: bool = False
     regions: Regions = field(default_factory=Regions)
+    grpc_address: str = ""

@@ -136,6 +136,7 @@ class Status(Handler):
             "deployments": fleet.status(),
             "num_requests": fleet.num_requests,
             "in_flight": fleet.in_flight,
+            "grpc": self.context.grpc_address,
         }
         self.answer(found)
 

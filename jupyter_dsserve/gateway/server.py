@@ -34,6 +34,7 @@ from jupyter_dsserve.gateway.bodies import LoadBody
 from jupyter_dsserve.gateway.calls import Calls
 from jupyter_dsserve.gateway.connections import MAX_DISCARDED, MAX_HEADER_BYTES, Connections, Server
 from jupyter_dsserve.gateway.context import Context
+from jupyter_dsserve.gateway.grpc.server import GrpcFront
 from jupyter_dsserve.gateway.handlers import UnknownPath
 from jupyter_dsserve.gateway.otlp import otlp_exporter
 from jupyter_dsserve.gateway.tracing import Traces
@@ -70,6 +71,7 @@ class Gateway:
                 admission=config.admission,
             )
             self._sockets = _bind(config.ip, config.port)
+            self._grpc = _grpc_front(config, self._sockets)
         except BaseException:
             self.data_dir.release()
             raise
@@ -88,6 +90,7 @@ class Gateway:
             Traces(config.traces, self._otlp),
             self._connections,
             log_prompts=config.log_prompts,
+            grpc_address=self._grpc.address if self._grpc else "",
         )
         self.app = make_app(self.context)
         self._server = Server(
@@ -116,7 +119,9 @@ class Gateway:
             self._watching = asyncio.create_task(apply.keep_applied(self.fleet, self.config.deployments))
         self._cutting = asyncio.create_task(self._connections.keep_looking())
         self._server.add_sockets(self._sockets)
-        self.data_dir.announce(self.url)
+        if self._grpc:
+            await self._grpc.start(self.context)
+        self.data_dir.announce(self.url, self.context.grpc_address)
 
     async def stop(self) -> None:
         """Take no new connections, let what runs end (at most ``drain_s``), end the workers."""
@@ -124,7 +129,11 @@ class Gateway:
             if task:
                 task.cancel()
         self._server.stop()
+        if self._grpc:
+            self._grpc.drain()
         await self.fleet.stop()
+        if self._grpc:
+            await self._grpc.stop()
         await self._server.close_all_connections()
         if self._otlp:
             await self._otlp.close()
@@ -169,6 +178,18 @@ async def make_sure_loaded(fleet: Fleet, name: str, model: str) -> None:
             f"version of it over the control API, or under another name"
         )
     await fleet.load(name, same.version)
+
+
+def _grpc_front(config: GatewayConfig, others: list[socket.socket]) -> GrpcFront | None:
+    """None without gRPC; what listens already is closed where it cannot be."""
+    if config.grpc_port is None:
+        return None
+    try:
+        return GrpcFront(config)
+    except Conflict:
+        for listening in others:
+            listening.close()
+        raise
 
 
 def _bind(ip: str, port: int) -> list[socket.socket]:

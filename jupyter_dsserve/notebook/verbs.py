@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -100,6 +100,7 @@ class _Served:
     """What we read of ``/api/status``."""
 
     deployments: list[Deployment]
+    grpc: str = ""
 
 
 _DEPLOYMENT = TypeAdapter(Deployment)
@@ -148,7 +149,8 @@ class Verbs:
         gateway = yield from self.gateway()
         if gateway.state is not GatewayState.RUNNING:
             return Status(gateway)
-        return Status(gateway, (yield from self._look(_STATUS, "/api/status")).deployments)
+        found = yield from self._look(_STATUS, "/api/status")
+        return Status(replace(gateway, grpc=found.grpc), found.deployments)
 
     def deployment(self, name: str) -> Talk[Deployment]:
         """Raises `NotFound`."""

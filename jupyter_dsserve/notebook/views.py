@@ -184,6 +184,8 @@ class Status(Shown):
             text = f"nothing is served at {self.gateway.url} yet: %dsserve load NAME --model MODEL"
             return {"text/plain": text, "text/html": escape(text)}
         parts = [d._repr_mimebundle_() for d in self.deployments]
+        if self.gateway.grpc:
+            parts.append(_texts(f"gRPC at {self.gateway.grpc}"))
         return {kind: "\n".join(part[kind] for part in parts) for kind in ("text/plain", "text/html")}
 
 

@@ -85,11 +85,17 @@ class GatewayConfig:
     A connection is cut whose reader takes nothing of what waits for it for ``stall_s`` seconds, whose request's body is
     not there after ``body_s``, or that asks nothing for ``idle_s`` (0: never, each of them). Beyond ``max_connections``
     new ones get 503 (0: three quarters of the files that the process may open).
+    ``grpc_port`` is that of gRPC, on ``grpc_ip`` (empty: ``ip``): 0 takes a free one, None is no gRPC; with
+    ``grpc_certfile`` and ``grpc_keyfile``, both PEM, it speaks TLS.
     ``deployments`` is a file whose deployments are applied at the start, and with ``watch`` whenever it was written."""
 
     data_dir: Path
     ip: str = "127.0.0.1"
     port: int = 8899
+    grpc_port: int | None = None
+    grpc_ip: str = ""
+    grpc_certfile: str = ""
+    grpc_keyfile: str = ""
     drain_s: float = 30.0
     max_body_bytes: int = 16 * 1024 * 1024
     loads: tuple[tuple[str, str], ...] = ()

@@ -383,13 +383,15 @@ class GatewayState(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class GatewayStatus:
-    """The gateway as a Jupyter server sees it. ``is_attached``: another server of the same user runs it."""
+    """The gateway as a Jupyter server sees it. ``is_attached``: another server of the same user runs it. ``grpc`` is
+    where gRPC answers, ``host:port``; empty: nowhere."""
 
     state: GatewayState
     url: str = ""
     pid: int = 0
     is_attached: bool = False
     reason: str = ""
+    grpc: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,13 +51,18 @@ def shown(fleet: Fleet, model: str, version: str = "") -> Version:
 
 def task_of(fleet: Fleet, model: str, version: str = "") -> Task:
     """What a call of ``model`` is read as, before it is known who answers it. Raises `NotFound`."""
+    return likely(fleet, model, version).spec.task
+
+
+def likely(fleet: Fleet, model: str, version: str = "") -> Version:
+    """Who most likely answers a call of ``model``, though none may be READY. Raises `NotFound`."""
     name, pinned = named(model, version)
     if pinned:
-        return fleet.version(name, pinned).spec.task
+        return fleet.version(name, pinned)
     deployment = fleet.deployment(name)
     candidates = [*(fleet.version(name, v) for v in deployment.ready), *deployment.versions.values()]
     weights = deployment.route.weights
-    return max(candidates, key=lambda v: (weights.get(v.name, 0.0), v.can_answer)).spec.task
+    return max(candidates, key=lambda v: (weights.get(v.name, 0.0), v.can_answer))
 
 
 def metadata(version: Version, ready: Collection[str]) -> Metadata:

@@ -1,0 +1,185 @@
+"""What all gRPC methods share: the key, the caller's deadline, errors as statuses, cancelling when it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from tornado.httputil import HTTPHeaders
+
+from jupyter_dsserve.fleet.fleet import Answering
+from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.gateway.asker import Asker
+from jupyter_dsserve.gateway.context import Context
+from jupyter_dsserve.gateway.generate import start
+from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, InvalidRequest, TooManyRequests, Unavailable
+from jupyter_dsserve.protocol.request import Request
+from jupyter_dsserve.protocol.spec import Task
+from jupyter_dsserve.protocol.traces import Attribute
+
+log = logging.getLogger(__name__)
+
+# On one stream; while so many run no more are read from it, and its caller's writes wait.
+MAX_AT_ONCE = 256
+
+ServicerContext = grpc.aio.ServicerContext[Any, Any]
+R = TypeVar("R")
+
+
+class GrpcAsker(Asker):
+    """The caller of ``method``; several of one ``call``, if that is a stream of many requests."""
+
+    def __init__(self, context: Context, call: ServicerContext, method: str) -> None:
+        self.enter(context)
+        self.call, self.method = call, method
+        self.code = grpc.StatusCode.OK
+        self._headers = headers_of(call.invocation_metadata())
+        self._began = time.monotonic()
+
+    @property
+    def sent_headers(self) -> HTTPHeaders:
+        return self._headers
+
+    @property
+    def passed_s(self) -> float:
+        return time.monotonic() - self._began
+
+    def attributes(self) -> Mapping[str, Attribute]:
+        return {
+            "rpc.system": "grpc",
+            "rpc.method": self.method,
+            "rpc.grpc.status_code": number_of(self.code),
+            "client.address": self.call.peer(),
+        }
+
+    def again(self) -> GrpcAsker:
+        """For one more request on the same stream. Raises `Unauthorized` if its key holds no more."""
+        another = GrpcAsker(self.context, self.call, self.method)
+        another.check_key()
+        return another
+
+    async def ask(
+        self,
+        model: str,
+        requests: Sequence[Request],
+        task: Task = "generate",
+        check: Callable[[Version], None] = lambda _version: None,
+    ) -> Answering:
+        """As `generate.start`, within the caller's deadline. An empty ``model`` is the only one there is.
+
+        Raises `InvalidRequest` if there are several, `DeadlineExceeded` if it has passed.
+        """
+        left_s = self.call.time_remaining()
+        if left_s is not None:
+            if left_s <= 0:
+                raise _late()
+            requests = [replace(r, timeout_s=min(left_s, r.timeout_s or left_s)) for r in requests]
+        return await start(self, model or self.only_model(), requests, task=task, check=check)
+
+    def only_model(self) -> str:
+        names = sorted(d.name for d in self.fleet.deployments() if self.may_ask(d.name))
+        if len(names) > 1:
+            raise InvalidRequest(f"no model is named, and there are {', '.join(names)}: name one", param="model")
+        return names[0] if names else ""
+
+    def failed(self, fault: BaseException) -> DSServeError:
+        """Note what the call ended with; what of it may be told."""
+        self.fault = fault
+        told = fault
+        if not isinstance(told, DSServeError):
+            log.error("%s failed", self.method, exc_info=fault)
+            told = DSServeError("Internal Server Error: the gateway's log says more")
+        self.code = code_of(told)
+        if isinstance(told, Unavailable | TooManyRequests):
+            self.keep_header("Retry-After", str(told.retry_after_s))
+        return told
+
+    def left(self) -> None:
+        """Its caller has gone, or has set a deadline that has passed now."""
+        if self.call.time_remaining() == 0:
+            self.failed(_late())
+        else:
+            self.caller_left = True
+            self.code = grpc.StatusCode.CANCELLED
+
+    @property
+    def trailing(self) -> tuple[tuple[str, str], ...]:
+        return tuple((name.lower(), value) for name, value in self.kept.items())
+
+
+@asynccontextmanager
+async def calling(asker: GrpcAsker) -> AsyncIterator[GrpcAsker]:
+    """A call of a model from here to its end. Raises `DSServeError` for whatever it ends with."""
+    try:
+        yield asker
+    except asyncio.CancelledError:
+        asker.left()
+        raise
+    except Exception as fault:
+        raise asker.failed(fault) from None
+    finally:
+        asker.end_call()
+
+
+@asynccontextmanager
+async def asked(
+    context: Context, call: ServicerContext, method: str, *, is_open: bool = False
+) -> AsyncIterator[GrpcAsker]:
+    """A method's work: needs a key unless it ``is_open``; what it raises becomes the call's status."""
+    asker = GrpcAsker(context, call, method)
+    try:
+        async with calling(asker):
+            if not is_open:
+                asker.check_key()
+            yield asker
+        call.set_trailing_metadata(asker.trailing)
+    except DSServeError as fault:
+        await call.abort(asker.code, fault.message, asker.trailing)
+
+
+async def each(requests: AsyncIterator[R], answer: Callable[[R], Awaitable[None]]) -> None:
+    """Answer all that come on a stream, many at once; returns with the last. ``answer`` must not raise."""
+    running: set[asyncio.Task[None]] = set()
+    try:
+        async for request in requests:
+            if len(running) >= MAX_AT_ONCE:
+                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            task = asyncio.ensure_future(answer(request))
+            running.add(task)
+            task.add_done_callback(running.discard)
+        await asyncio.gather(*running)
+    finally:
+        left = list(running)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+
+def code_of(fault: DSServeError) -> grpc.StatusCode:
+    return grpc.StatusCode[fault.grpc_code]
+
+
+def number_of(code: grpc.StatusCode) -> int:
+    """As it travels."""
+    value: tuple[int, str] = code.value
+    return value[0]
+
+
+def headers_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> HTTPHeaders:
+    """A caller's metadata as the headers that they would be over HTTP; binary ones are none."""
+    headers = HTTPHeaders()
+    for name, value in metadata or ():
+        if isinstance(value, str):
+            headers.add(name, value)
+    return headers
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline of the call has passed: give it a longer one")
