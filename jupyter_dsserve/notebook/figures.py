@@ -186,6 +186,9 @@ def _domains(pane: int) -> tuple[list[float], list[float]]:
     return [left, left + width], [bottom, bottom + height]
 
 
+# In each pane seconds ago; they show the same part of it.
+TIME_AXES = tuple(f"xaxis{_axis(pane)}" for pane in range(len(_PANES)))
+
 _TITLES = [
     {
         "text": title,

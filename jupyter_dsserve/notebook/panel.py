@@ -67,7 +67,7 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self._stop_button = button("Stop", "Stop the live updates", icon="stop")
         self._message = w.HTML()  # what became of the last action
         self._trouble = w.HTML()  # why no news come
-        self.versions = Versions(name, self._client, self._act, self._lock)
+        self.versions = Versions(name, self._client, session.client, self._act, self._lock)
         self.rollout = RolloutControls(name, self._client, self._act)
         self.plots = Plots(name)
         self.playground = Playground(name, session.make_client)

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+from jupyter_client.blocking import BlockingKernelClient
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.support import Json, free_port
@@ -31,6 +33,19 @@ class Demo:
     notebook: str
     url: str
     key: str
+    runtime_dir: Path
+
+    @contextmanager
+    def kernel(self) -> Iterator[BlockingKernelClient]:
+        """A second client of the kernel that was started last: what it runs is not on the page."""
+        path = max(self.runtime_dir.glob("kernel-*.json"), key=lambda path: path.stat().st_mtime)
+        client = BlockingKernelClient(connection_file=str(path))
+        client.load_connection_file()
+        client.start_channels()
+        try:
+            yield client
+        finally:
+            client.stop_channels()
 
     def get(self, path: str) -> Json:
         headers = {"Authorization": f"Bearer {self.key}"}
@@ -79,21 +94,21 @@ def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         env={**os.environ, **dirs, "IPYTHONDIR": str(home / "ipython")},
     )
     try:
-        yield _read_welcome(process)
+        yield _read_welcome(process, home / "runtime")
     finally:
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=30)
         assert "stopped: no process is left" in said
 
 
-def _read_welcome(process: subprocess.Popen[str]) -> Demo:
+def _read_welcome(process: subprocess.Popen[str], runtime_dir: Path) -> Demo:
     said = ""
     assert process.stdout
     while not (found := re.search(r"JupyterLab +(\S+)\s+URL +(\S+)\s+key +(\S+)\s+curl (.*)", said)):
         line = process.stdout.readline()
         assert line, f"it ended: {said}"
         said += line
-    return Demo(process, *found.groups()[:3])
+    return Demo(process, *found.groups()[:3], runtime_dir)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from itertools import pairwise
 
+import pytest
 from playwright.sync_api import Locator, Page
 
 from tests.browser.conftest import Demo, Pictures, eventually
@@ -92,6 +95,49 @@ def test_the_plot_moves_while_requests_come(page: Page, pictures: Pictures) -> N
     page.mouse.move(5, 5)
     page.add_style_tag(content=".Toastify { display: none }")  # JupyterLab asks whether one wants its news
     page.locator(".jp-OutputArea-output > .widget-vbox").last.screenshot(path=pictures.folder / "panel.png")
+
+
+def told(demo: Demo, code: str, value: str) -> Json:
+    """What ``value`` is in the notebook's kernel after ``code`` ran there."""
+    with demo.kernel() as kernel:
+        reply = kernel.execute_interactive(code, user_expressions={"it": value}, silent=True, timeout=400)
+    content = reply["content"]
+    assert content["status"] == "ok", content
+    found = content["user_expressions"]["it"]
+    assert found["status"] == "ok", found
+    return json.loads(found["data"]["text/plain"])
+
+
+def test_the_plot_goes_on_while_a_cell_keeps_the_kernel_busy(demo: Demo, page: Page) -> None:
+    cell(page, "%dsserve panel demo")
+    told(demo, "import time\nend = time.time() + 5\nwhile time.time() < end: sum(range(1000))", "1")
+    after = eventually(lambda: curves(page), lambda p: max(p[0]["v1 p95"]["x"]) > -2)[0]["v1 requests/s"]["x"]
+    gaps = [b - a for a, b in pairwise(after)]
+    assert max(gaps[-8:]) < 2.5, f"seconds of the loop were lost: {gaps[-8:]}"
+
+
+def test_a_zoom_goes_with_its_moment_until_a_double_click(page: Page) -> None:
+    plot = page.locator(".js-plotly-plot").last
+    plot.scroll_into_view_if_needed()
+    box = plot.locator(".nsewdrag").first.bounding_box()
+    assert box
+
+    def ranges() -> list[list[float]]:
+        found: list[list[float]] = plot.evaluate(
+            "plot => Object.keys(plot.layout).filter(k => /^xaxis/.test(k)).map(k => plot.layout[k].range)"
+        )
+        return found
+
+    across, down = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(across, down)
+    page.mouse.down()
+    page.mouse.move(across + box["width"] / 4, down, steps=4)
+    page.mouse.up()
+    first = eventually(ranges, lambda r: all(-62 < low < -55 for low, _ in r))[0]
+    later = eventually(ranges, lambda r: all(low < first[0] - 2 for low, _ in r))[0]
+    assert later[1] - later[0] == pytest.approx(first[1] - first[0], abs=0.1)
+    page.mouse.dblclick(across, down)
+    eventually(ranges, lambda r: all(each == [-120, 0] for each in r))
 
 
 def test_a_slider_that_is_dragged_changes_the_route_on_the_gateway(demo: Demo, page: Page) -> None:

@@ -122,7 +122,8 @@ async def test_buttons_load_unload_and_activate(two: Caller) -> None:
 async def test_the_form_loads_another_version_and_shows_how_far_it_is(two: Caller) -> None:
     view = await opened("demo")
     await by_hand(view.versions.form.button.click)
-    assert "name a model first" in view._message.value
+    await until(lambda: "name a model first" in view._message.value)
+    await until(lambda: not view.versions.form.button.disabled)
     view.versions.form.model.value = "toy:load_s=3"
     await by_hand(view.versions.form.button.click)
     row = await until(lambda: view.versions.rows.get("v3"))
@@ -132,11 +133,28 @@ async def test_the_form_loads_another_version_and_shows_how_far_it_is(two: Calle
     assert row.progress.layout.display == "none"
 
 
+async def test_a_load_that_takes_its_time_holds_up_nothing(two: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slowly(path: object) -> str:  # as a large directory far away
+        await asyncio.sleep(1.5)
+        return ""
+
+    monkeypatch.setattr("jupyter_dsserve.fleet.fleet.content_at", slowly)
+    monkeypatch.setattr(session.session().quick._http, "timeout", 0.5)
+    view = await opened("demo")
+    view.versions.form.model.value = "toy:load_s=0.1"
+    began = time.monotonic()
+    await by_hand(view.versions.form.button.click)
+    assert time.monotonic() - began < 1, "the kernel waited"
+    assert view.versions.form.button.disabled, "a second click would load it twice"
+    await until(lambda: "demo@v3 is loading" in view._message.value)
+    await until(lambda: not view.versions.form.button.disabled)
+
+
 async def test_what_goes_wrong_is_said_in_the_panel_and_stays_there(two: Caller) -> None:
     view = await opened("demo")
     view.versions.form.model.value = "/no/such/model"
     await by_hand(view.versions.form.button.click)
-    assert "does not exist" in view._message.value
+    await until(lambda: "does not exist" in view._message.value)
     seen = view._num_shown
     await until(lambda: view._num_shown >= seen + 3)
     assert "does not exist" in view._message.value, "the next numbers wiped it away"
@@ -274,8 +292,8 @@ async def test_a_panel_of_nothing_yet_offers_to_load(gateway: Gateway, caller: C
     assert "nothing is loaded yet" in view._title.value
     view.versions.form.model.value = TOY
     await by_hand(view.versions.form.button.click)
-    await caller.settled("demo", "v1", "READY")
     await until(lambda: "v1" in view.versions.rows)
+    await caller.settled("demo", "v1", "READY")
     assert isinstance(view, ipywidgets.VBox)
     await asyncio.to_thread(view.close)
     panel_module._live.clear()

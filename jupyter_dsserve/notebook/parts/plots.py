@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from jupyter_dsserve.notebook.figures import (
     NUM_HEADS,
+    TIME_AXES,
     live_data,
     live_layout,
     live_traces,
@@ -19,6 +20,9 @@ from jupyter_dsserve.notebook.figures import (
 )
 from jupyter_dsserve.notebook.past import Mark
 from jupyter_dsserve.notebook.series import Series
+from jupyter_dsserve.notebook.zoom import LIVE, Range, Zoom
+
+_NUDGE_S = 0.001  # too little to see
 
 
 class Plots:
@@ -28,16 +32,20 @@ class Plots:
         self._name = name
         self.figure = self._new()
         self._versions: list[str] = []
+        self._zoom, self._told, self._drawn_at = Zoom(), LIVE, 0.0
 
     def _new(self) -> Any:
         figure = go.FigureWidget(data=mark_traces(), layout=live_layout(self._name))
-        figure._config = {**figure._config, "responsive": True, "displayModeBar": False}  # as wide as the page
+        # As wide as the page; a double click ends a zoom, and does not fit the axes to the data.
+        look = {"responsive": True, "displayModeBar": False, "doubleClick": "reset"}
+        figure._config = {**figure._config, **look}
         return figure
 
     def renew(self) -> None:
         """A figure that is displayed a second time takes no more updates (plotly)."""
         self.figure.close()
         self.figure, self._versions = self._new(), []
+        self._zoom, self._told = Zoom(), LIVE
 
     def draw(self, versions: Sequence[str], series: Series, marks: Sequence[Mark], now: float) -> None:
         """Everything, in one message to the browser. ``now``: seconds since the epoch."""
@@ -45,6 +53,7 @@ class Plots:
             self._exchange(versions)
         heads, shapes, words = mark_data(marks, now), mark_shapes(marks, now), live_words(marks, now)
         lines = [line for version in versions for line in live_data(series.curves(version, now))]
+        shown = self._shown(now)
         with self.figure.batch_update():
             # Not from the start: what is drawn before it stands on the page does not know how wide that is.
             self.figure.layout.autosize = True
@@ -52,8 +61,25 @@ class Plots:
                 trace.update(heads)
             for trace, (x, y) in zip(self.figure.data[NUM_HEADS:], lines, strict=True):
                 trace.x, trace.y = x, y
+            if shown != self._told:
+                axes = [self.figure.layout[axis] for axis in TIME_AXES]
+                if any(tuple(axis.range) == shown for axis in axes):
+                    # The page said so itself, and is told only what is new; but a word from before may be on its way.
+                    shown = (shown[0], shown[1] + _NUDGE_S)
+                for axis in axes:
+                    axis.update(range=list(shown), autorange=False)
             if shapes or self.figure.layout.shapes:
                 self.figure.layout.shapes, self.figure.layout.annotations = shapes, words
+
+        self._told, self._drawn_at = shown, now
+
+    def _shown(self, now: float) -> Range:
+        """Of the time axes at ``now``. What a person zooms to, the page writes into the layout: of one axis, or of all
+        that go with it."""
+        ranges = [tuple(self.figure.layout[axis].range) for axis in TIME_AXES]
+        seen = next((r for r in ranges if r != self._told), self._told)
+        self._zoom = self._zoom.after(seen, self._told, self._drawn_at)
+        return self._zoom.range(now)
 
     def _exchange(self, versions: Sequence[str]) -> None:
         """Other lines: those of ``versions``."""

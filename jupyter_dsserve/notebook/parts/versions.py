@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from functools import partial
 from html import escape
@@ -64,10 +65,14 @@ class VersionRow(w.HBox):  # type: ignore[misc]  # ipywidgets has no types
 
 
 class LoadForm(w.HBox):  # type: ignore[misc]
-    """Loads another version."""
+    """Loads another version.
+
+    In a thread of its own, by a client with patience: the gateway first looks into the model's directory, which takes a
+    while where that is large or far away, and the kernel's main thread is not to wait for it.
+    """
 
     def __init__(self, name: str, client: Client, act: Act) -> None:
-        self._name, self._client = name, client
+        self._name, self._client, self._act = name, client, act
         self.model = w.Combobox(
             placeholder="builtin:demo-v2, a directory or a hub name",
             options=["builtin:demo-v1", "builtin:demo-v2"],
@@ -81,9 +86,19 @@ class LoadForm(w.HBox):  # type: ignore[misc]
             options=_PRIORITIES, tooltip="Who goes first when loads wait for memory", layout={"width": "6.5em"}
         )
         self.button = button("Load", "Load it beside the others", icon="plus", button_style="primary")
-        self.button.on_click(lambda _: act(self._load))
+        self.button.on_click(lambda _: self._begin())
         fields = [self.model, self.version, self.dtype, self.priority, self.button]
         super().__init__([w.Label("Load another version:"), *fields], layout={"flex_flow": "row wrap"})
+
+    def _begin(self) -> None:
+        self.button.disabled = True
+        threading.Thread(target=self._run, name="dsserve-load", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._act(self._load)
+        finally:
+            self.button.disabled = False
 
     def _load(self) -> str:
         model = self.model.value.strip()
@@ -97,14 +112,15 @@ class LoadForm(w.HBox):  # type: ignore[misc]
 
 
 class Versions(w.VBox):  # type: ignore[misc]
-    """All of a deployment's. ``lock`` is held by whoever touches its state, and by nobody who waits for the gateway."""
+    """All of a deployment's. ``lock`` is held by whoever touches its state, and by nobody who waits for the gateway.
+    ``client`` gives up after seconds, ``patient`` does not."""
 
-    def __init__(self, name: str, client: Client, act: Act, lock: Any) -> None:
+    def __init__(self, name: str, client: Client, patient: Client, act: Act, lock: Any) -> None:
         self._name, self._client, self._act, self._lock = name, client, act, lock
         self._deployment: Deployment | None = None
         self._is_applying = False  # a slider moves because of us, not because of a hand
         self.rows: dict[str, VersionRow] = {}
-        self.form = LoadForm(name, client, act)
+        self.form = LoadForm(name, patient, act)
         self._box = w.VBox()
         super().__init__([self._box, self.form])
 
