@@ -91,7 +91,8 @@ def p99(values: Sequence[float]) -> float:
 
 async def measure(num: int, rounds: int, seconds: float) -> Idle:
     """Raises `AssertionError` for a connection or a call that fails."""
-    with tempfile.TemporaryDirectory() as folder, Command(Path(folder), "--load", f"demo={TOY}") as command:
+    options = ("--load", f"demo={TOY}", "--no-access-log")  # nobody reads what it says: a full pipe would hold it up
+    with tempfile.TemporaryDirectory() as folder, Command(Path(folder), *options) as command:
         async with await command.caller() as caller:
             await caller.settled("demo", "v1")
             await latencies(caller, 1.0)

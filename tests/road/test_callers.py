@@ -42,7 +42,7 @@ while True:
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    options = ("--load", "demo=toy:step_s=0.005", "--DSServeApp.stall_s=1")
+    options = ("--load", "demo=toy:step_s=0.005", "--DSServeApp.stall_s=1", "--no-access-log")
     with Command(tmp_path_factory.mktemp("callers"), *options) as command:
         yield command
 
