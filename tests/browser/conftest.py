@@ -147,3 +147,13 @@ def eventually(look: object, is_there: object = bool, timeout_s: float = 20) -> 
             return seen
         assert time.monotonic() < end, f"not there within {timeout_s} s; last seen: {seen}"
         time.sleep(0.1)
+
+
+def used_by(page: Page) -> int:
+    """The page's heap in bytes, without what is garbage."""
+    session = page.context.new_cdp_session(page)
+    session.send("HeapProfiler.enable")
+    session.send("HeapProfiler.collectGarbage")
+    used: int = session.send("Runtime.getHeapUsage")["usedSize"]
+    session.detach()
+    return used

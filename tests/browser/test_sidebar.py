@@ -17,9 +17,9 @@ from typing import Any
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Locator, Page, Route
 
-from tests.browser.conftest import Pictures, built_extension, eventually
+from tests.browser.conftest import Pictures, built_extension, eventually, used_by
 from tests.support import Json, JupyterServer
 
 _SETTINGS = {
@@ -433,6 +433,32 @@ def test_a_rollout_is_shown_paused_and_rolled_back(lab: Lab, page: Page) -> None
     eventually(lambda: line(page).text_content(), lambda text: "rolled back" not in text)
     assert "jp-mod-bad" not in (line(page).get_attribute("class") or "")
     assert sidebar(page).get_by_text("✕ rollout of v2 ROLLED_BACK").is_visible()
+
+
+@pytest.mark.parametrize("num", [100, pytest.param(1200, marks=pytest.mark.long)])
+def test_looks_for_an_hour_take_no_more_memory(page: Page, num: int) -> None:
+    """Each look at once after the last, with numbers that are a second older."""
+    at = time.time()
+
+    def answer(route: Route) -> None:
+        nonlocal at
+        at += 1
+        stats = [
+            {"deployment": "demo", "version": v, "at": at, "requests": at, "p95_s": at % 7 / 100} for v in ("v1", "v2")
+        ]
+        route.fulfill(body="".join(f"event: stats\ndata: {json.dumps(each)}\n\n" for each in stats))
+
+    page.route(re.compile("/dsserve/api/events"), answer)
+    began, seen = at, []
+    for _ in range(3):
+        end = at + num
+        while at < end:  # a fold that opens or shuts has it look
+            page.evaluate("() => { const f = document.querySelector('.jp-DSServe-memory'); f.open = !f.open }")
+            page.wait_for_timeout(10)
+        seen.append(used_by(page))
+    page.unroute(re.compile("/dsserve/api/events"))
+    assert at - began >= 3 * num
+    assert seen[2] < 1.1 * seen[1], seen
 
 
 def test_settings_hide_the_line_in_the_status_bar(page: Page, lab: Lab) -> None:
