@@ -42,6 +42,7 @@ class DSServeExtension(ExtensionApp):
     database_url = Unicode("", help="postgresql://…, or @FILE with it; empty is SQLite.").tag(config=True)
     history_events = Int(100_000, min=0, help="How many events the history keeps; 0: all.").tag(config=True)
     history_days = Float(90.0, min=0, help="Days for which it keeps them; 0 sets no limit.").tag(config=True)
+    stats_days = Float(14.0, min=0, help="Days for which it keeps each minute; 0 sets no limit.").tag(config=True)
     memory_budget = Unicode("", help="The most to hold of a device: 4GiB; empty: 75 % of the free.").tag(config=True)
     admission = Dict(help="When loads may start, how long they take: the fields of AdmissionSettings.").tag(config=True)
 

@@ -11,7 +11,7 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from jupyter_dsserve.fleet.goal import Goal, exported
 from jupyter_dsserve.fleet.keys import Keys, new_key
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
+from jupyter_dsserve.fleet.minutes import Gauges, Minute, Recorder, history_of, step_of
 from jupyter_dsserve.fleet.moves import Moves
 from jupyter_dsserve.fleet.registry import EVENT, Registry, Retention, VersionRow, written
 from jupyter_dsserve.fleet.road import Call, Numbered, Road, begun, configured, later
@@ -37,6 +38,7 @@ from jupyter_dsserve.fleet.rollout import RolloutSpec
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.fleet.scoring import Sample
 from jupyter_dsserve.fleet.source import canonical, check_can_load, model_path
+from jupyter_dsserve.fleet.stats import Window
 from jupyter_dsserve.fleet.supervisor import Supervisor
 from jupyter_dsserve.fleet.tracing import Trace
 from jupyter_dsserve.fleet.version import Version
@@ -63,6 +65,7 @@ from jupyter_dsserve.protocol.records import (
     LedgerStatus,
     Origin,
     RolloutStatus,
+    StatsHistory,
     VersionState,
     VersionStatus,
 )
@@ -122,6 +125,7 @@ class Fleet:
         self.applier = Applier(self)
         self.events = Events(lambda _event: None)
         self.held_keys = Keys()
+        self._minutes = Recorder()
 
     # ---- life
 
@@ -176,6 +180,7 @@ class Fleet:
         self._admission.stop()
         self.events.close()
         await self._link.stop()
+        self._write_minutes(self._minutes.close())
         self._registry.close()
 
     def hurry(self) -> None:
@@ -443,6 +448,20 @@ class Fleet:
             events |= {e.id: e for e in await self._registry.history(deployment, since, limit)}
         ordered = [events[id] for id in sorted(events)]
         return ordered[-limit:] if since is None else ordered[:limit]
+
+    async def stats(
+        self, deployment: str, version: str, since: float, until: float, step_s: int | None = None
+    ) -> StatsHistory:
+        """What versions did (of one deployment, or one version, unless they are empty), in steps of whole minutes, this
+        one included. Times are seconds since the epoch. Raises `InvalidRequest` for too many points or minutes."""
+        step_s = step_of(since, until, step_s)
+        written = await self._registry.minutes(deployment, version, since, until)
+        now = [
+            row
+            for row in self._minutes.current()
+            if deployment in ("", row.deployment) and version in ("", row.version) and since <= row.at < until
+        ]
+        return await asyncio.to_thread(history_of, [*written, *now], since, until, step_s)
 
     # ---- verbs: traffic
 
@@ -759,12 +778,26 @@ class Fleet:
             await asyncio.sleep(1.0)
             if num_written := await self._registry.retry(time.monotonic()):
                 self.events.record(time.time(), "registry_written", reason=f"{num_written} changes that had to wait")
+            self._write_minutes(self._minutes.tick(time.time(), self._gauged()))
             if self.events.has_listeners:
                 at, now = time.time(), time.monotonic()
                 for deployment in self._deployments.values():
                     for version in deployment.versions.values():
                         weight = deployment.route.weights.get(version.name, 0.0)
                         self.events.publish(version.stats(weight, at, now))
+
+    def _gauged(self) -> Iterator[tuple[str, str, Gauges, Window]]:
+        for version in self._versions():
+            ready = [r for r in version.replicas if r.state is VersionState.READY]
+            queued = version.road.line.num_waiting_for(version.name) + version.num_queued
+            used = max((r.heartbeat.kv_used for r in ready), default=0.0)
+            taken = sum(r.heartbeat.device_bytes for r in version.replicas)
+            gauges = Gauges(version.in_flight, queued, used, taken, len(ready))
+            yield version.deployment, version.name, gauges, version.window
+
+    def _write_minutes(self, rows: list[Minute]) -> None:
+        if rows:
+            self._registry.add_minutes(rows)  # in its thread; nobody waits
 
 
 def _said_of(key: ApiKey) -> str:

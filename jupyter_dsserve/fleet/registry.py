@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -18,8 +18,9 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from jupyter_dsserve.fleet import schema
 from jupyter_dsserve.fleet.database import open_engine, place_of
 from jupyter_dsserve.fleet.keys import StoredKey
+from jupyter_dsserve.fleet.minutes import MINUTE_S, Minute
 from jupyter_dsserve.fleet.route import Route
-from jupyter_dsserve.protocol.errors import Conflict, Unavailable
+from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, Unavailable
 from jupyter_dsserve.protocol.records import Event
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
@@ -30,6 +31,8 @@ Work = Callable[[sa.Connection], object]
 EVENT = "event "  # with its id: what `on_failure` is told of one
 _PRUNE_EVERY = 1000  # events
 _PRUNED_AT_ONCE = 5000
+_PRUNE_MINUTES_S = 3600
+_MAX_MINUTES = 50_000  # read at once
 _MAX_TOLD = 1000  # events of a gateway that were not written when it was killed
 _LOOK_S = 5.0  # between looks at the lease
 _DAY_S = 86_400.0
@@ -81,6 +84,16 @@ _history = sa.Table(
     sa.Column("at", sa.Float, nullable=False),
     *(sa.Column(name, sa.Text, nullable=False) for name in ("kind", "deployment", "version", "replica", "reason")),
 )
+# A row is added up with others and never looked for by what is in it.
+_minutes = sa.Table(
+    "minutes",
+    TABLES,
+    sa.Column("deployment", sa.String, primary_key=True),
+    sa.Column("version", sa.String, primary_key=True),
+    sa.Column("at", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("row", sa.JSON, nullable=False),
+    sa.Index("minutes_at", "at"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +117,12 @@ class VersionRow:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How much of the history is kept: the last ``max_events``, of the last ``max_days``. Zero sets no such limit."""
+    """How much of the history is kept: the last ``max_events``, of the last ``max_days``, and the minutes of the last
+    ``max_stats_days``. Zero sets no such limit."""
 
     max_events: int = 100_000
     max_days: float = 90.0
+    max_stats_days: float = 14.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +284,51 @@ class Registry:
 
         return asyncio.wrap_future(self._thread.submit(read))
 
+    def add_minutes(self, minutes: Sequence[Minute]) -> Awaitable[None]:
+        """Those of one minute. What is there of it already (from a gateway that ended within it) is added up."""
+
+        def add(db: sa.Connection) -> None:
+            for each in minutes:
+                key = {"deployment": each.deployment, "version": each.version, "at": each.at}
+                which = sa.and_(*(_minutes.c[name] == value for name, value in key.items()))
+                before = db.execute(sa.select(_minutes.c.row).where(which)).scalar()
+                whole = Minute.read(each.deployment, each.version, each.at, before).plus(each) if before else each
+                _upsert(db, _minutes, key, {"row": whole.row()})
+
+        at = minutes[0].at
+        if at % _PRUNE_MINUTES_S == 0:
+            self._thread.submit(self._prune)
+        return self._write(f"the minute {at}", add)
+
+    def minutes(self, deployment: str, version: str, since: float, until: float) -> asyncio.Future[list[Minute]]:
+        """Those that lie in the time, oldest first; of one deployment and version, unless they are empty.
+
+        Raises `InvalidRequest` if they are too many, `Unavailable` if they cannot be read.
+        """
+        which = sa.and_(
+            _minutes.c.at > since - MINUTE_S,
+            _minutes.c.at < until,
+            *([_minutes.c.deployment == deployment] if deployment else []),
+            *([_minutes.c.version == version] if version else []),
+        )
+
+        def read() -> list[Minute]:
+            try:
+                with self._engine.begin() as db:
+                    rows = db.execute(sa.select(_minutes).where(which).order_by(_minutes.c.at).limit(_MAX_MINUTES + 1))
+                    found = [Minute.read(**row) for row in rows.mappings()]
+            except (SQLAlchemyError, Conflict) as fault:
+                raise Unavailable(f"the history cannot be read ({_words(fault)})") from None
+            if len(found) > _MAX_MINUTES:
+                raise InvalidRequest(
+                    f"there are over {_MAX_MINUTES} minutes of so many versions in this time: name a deployment and a "
+                    "version, or give a shorter time",
+                    param="from",
+                )
+            return found
+
+        return asyncio.wrap_future(self._thread.submit(read))
+
     def _write(self, what: str, work: Work, *, is_kept: bool = True) -> asyncio.Future[None]:
         waiting = asyncio.wrap_future(self._thread.submit(self._commit, what, work, is_kept))
         waiting.add_done_callback(partial(self._tell, what))
@@ -359,6 +419,8 @@ def _read(db: sa.Connection, num_events: int) -> Stored:
 def _prune(db: sa.Connection, retention: Retention, now: float) -> bool:
     """Delete at most `_PRUNED_AT_ONCE` events; whether that was all. ``now`` is seconds since the epoch."""
     id, at = _history.c.id, _history.c.at
+    if retention.max_stats_days:
+        db.execute(_minutes.delete().where(_minutes.c.at < now - retention.max_stats_days * _DAY_S))
     first, last = db.execute(sa.select(sa.func.min(id), sa.func.max(id))).one()
     if first is None:
         return True

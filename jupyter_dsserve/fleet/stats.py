@@ -16,6 +16,10 @@ RATE_S = 5.0  # over which tokens per second are counted
 FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 
+# Seconds, each a fifth over the one before, to a thousand: fine enough to read percentiles off.
+LATENCY_GROWTH = 1.2
+LATENCY_S = tuple(0.001 * LATENCY_GROWTH**i for i in range(77))
+
 
 class Histogram:
     """How many values were at most each of ``bounds``, which rise; and the sum of all."""
@@ -30,6 +34,11 @@ class Histogram:
     def observe(self, value: float) -> None:
         self._counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """How many lie in each bucket, the last one without a bound."""
+        return self._counts
 
     @property
     def buckets(self) -> list[tuple[float, int]]:
@@ -73,6 +82,9 @@ class Totals:
     queued_s: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_S))
     first_token_s: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_S))
     per_token_s: Histogram = field(default_factory=lambda: Histogram(PER_TOKEN_S))
+    # for `minutes`
+    fine_latency_s: Histogram = field(default_factory=lambda: Histogram(LATENCY_S))
+    fine_first_token_s: Histogram = field(default_factory=lambda: Histogram(LATENCY_S))
 
     def add(self, served: Served) -> None:
         self.prompt_tokens += served.prompt_tokens
@@ -85,7 +97,10 @@ class Totals:
         else:
             self.good_s += served.latency_s
             self.computed_s += served.latency_s - served.queued_s
+        if not served.is_error:
+            self.fine_latency_s.observe(served.latency_s)
         if served.first_token_s is not None and not served.is_error:
+            self.fine_first_token_s.observe(served.first_token_s)
             self.first_token_s.observe(served.first_token_s)
             if served.num_tokens > 1:
                 self.per_token_s.observe((served.latency_s - served.first_token_s) / (served.num_tokens - 1))

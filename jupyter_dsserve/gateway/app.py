@@ -59,6 +59,9 @@ class DSServeApp(Command):
     history_days = Float(90.0, min=0, help="Days for which the history keeps an event; 0 sets no limit.").tag(
         config=True
     )
+    stats_days = Float(14.0, min=0, help="Days for which each minute's numbers are kept; 0 sets no limit.").tag(
+        config=True
+    )
     memory_budget = Unicode("", help="The most to hold of each device: 4GiB; empty is 75 % of what is free.").tag(
         config=True
     )

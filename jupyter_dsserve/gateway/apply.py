@@ -7,13 +7,13 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.goal import DeploymentGoal, Goal, VersionGoal
 from jupyter_dsserve.fleet.source import canonical
 from jupyter_dsserve.gateway.answers import Exported
-from jupyter_dsserve.gateway.bodies import AutoscaleBody, Body, LoadBody, PolicyBody, validated
+from jupyter_dsserve.gateway.bodies import AutoscaleBody, Body, LoadBody, No, PolicyBody, validated
 from jupyter_dsserve.gateway.describe import describes
 from jupyter_dsserve.gateway.handlers import Handler
 from jupyter_dsserve.manifest import LOOK_S, Manifest, stamp
@@ -29,7 +29,7 @@ class VersionBody(LoadBody):
 
     version: str = ""
     loaded: bool = True
-    autoscale: AutoscaleBody | Literal[False] | None = None
+    autoscale: AutoscaleBody | No | None = None
 
     def goal(self, at: str) -> VersionGoal:
         spec = self.spec()

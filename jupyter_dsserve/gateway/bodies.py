@@ -25,6 +25,15 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+def _boolean(value: object) -> object:
+    """To a Literal 0 is False, and 1 is True."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise ValueError("input should be false")
+    return value
+
+
+No = Annotated[Literal[False], BeforeValidator(_boolean)]
+
 # ---- control
 
 NumReplicas = Annotated[int, Field(ge=1, le=64)]

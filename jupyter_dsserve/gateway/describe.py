@@ -34,7 +34,8 @@ class Description:
     answers by status (None: no body; `str`: plain text). ``events`` is the type of each event's data where the answer
     is, or can be, a stream of server-sent events. ``path`` has types of the path's parts that are not just any text;
     ``query`` and ``headers`` those of what may come besides, by name. ``errors`` come on top of those that every such
-    route has: 400 and 431, 401 and 403 by its key, 413 with a body."""
+    route has: 400 and 431, 401 and 403 by its key, 413 with a body, which may be left out unless it
+    ``needs_body``."""
 
     summary: str
     gives: Mapping[int, Any]
@@ -46,6 +47,7 @@ class Description:
     headers: Mapping[str, Any] = field(default_factory=dict)
     errors: Errors = ()
     media: str = "application/json"
+    needs_body: bool = True
 
 
 def describes(summary: str, gives: Mapping[int, Any], **more: Any) -> Callable[[M], M]:

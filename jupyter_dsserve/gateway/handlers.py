@@ -64,6 +64,12 @@ def _plain(value: Any) -> object:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
+def methods_of(handler: type[RequestHandler]) -> list[str]:
+    """Those that it answers, in lower case; OPTIONS aside, which every one does."""
+    none = RequestHandler._unimplemented_method
+    return [method for method in ("get", "head", "post", "put", "delete") if getattr(handler, method) is not none]
+
+
 H = TypeVar("H", bound="Handler")
 P = ParamSpec("P")
 
@@ -226,6 +232,8 @@ class Handler(Asker, RequestHandler):
             self.set_header("Retry-After", str(error.retry_after_s))
         if isinstance(error, Unauthorized):
             self.set_header("WWW-Authenticate", "Bearer")
+        if isinstance(error, NotAllowed):  # RFC 9110 §15.5.6
+            self.set_header("Allow", ", ".join(method.upper() for method in methods_of(type(self))))
         self.finish(orjson.dumps(self.error_body(error)))
 
     def log_exception(

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from jupyter_dsserve.gateway.bodies import Body, MaxTokens, Priority, TimeoutS, TokenId, new_id
+from jupyter_dsserve.gateway.bodies import Body, MaxTokens, No, Priority, TimeoutS, TokenId, new_id
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import (
     Message,
@@ -149,7 +149,7 @@ class _OpenAIBody(Body):
 
 class StreamOptions(Body):
     include_usage: bool | None = None
-    include_obfuscation: Annotated[Literal[False] | None, no("events are not padded with random characters")] = None
+    include_obfuscation: Annotated[No | None, no("events are not padded with random characters")] = None
 
 
 class JsonSchema(Body):
@@ -402,7 +402,7 @@ class ChatBody(_OpenAIBody):
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     safety_identifier: str | None = None
     # accepted as far as they ask for nothing
-    store: Annotated[Literal[False] | None, no("answers are not stored")] = None
+    store: Annotated[No | None, no("answers are not stored")] = None
     service_tier: Annotated[Literal["auto", "default"] | None, no("there is one tier; priority orders requests")] = None
     modalities: Annotated[list[Literal["text"]] | None, no("answers are text")] = None
     reasoning_effort: Annotated[Literal["none"] | None, no("models are not told how long to think")] = None

@@ -16,7 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from jupyter_dsserve import __version__
 from jupyter_dsserve.gateway.describe import Description, describes, description_of
-from jupyter_dsserve.gateway.handlers import Handler
+from jupyter_dsserve.gateway.handlers import Handler, methods_of
 from jupyter_dsserve.protocol.errors import (
     DSServeError,
     Forbidden,
@@ -31,7 +31,6 @@ from jupyter_dsserve.protocol.errors import (
 Json = dict[str, Any]
 Routes = Sequence[tuple[str, type[Handler]]]
 
-METHODS = ("get", "head", "post", "put", "delete")
 _GROUP = re.compile(r"\(\[\^/\]\+\)")  # a part of a path
 _RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 0}}}
 _ANSWERED_BY = {
@@ -101,10 +100,8 @@ def document(routes: Routes) -> Json:
 def _methods(routes: Routes) -> Iterator[tuple[str, str, type[Handler], tuple[str, ...]]]:
     """Method, path, handler and the names of the path's parts. What answers any path has no methods."""
     for pattern, handler in routes:
-        for method in METHODS:
+        for method in methods_of(handler):
             function = getattr(handler, method)
-            if function is getattr(Handler, method):
-                continue
             names = tuple(list(inspect.signature(function).parameters)[1 : 1 + len(_GROUP.findall(pattern))])
             path = _GROUP.sub("{}", pattern).replace(r"\.", ".")
             if path.count("{}") != len(names) or re.search(r"[\\*+?()|\[\]^$]", path):
@@ -165,7 +162,7 @@ def _told(operation: Operation, schemas: _Schemas) -> Json:
         content: Json = {"schema": schemas.of(told.body, "validation")}
         if told.example:
             content["example"] = dict(told.example)
-        found["requestBody"] = {"required": True, "content": {"application/json": content}}
+        found["requestBody"] = {"required": told.needs_body, "content": {"application/json": content}}
     return found
 
 
@@ -203,7 +200,7 @@ def _responses(operation: Operation, schemas: _Schemas) -> Json:
         content: Json = {told.media: {"schema": schemas.of(kind, "serialization")}} if kind is not None else {}
         if told.events is not None:
             item = schemas.of(told.events, "serialization")
-            content["text/event-stream"] = {"schema": {"type": "string"}, "x-itemSchema": item}
+            content["text/event-stream"] = {"x-itemSchema": item}
         if content and has_body:
             good["content"] = content
         found[str(status)] = good

@@ -26,6 +26,7 @@ from jupyter_dsserve.gateway import (
     responses,
     road,
     rollout,
+    stats,
     texts,
     traces,
 )
@@ -47,7 +48,7 @@ from jupyter_dsserve.protocol.errors import Conflict
 
 _V2 = (v2_handlers, v2_inference, v2_repository, v2_shared_memory)
 _OPENAI = (texts, responses, openai)
-_FACES = (*_OPENAI, *_V2, generate, control, ledger, road, rollout, apply, keys, metrics, openapi, traces)
+_FACES = (*_OPENAI, *_V2, generate, control, ledger, road, rollout, apply, keys, metrics, openapi, stats, traces)
 ROUTES = [route for face in _FACES for route in face.ROUTES]
 
 
@@ -66,7 +67,7 @@ class Gateway:
                 config.drain_s,
                 allow_code=config.allow_code,
                 database=config.database_url,
-                retention=Retention(config.history_events, config.history_days),
+                retention=Retention(config.history_events, config.history_days, config.stats_days),
                 memory_budget_bytes=config.memory_budget_bytes,
                 admission=config.admission,
             )

@@ -40,6 +40,7 @@ from jupyter_dsserve.notebook.keys import KeyList, NewKey
 from jupyter_dsserve.notebook.ledger import Ledger
 from jupyter_dsserve.notebook.options import LoadOptions, PolicyOptions, given, user_name
 from jupyter_dsserve.notebook.saved import Job, Saved, Store
+from jupyter_dsserve.notebook.stats import StatsTable, moment
 from jupyter_dsserve.notebook.traces import Trace, TraceList
 from jupyter_dsserve.notebook.views import (
     Answer,
@@ -114,6 +115,7 @@ _STATUS = TypeAdapter(_Served)
 _APPLIED = TypeAdapter(Applied)
 _LOGS = TypeAdapter(dict[str, list[str]])
 _LEDGER = TypeAdapter(Ledger)
+_STATS = TypeAdapter(StatsTable)
 _TRACE = TypeAdapter(Trace)
 _TRACES = TypeAdapter(list[TraceSummary])
 _KEYS = TypeAdapter(list[ApiKey])
@@ -169,6 +171,18 @@ class Verbs:
         first ones after the event with that id. It goes as far back as the gateway keeps it (90 days unless told)."""
         asked_for = {"deployment": deployment, "since": "" if since is None else since, "limit": limit}
         return History((yield from self._look(_EVENTS, f"/api/history?{urlencode(asked_for)}")))
+
+    def stats(
+        self, deployment: str = "", version: str = "", *, since: str | float = "24h", step_s: int | None = None
+    ) -> Talk[StatsTable]:
+        """What versions did, in steps of ``step_s`` seconds (whole minutes): ``client.stats("demo", since="7d")``.
+
+        ``since`` is an age (``30m``, ``24h``, ``7d``), or seconds since the epoch. It goes as far back as the gateway
+        keeps it (14 days unless told).
+        """
+        asked_for = {"deployment": deployment, "version": version, "from": moment(since, time.time())}
+        step = {} if step_s is None else {"step": step_s}
+        return (yield from self._look(_STATS, f"/api/stats?{urlencode(asked_for | step)}"))
 
     def ledger(self) -> Talk[Ledger]:
         """Who holds the memory of every device, and who waits for it."""

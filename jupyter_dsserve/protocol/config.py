@@ -75,7 +75,8 @@ class GatewayConfig:
     directory ended are loaded again; without it they are only registered. ``allow_code``: versions may load files that
     can run code (torch.export programs). ``database_url``: where versions, routes and history are kept, a
     ``postgresql://`` URL or ``@FILE`` with one in it; empty is SQLite in ``data_dir``. Of the history the last
-    ``history_events`` of the last ``history_days`` are kept; zero sets no such limit. ``memory_budget_bytes``: the most
+    ``history_events`` of the last ``history_days`` are kept, and what versions did each minute for ``stats_days``; zero
+    sets no such limit. ``memory_budget_bytes``: the most
     that we hold of each device; 0 is 75 % of what is free at the start.
     ``max_calls`` of models run at once, and more get 429; 0 sets no limit. Pages from ``cors_origins`` may ask from a
     browser (``*``: any). ``open_metrics``: ``/metrics`` needs no key. Of the last ``traces`` calls
@@ -104,6 +105,7 @@ class GatewayConfig:
     database_url: str = field(default="", repr=False)  # a password may be in it
     history_events: int = 100_000
     history_days: float = 90.0
+    stats_days: float = 14.0
     memory_budget_bytes: int = 0
     max_calls: int = 0
     max_connections: int = 0

@@ -79,6 +79,49 @@ class VersionStats:
 
 
 @dataclass(frozen=True, slots=True)
+class StatsPoint:
+    """A version over one step of its history, which begins ``at`` (seconds since the epoch). Latencies (``_s``) are of
+    good answers, read off histograms, a fifth off at most, and None if there was none; ``in_flight``, ``queued``,
+    ``kv_used`` (0 to 1), ``device_bytes`` and READY ``replicas`` are the most that a look each second saw."""
+
+    at: float
+    requests: int
+    errors: int
+    requests_per_s: float
+    prompt_tokens: int
+    tokens: int
+    tokens_per_s: float
+    p50_s: float | None
+    p95_s: float | None
+    p99_s: float | None
+    first_token_p95_s: float | None
+    in_flight: int
+    queued: int
+    kv_used: float
+    device_bytes: int
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatsSeries:
+    """The points of a version, oldest first; none where it was not loaded."""
+
+    deployment: str
+    version: str
+    points: list[StatsPoint]
+
+
+@dataclass(frozen=True, slots=True)
+class StatsHistory:
+    """Versions from ``since`` to ``until`` (seconds since the epoch), a point every ``step_s`` seconds."""
+
+    since: float
+    until: float
+    step_s: int
+    series: list[StatsSeries]
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """One worker of a version. ``device`` and ``runner`` (``ragged``, or ``padded:`` and what kept the model from
     ragged) are empty until it is READY; ``pid`` 0 before its process runs. ``breaker`` is ``closed`` (requests go

@@ -33,7 +33,7 @@ class _Repository(OIPHandler):
 class Index(_Repository):
     """A key sees those that it may ask."""
 
-    @describes("Which models there are, loaded or not.", {200: list[IndexEntry]}, body=IndexBody)
+    @describes("Which models there are, loaded or not.", {200: list[IndexEntry]}, body=IndexBody, needs_body=False)
     async def post(self) -> None:
         body = await self.body_or_none(IndexBody)
         deployments = [d for d in self.fleet.deployments() if self.may_ask(d.name)]
@@ -46,7 +46,7 @@ class Load(_Repository):
 
     is_inference = False
 
-    @describes("Load a registered version.", {200: None}, body=LoadBody, errors=CHANGE_ERRORS)
+    @describes("Load a registered version.", {200: None}, body=LoadBody, needs_body=False, errors=CHANGE_ERRORS)
     @until_caller_leaves
     async def post(self, name: str) -> None:
         await self.body_or_none(LoadBody)
@@ -62,7 +62,9 @@ class Unload(_Repository):
 
     is_inference = False
 
-    @describes("Drain a version and end its workers.", {200: None}, body=UnloadBody, errors=CHANGE_ERRORS)
+    @describes(
+        "Drain a version and end its workers.", {200: None}, body=UnloadBody, needs_body=False, errors=CHANGE_ERRORS
+    )
     async def post(self, name: str) -> None:
         await self.body_or_none(UnloadBody)
         version = self.meant(name)
