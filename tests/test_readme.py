@@ -76,7 +76,7 @@ def test_the_first_answer_of_the_readme_takes_twelve_lines_in_a_notebook(tmp_pat
 
 
 def test_the_readme_has_snippets_of_each_kind() -> None:
-    assert [len(snippets(kind)) for kind in ("ipython", "bash", "python")] == [1, 3, 1]
+    assert [len(snippets(kind)) for kind in ("ipython", "bash", "python")] == [1, 3, 2]
 
 
 def test_the_table_of_settings_is_complete_and_true() -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -24,6 +25,7 @@ from jupyter_dsserve.gateway.openai_bodies import ChatBody, CompletionBody, Requ
 from jupyter_dsserve.gateway.tools import check_tools, readers
 from jupyter_dsserve.protocol.errors import DSServeError, NotFound, TooManyRequests, Unauthorized
 from jupyter_dsserve.protocol.request import Chunk, Usage
+from jupyter_dsserve.protocol.spec import WorkerSpec
 
 
 class OpenAIHandler(Handler):
@@ -215,7 +217,12 @@ def _send(handler: Handler, data: Json) -> None:
 
 def fingerprint(answering: Answering) -> str | None:
     """The same for what runs with the same settings; None if the answer is the policy's own text."""
-    return f"fp_{answering.version.spec.digest[:10]}" if answering.version else None
+    return _fingerprint(answering.version.spec) if answering.version else None
+
+
+@lru_cache(maxsize=1000)  # every answer needs it
+def _fingerprint(spec: WorkerSpec) -> str:
+    return f"fp_{spec.digest[:10]}"
 
 
 def _model(name: str, versions: Iterable[Version]) -> Json:

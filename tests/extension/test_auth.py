@@ -130,6 +130,9 @@ async def test_an_apps_key_opens_nothing_of_jupyter_that_was_not_open_to_strange
             for method in METHODS:
                 mine = await outcome(stranger, method, path, headers)
                 if path.startswith(below) and INFERENCE.fullmatch(path.removeprefix(below)):
+                    if path.startswith(f"{below}/v2/repository/models/"):  # loads and unloads: the gateway refuses it
+                        assert mine[0] in (403, 405), (method, path, mine)
+                        continue
                     assert mine[0] not in (401, 403), (method, path, mine)
                     num_open += 1
                     continue
