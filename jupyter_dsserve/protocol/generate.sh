@@ -6,3 +6,6 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 of=jupyter_dsserve/protocol
 python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $of/*.proto
+# The package `inference` is Triton's, and a process has one message of a name, but in pools of their own: so that
+# tritonclient can be imported beside ours.
+sed -i 's/_descriptor_pool\.Default()/_descriptor_pool.DescriptorPool()/' $of/open_inference_pb2.py

@@ -18,17 +18,23 @@ from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.gateway.grpc.health import Health
 from jupyter_dsserve.gateway.grpc.inference import Inference
 from jupyter_dsserve.gateway.grpc.model_service import ModelService
-from jupyter_dsserve.protocol import inference_pb2
+from jupyter_dsserve.gateway.grpc.open_inference import OpenInference
+from jupyter_dsserve.protocol import inference_pb2, open_inference_pb2
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict
 from jupyter_dsserve.protocol.inference_pb2_grpc import (
     add_InferenceServicer_to_server,
     add_ModelServiceServicer_to_server,
 )
+from jupyter_dsserve.protocol.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from jupyter_dsserve.protocol.spec import Task
 
-SERVICES: dict[str, Task | None] = {"dsserve.v1.Inference": "generate", "dsserve.v1.ModelService": "tensor"}
-_FILES: tuple[Any, ...] = (inference_pb2, health_pb2, reflection_pb2)
+SERVICES: dict[str, Task | None] = {
+    "dsserve.v1.Inference": "generate",
+    "dsserve.v1.ModelService": "tensor",
+    "inference.GRPCInferenceService": None,
+}
+_FILES: tuple[Any, ...] = (inference_pb2, open_inference_pb2, health_pb2, reflection_pb2)
 
 _MAX_STREAMS = 1000  # calls at once on one connection; more wait in their client
 _PING_S = 60  # a connection is asked so often whether somebody is there, while calls run or not
@@ -74,6 +80,7 @@ class GrpcFront:
         add_HealthServicer_to_server(self._health, self._server)
         add_InferenceServicer_to_server(Inference(context), self._server)
         add_ModelServiceServicer_to_server(ModelService(context), self._server)
+        add_GRPCInferenceServiceServicer_to_server(OpenInference(context), self._server)
         names = [*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server, pool=_described())
         await self._server.start()
