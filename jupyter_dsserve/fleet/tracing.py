@@ -27,7 +27,7 @@ from jupyter_dsserve.protocol.traces import Attribute, Span, TraceRecord, TraceS
 
 # Of a call for very many choices, whose record would be large.
 MAX_ATTEMPTS = 64
-_MAX_MODEL = 128
+MAX_MODEL = 128  # characters of what was asked for that are kept: it may be anything
 _NO_USAGE = Usage(0, 0)
 
 
@@ -101,7 +101,7 @@ class Trace:
             trace_id=f"{self.trace_id:032x}",
             at=self.at,
             operation=self.operation,
-            model=self.model[:_MAX_MODEL],
+            model=self.model,
             deployment=self.deployment,
             version=self.version if self.outcome else last,
             outcome=self.outcome or "running",
@@ -133,7 +133,7 @@ def spans_of(trace: Trace, now: float) -> Iterator[Span]:
         number += 1
         return Span(name, own, above, start - trace.begun_s, duration, attributes)
 
-    yield span(f"{trace.operation} {trace.model[:_MAX_MODEL]}", trace.parent_id, trace.begun_s, end, _of_call(trace))
+    yield span(f"{trace.operation} {trace.model}", trace.parent_id, trace.begun_s, end, _of_call(trace))
     routed = trace.attempts[0].begun_s if trace.attempts else end
     yield span("route", root, trace.begun_s, routed, {})
     for attempt in trace.attempts:

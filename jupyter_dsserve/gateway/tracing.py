@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from jupyter_dsserve.fleet.tracing import Trace, new_trace_id
+from jupyter_dsserve.fleet.tracing import MAX_MODEL, Trace, new_trace_id
 from jupyter_dsserve.protocol.errors import NotFound
 from jupyter_dsserve.protocol.request import Features, Message, Request, Texts
 from jupyter_dsserve.protocol.spec import Task
@@ -57,7 +57,7 @@ class Traces:
             trace_id or new_trace_id(),
             parent_id,
             is_sampled,
-            model,
+            model[:MAX_MODEL],
             operation_of(task, request),
             time.monotonic() - passed_s,
             time.time() - passed_s,
