@@ -30,7 +30,7 @@ from jupyter_dsserve.fleet.goal import Goal, exported
 from jupyter_dsserve.fleet.keys import Keys, new_key
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
-from jupyter_dsserve.fleet.minutes import Gauges, Minute, Recorder, history_of, step_of
+from jupyter_dsserve.fleet.minutes import Gauges, Minute, Recorder, Sums, not_read, step_of
 from jupyter_dsserve.fleet.moves import Moves
 from jupyter_dsserve.fleet.registry import EVENT, Registry, Retention, VersionRow, written
 from jupyter_dsserve.fleet.road import Call, Numbered, Road, begun, configured, later
@@ -453,15 +453,14 @@ class Fleet:
         self, deployment: str, version: str, since: float, until: float, step_s: int | None = None
     ) -> StatsHistory:
         """What versions did (of one deployment, or one version, unless they are empty), in steps of whole minutes, this
-        one included. Times are seconds since the epoch. Raises `InvalidRequest` for too many points or minutes."""
-        step_s = step_of(since, until, step_s)
-        written = await self._registry.minutes(deployment, version, since, until)
-        now = [
-            row
-            for row in self._minutes.current()
-            if deployment in ("", row.deployment) and version in ("", row.version) and since <= row.at < until
-        ]
-        return await asyncio.to_thread(history_of, [*written, *now], since, until, step_s)
+        one included. Times are seconds since the epoch. Raises `InvalidRequest` for too many points."""
+        sums = Sums(since, until, step_of(since, until, step_s))
+        before = self._minutes.current()
+        async for piece in self._registry.minutes(deployment, version, since, until):
+            await asyncio.to_thread(sums.add, piece)
+        running = not_read(before, self._minutes.current())
+        sums.add(row for row in running if deployment in ("", row.deployment) and version in ("", row.version))
+        return await asyncio.to_thread(sums.history, time.time())
 
     # ---- verbs: traffic
 

@@ -20,10 +20,13 @@ from jupyter_dsserve.protocol.records import StatsHistory, StatsPoint, StatsSeri
 
 MINUTE_S = 60
 MAX_POINTS = 2000  # of a series
+_MAX_SUMS = 50_000  # points of all series together
 _USUAL_POINTS = 240
 
 # (upper bound in seconds, how many), rising, without empty ones; the last bound may be infinite.
 Counts = tuple[tuple[float, int], ...]
+_BOUNDS = (*LATENCY_S, math.inf)
+_PLACES = {bound: place for place, bound in enumerate(_BOUNDS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,32 +67,23 @@ class Minute:
     most: Gauges = field(default_factory=Gauges)
 
     def row(self) -> dict[str, Any]:
-        """As it is written down, beside its name and time: JSON, which knows no infinity."""
+        """As it is written down, beside its name and time: JSON, with the places of bounds, which are shorter."""
         found = asdict(self)
         for name in ("latency_s", "first_token_s"):
-            found[name] = [[None if math.isinf(bound) else bound, count] for bound, count in found[name]]
+            found[name] = [[_PLACES[bound], count] for bound, count in found[name]]
         return {name: value for name, value in found.items() if name not in ("deployment", "version", "at")}
 
     @staticmethod
     def read(deployment: str, version: str, at: int, row: Mapping[str, Any]) -> Minute:
-        """Of what `row` gave."""
+        """Of what `row` gave; or gave once, with the bounds themselves, of which None is the infinite one."""
         given = dict(row)
         for name in ("latency_s", "first_token_s"):
-            given[name] = tuple((math.inf if bound is None else bound, count) for bound, count in given[name])
+            given[name] = tuple((_bound(told), count) for told, count in given[name])
         return Minute(deployment, version, at, **(given | {"most": Gauges(**given["most"])}))
 
     def plus(self, other: Minute) -> Minute:
         """Both together, from where this one begins."""
-        return replace(
-            self,
-            requests=self.requests + other.requests,
-            errors=self.errors + other.errors,
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            tokens=self.tokens + other.tokens,
-            latency_s=_sum(self.latency_s, other.latency_s),
-            first_token_s=_sum(self.first_token_s, other.first_token_s),
-            most=self.most.most(other.most),
-        )
+        return _together([self, other], self.at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,17 +185,52 @@ def step_of(since: float, until: float, wanted_s: int | None) -> int:
     return wanted_s
 
 
-def history_of(minutes: Iterable[Minute], since: float, until: float, step_s: int) -> StatsHistory:
-    """The minutes as series, one for each version, with a point for each step in which there was something. A step
-    begins at a multiple of ``step_s`` since the epoch."""
-    sums: dict[tuple[str, str], dict[int, list[Minute]]] = defaultdict(lambda: defaultdict(list))
-    for each in minutes:
-        sums[each.deployment, each.version][each.at // step_s * step_s].append(each)
-    series = [
-        StatsSeries(deployment, version, [_point(steps[at], at, step_s) for at in sorted(steps)])
-        for (deployment, version), steps in sorted(sums.items())
-    ]
-    return StatsHistory(since, until, step_s, series)
+@dataclass(slots=True)
+class Sums:
+    """Minutes of a time, added up in steps as they are read; a step begins at a multiple of ``step_s`` since the epoch.
+
+    A minute that the time cuts is in it as a whole."""
+
+    since: float
+    until: float
+    step_s: int
+    _sums: dict[tuple[str, str, int], Minute] = field(default_factory=dict)
+
+    def add(self, minutes: Iterable[Minute]) -> None:
+        """Those that lie in the time. Raises `InvalidRequest` if they make too many points."""
+        several: dict[tuple[str, str, int], list[Minute]] = defaultdict(list)
+        for each in minutes:
+            if self.since - MINUTE_S < each.at < self.until:
+                several[each.deployment, each.version, each.at // self.step_s * self.step_s].append(each)
+        for key, found in several.items():
+            before = self._sums.get(key)
+            self._sums[key] = _together([before, *found] if before else found, key[2])
+        if len(self._sums) > _MAX_SUMS:
+            raise InvalidRequest(
+                f"step is {self.step_s}, which makes over {_MAX_SUMS} points of so many versions: name a deployment "
+                "and a version, or give a longer step, or a shorter time",
+                param="step",
+            )
+
+    def history(self, now: float) -> StatsHistory:
+        """A series for each version, with a point for each step in which there was something. ``now`` is seconds since
+        the epoch: what is still to come of a step does not count in its rates."""
+        series: dict[tuple[str, str], list[StatsPoint]] = defaultdict(list)
+        for deployment, version, at in sorted(self._sums):
+            point = _point(self._sums[deployment, version, at], self._seconds(at, now))
+            series[deployment, version].append(point)
+        return StatsHistory(self.since, self.until, self.step_s, [StatsSeries(*key, series[key]) for key in series])
+
+    def _seconds(self, at: int, now: float) -> float:
+        """How much of the step at ``at`` lies in the time, in whole minutes, and has passed."""
+        first, last = self.since // MINUTE_S * MINUTE_S, math.ceil(self.until / MINUTE_S) * MINUTE_S
+        return max(1.0, min(at + self.step_s, last, now) - max(at, first))
+
+
+def not_read(before: Sequence[Minute], after: Sequence[Minute]) -> list[Minute]:
+    """Of a recorder's `current` rows before and after what is written was read: those that were not in it. A minute
+    that has ended meanwhile was written too late."""
+    return [row for row in before if not after or row.at < after[0].at] + [*after]
 
 
 def percentile_of(counts: Counts, share: float) -> float | None:
@@ -222,40 +251,54 @@ def percentile_of(counts: Counts, share: float) -> float | None:
 _LAST = LATENCY_S[-1]
 
 
-def _point(minutes: Sequence[Minute], at: int, step_s: int) -> StatsPoint:
-    latency_s, first_token_s = _added(m.latency_s for m in minutes), _added(m.first_token_s for m in minutes)
+def _together(minutes: Sequence[Minute], at: int) -> Minute:
+    """Of one version."""
     most = Gauges()
     for each in minutes:
         most = most.most(each.most)
-    requests, tokens = sum(m.requests for m in minutes), sum(m.tokens for m in minutes)
-    return StatsPoint(
-        at=float(at),
-        requests=requests,
+    return replace(
+        minutes[0],
+        at=at,
+        requests=sum(m.requests for m in minutes),
         errors=sum(m.errors for m in minutes),
-        requests_per_s=requests / step_s,
         prompt_tokens=sum(m.prompt_tokens for m in minutes),
-        tokens=tokens,
-        tokens_per_s=tokens / step_s,
-        p50_s=percentile_of(latency_s, 0.50),
-        p95_s=percentile_of(latency_s, 0.95),
-        p99_s=percentile_of(latency_s, 0.99),
-        first_token_p95_s=percentile_of(first_token_s, 0.95),
-        in_flight=most.in_flight,
-        queued=most.queued,
-        kv_used=most.kv_used,
-        device_bytes=most.device_bytes,
-        replicas=most.replicas,
+        tokens=sum(m.tokens for m in minutes),
+        latency_s=_added(m.latency_s for m in minutes),
+        first_token_s=_added(m.first_token_s for m in minutes),
+        most=most,
     )
+
+
+def _point(whole: Minute, seconds: float) -> StatsPoint:
+    return StatsPoint(
+        at=float(whole.at),
+        requests=whole.requests,
+        errors=whole.errors,
+        requests_per_s=whole.requests / seconds,
+        prompt_tokens=whole.prompt_tokens,
+        tokens=whole.tokens,
+        tokens_per_s=whole.tokens / seconds,
+        p50_s=percentile_of(whole.latency_s, 0.50),
+        p95_s=percentile_of(whole.latency_s, 0.95),
+        p99_s=percentile_of(whole.latency_s, 0.99),
+        first_token_p95_s=percentile_of(whole.first_token_s, 0.95),
+        in_flight=whole.most.in_flight,
+        queued=whole.most.queued,
+        kv_used=whole.most.kv_used,
+        device_bytes=whole.most.device_bytes,
+        replicas=whole.most.replicas,
+    )
+
+
+def _bound(told: float | None) -> float:
+    """A place is an int; no bound is."""
+    return math.inf if told is None else _BOUNDS[told] if isinstance(told, int) else told
 
 
 def _since(now: Histogram, before: Sequence[int]) -> Counts:
     then = before or [0] * len(now.counts)
     bounds = (*now.bounds, math.inf)
     return tuple((b, n - t) for b, n, t in zip(bounds, now.counts, then, strict=True) if n > t)
-
-
-def _sum(one: Counts, other: Counts) -> Counts:
-    return _added([one, other])
 
 
 def _added(several: Iterable[Counts]) -> Counts:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from jupyter_dsserve.fleet.database import open_engine, place_of
 from jupyter_dsserve.fleet.keys import StoredKey
 from jupyter_dsserve.fleet.minutes import MINUTE_S, Minute
 from jupyter_dsserve.fleet.route import Route
-from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, Unavailable
+from jupyter_dsserve.protocol.errors import Conflict, Unavailable
 from jupyter_dsserve.protocol.records import Event
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
@@ -32,7 +32,7 @@ EVENT = "event "  # with its id: what `on_failure` is told of one
 _PRUNE_EVERY = 1000  # events
 _PRUNED_AT_ONCE = 5000
 _PRUNE_MINUTES_S = 3600
-_MAX_MINUTES = 50_000  # read at once
+_MINUTES_AT_ONCE = 5000  # read: whoever writes does not wait for all of them
 _MAX_TOLD = 1000  # events of a gateway that were not written when it was killed
 _LOOK_S = 5.0  # between looks at the lease
 _DAY_S = 86_400.0
@@ -164,6 +164,7 @@ class Registry:
         self._unwritten: dict[str, Work] = {}
         self._trouble = ""  # why the first of them is not written
         self._num_added = 0
+        self._pruned_hour = 0
         self._has_lease = self._engine.dialect.name != "sqlite"  # whose directory is locked by its own gateway
         self._looked_at = 0.0
         self._question = "is its server there?" if self._has_lease else "is its disk full?"
@@ -296,38 +297,40 @@ class Registry:
                 _upsert(db, _minutes, key, {"row": whole.row()})
 
         at = minutes[0].at
-        if at % _PRUNE_MINUTES_S == 0:
+        if (hour := at // _PRUNE_MINUTES_S) != self._pruned_hour:
+            self._pruned_hour = hour
             self._thread.submit(self._prune)
         return self._write(f"the minute {at}", add)
 
-    def minutes(self, deployment: str, version: str, since: float, until: float) -> asyncio.Future[list[Minute]]:
-        """Those that lie in the time, oldest first; of one deployment and version, unless they are empty.
+    async def minutes(self, deployment: str, version: str, since: float, until: float) -> AsyncIterator[list[Minute]]:
+        """Those that lie in the time, or are cut by it, in pieces, the newest first; of one deployment and version,
+        unless they are empty. What is written between two pieces is in neither, as long as it is newer.
 
-        Raises `InvalidRequest` if they are too many, `Unavailable` if they cannot be read.
+        Raises `Unavailable` if they cannot be read.
         """
-        which = sa.and_(
-            _minutes.c.at > since - MINUTE_S,
-            _minutes.c.at < until,
-            *([_minutes.c.deployment == deployment] if deployment else []),
-            *([_minutes.c.version == version] if version else []),
-        )
+        table = _minutes.c
+        order = (table.at, table.deployment, table.version)
+        query = sa.select(_minutes).where(table.at > since - MINUTE_S, table.at < until)
+        query = query.order_by(*(column.desc() for column in order)).limit(_MINUTES_AT_ONCE)
+        if deployment:
+            query = query.where(table.deployment == deployment)
+        if version:
+            query = query.where(table.version == version)
 
-        def read() -> list[Minute]:
+        def read(query: sa.Select[Any]) -> list[Minute]:
             try:
                 with self._engine.begin() as db:
-                    rows = db.execute(sa.select(_minutes).where(which).order_by(_minutes.c.at).limit(_MAX_MINUTES + 1))
-                    found = [Minute.read(**row) for row in rows.mappings()]
+                    return [Minute.read(**row) for row in db.execute(query).mappings()]
             except (SQLAlchemyError, Conflict) as fault:
                 raise Unavailable(f"the history cannot be read ({_words(fault)})") from None
-            if len(found) > _MAX_MINUTES:
-                raise InvalidRequest(
-                    f"there are over {_MAX_MINUTES} minutes of so many versions in this time: name a deployment and a "
-                    "version, or give a shorter time",
-                    param="from",
-                )
-            return found
 
-        return asyncio.wrap_future(self._thread.submit(read))
+        piece = await asyncio.wrap_future(self._thread.submit(read, query))
+        yield piece
+        while len(piece) == _MINUTES_AT_ONCE:
+            last = piece[-1]
+            older = query.where(sa.tuple_(*order) < sa.tuple_(last.at, last.deployment, last.version))
+            piece = await asyncio.wrap_future(self._thread.submit(read, older))
+            yield piece
 
     def _write(self, what: str, work: Work, *, is_kept: bool = True) -> asyncio.Future[None]:
         waiting = asyncio.wrap_future(self._thread.submit(self._commit, what, work, is_kept))
