@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import jsonschema
+from referencing.exceptions import Unresolvable
 
 from jupyter_dsserve.protocol.errors import InvalidRequest
 
@@ -112,7 +113,7 @@ def _prompt(given: Any, name: str) -> Prompt:
 
 
 def problems(expect: Expectation, answer: str, latency_s: float) -> list[str]:
-    """What is not as expected, in words; nothing if all is."""
+    """What is not as expected, in words; nothing if all is. Raises `InvalidRequest` for a schema that cannot be used."""
     said = repr(answer if len(answer) <= _SHOWN else answer[:_SHOWN] + "…")
     found = [f"it does not contain {part!r}: {said}" for part in expect.contains if part not in answer]
     if expect.regex is not None and not re.search(expect.regex, answer):
@@ -126,6 +127,10 @@ def problems(expect: Expectation, answer: str, latency_s: float) -> list[str]:
             found.append(f"it is no JSON ({fault}): {said}")
         except jsonschema.ValidationError as fault:
             found.append(f"it does not fit the schema ({fault.message[:_SHOWN]}): {said}")
+        except RecursionError:
+            found.append(f"it nests too deep for its schema to be looked at: {said}")
+        except Unresolvable as fault:
+            raise InvalidRequest(f"json_schema has a $ref that leads nowhere: {fault}", param="json_schema") from None
     if expect.max_latency_s is not None and latency_s > expect.max_latency_s:
         found.append(f"it took {latency_s:.3f} s, over {expect.max_latency_s:g} s")
     return found

@@ -231,6 +231,16 @@ class ResponseUsage(TypedDict):
     total_tokens: int
 
 
+class ResponseReasoning(TypedDict):
+    effort: Literal["none"] | None
+    summary: None
+
+
+class ResponseText(TypedDict):
+    format: dict[str, Any]
+    verbosity: Literal["medium"]
+
+
 class ResponseAnswer(TypedDict):
     """``output`` are messages and calls of functions; what was asked comes back too."""
 
@@ -239,11 +249,30 @@ class ResponseAnswer(TypedDict):
     created_at: int
     completed_at: int | None
     status: Literal["completed", "incomplete", "failed", "in_progress"]
+    background: Literal[False]
     error: ResponseError | None
     incomplete_details: dict[str, str] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
     model: str
     output: list[dict[str, Any]]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    prompt_cache_key: str | None
+    reasoning: ResponseReasoning
+    safety_identifier: str | None
+    service_tier: Literal["default"]
+    temperature: float
+    text: ResponseText
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["disabled"]
     usage: ResponseUsage | None
+    user: str | None
+    metadata: dict[str, str]
 
 
 class OpenAIModel(TypedDict):

@@ -86,6 +86,9 @@ class ValidateApp(Command):
             self.quit(fault.message)
         except KeyboardInterrupt:
             self.quit("interrupted")
+        except Exception as fault:  # 1 would say that it was found out
+            self.log.exception("it could not be found out")
+            self.quit(f"{type(fault).__name__}: {fault}")
         sys.stdout.write(f"{verdict}\n")
         self._write(verdict)
         self.exit(0 if verdict.has_passed else _FAILED)

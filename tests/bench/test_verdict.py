@@ -64,6 +64,17 @@ def test_an_answer_is_held_against_what_is_expected(expect: dict[str, Any], answ
     assert len(problems(Expectation.read(expect), answer, 0.5)) == num_problems
 
 
+def test_an_answer_that_nests_too_deep_is_a_problem_of_its_own() -> None:
+    (problem,) = problems(Expectation.read({"json_schema": {"type": "array"}}), "[" * 100_000, 0.5)
+    assert "too deep" in problem
+
+
+def test_a_schema_whose_reference_leads_nowhere_is_a_fault_of_the_file() -> None:
+    for schema in ({"$ref": "#/$defs/none"}, {"properties": {"a": {"$ref": "urn:nowhere"}}}):
+        with pytest.raises(InvalidRequest, match="leads nowhere"):
+            problems(Expectation.read({"json_schema": schema}), '{"a": 1}', 0.5)
+
+
 def test_prompts_are_read_a_line_each_and_pass_on_what_is_not_ours() -> None:
     lines = ['{"prompt": "a", "max_tokens": 5}', "", '{"name": "n", "messages": [], "temperature": 1, "expect": {}}']
     first, second = read_prompts("\n".join(lines))

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NoReturn
 from xml.etree import ElementTree
 
 import pytest
 
+from jupyter_dsserve.gateway.validate import ValidateApp
 from tests.engine.test_loop import toy_text
 from tests.support import Command
 
@@ -87,3 +89,15 @@ async def test_a_server_that_is_named_is_asked_with_a_key_from_a_file(served: Co
     assert (await run(*words, "--key", f"@{key}"))[0] == 0
     status, said = await run(*words, "--key", "wrong")
     assert (status, "401" in said) == (2, True), said
+
+
+def test_a_fault_that_nobody_thought_of_is_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise ZeroDivisionError("nobody thought of it")
+
+    monkeypatch.setattr("jupyter_dsserve.gateway.validate.validate", fail)
+    app = ValidateApp()
+    app.initialize(["demo@v2", "--url", "http://127.0.0.1:1/v1", "--data-dir", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        app.start()
+    assert ended.value.code == 2
