@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any
+import time
+from typing import Any, cast
 
 import pytest
 
+from jupyter_dsserve.fleet.fleet import Answering
+from jupyter_dsserve.gateway import tools
+from jupyter_dsserve.gateway.choices import ChatChoices
+from jupyter_dsserve.gateway.openai_bodies import checked_arguments
 from jupyter_dsserve.gateway.tool_parser import Piece, ToolParser
 from jupyter_dsserve.gateway.tools import gathered
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.request import Structure, StructureKind, Tools
-from jupyter_dsserve.protocol.tools import ToolFormat, structure_with, tool_format_of
+from jupyter_dsserve.protocol.request import Chunk, Structure, StructureKind, Tools
+from jupyter_dsserve.protocol.tools import ToolFormat, names_of, structure_with, tool_format_of
 
 Read = tuple[str, list[tuple[str, str]]]
 BOTH = '{"city": "Köln \\"}]\\" <", "days": [1, {"a": 2}]}'
@@ -90,6 +95,43 @@ def test_arguments_go_on_as_they_come_and_so_does_text() -> None:
         Piece(call=0, arguments='{"a'),
     ]
     assert parser.push('": 1') == [Piece(call=0, arguments='": 1')]
+
+
+def test_much_white_space_is_read_quickly() -> None:
+    parser = ToolParser("hermes", ["f"])
+    began = time.monotonic()
+    assert gathered(parser.push(" " * 20_000 + "x") + parser.end())[0] == " " * 20_000 + "x"
+    assert time.monotonic() - began < 0.2
+
+
+def test_lists_too_deep_to_be_read_are_no_arguments() -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    parser = ToolParser("hermes", ["f"])
+    pieces = parser.push('<tool_call>{"name": "f", "arguments": ' + deep + "}</tool_call>")
+    assert gathered(pieces + parser.end()) == ("", [("f", "{}")])
+    with pytest.raises(InvalidRequest, match="send the JSON object"):
+        checked_arguments(deep, "messages.0")
+
+
+def test_an_answer_has_one_reader_and_the_functions_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_read, num_made = 0, 0
+
+    def counted(tools: Tools) -> tuple[str, ...]:
+        nonlocal num_read
+        num_read += 1
+        return names_of(tools)
+
+    def made() -> tools.Reader:
+        nonlocal num_made
+        num_made += 1
+        return new_reader()
+
+    monkeypatch.setattr(tools, "names_of", counted)
+    new_reader = tools.readers(Answering(None, "", cast(Any, None)), Tools(TOOLS))
+    choices = ChatChoices(made)
+    for index in (0, 1, 0, 1, 0):
+        choices.deltas(index, Chunk("a", num_tokens=1))
+    assert (num_read, num_made) == (1, 2)
 
 
 QWEN = "{% if tools %}<tools>{{ tools }}</tools> return <tool_call></tool_call>{% endif %}"

@@ -88,7 +88,7 @@ class Asker:
         """``request`` is its first; its id is the answer's ``X-Request-Id``. Raises `TooManyRequests` if the gateway
         runs as many as it may."""
         name = model.partition("@")[0]
-        self.asked = name if self.fleet.has_deployment(name) else ""
+        asked = name if self.fleet.has_deployment(name) else ""
         self.keep_header("X-Request-Id", request.id)
         self.trace = self.context.traces.begin(
             model,
@@ -97,8 +97,9 @@ class Asker:
             traceparent=self.sent_headers.get("Traceparent", ""),
             tracestate=self.sent_headers.get("Tracestate", ""),
             passed_s=self.passed_s,
-            deployment=self.asked,
+            deployment=asked,
         )
+        self.asked = asked  # from here on it is to be ended
         self.context.calls.begin()
 
     def end_call(self) -> None:

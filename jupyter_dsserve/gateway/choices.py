@@ -51,7 +51,8 @@ class ChatChoices:
 
     def deltas(self, index: int, chunk: Chunk) -> list[Json]:
         """What a chunk tells, in OpenAI's pieces: maybe nothing yet. The end is one of its own."""
-        reader = self._readers.setdefault(index, self._new_reader())
+        if (reader := self._readers.get(index)) is None:
+            reader = self._readers[index] = self._new_reader()
         deltas = [_delta(piece, reader) for piece in reader.read(chunk)]
         reason = reader.finish_reason(chunk)
         if reason or (chunk.logprobs and not deltas):

@@ -273,7 +273,7 @@ def checked_arguments(arguments: str, at: str) -> str:
     """Raises `InvalidRequest`, naming the field ``at``, unless they are a JSON object: templates write one."""
     try:
         is_object = isinstance(json.loads(arguments or "{}"), dict)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for lists within lists within lists
         is_object = False
     if not is_object:
         raise InvalidRequest(

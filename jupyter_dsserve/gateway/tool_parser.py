@@ -7,7 +7,6 @@ However the text is cut, the pieces say the same.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -75,10 +74,9 @@ class ToolParser:
             self._state = self._before_call
             return True
         # White space before a call is no part of the text.
-        keep = re.search(r"\s*$", before[: len(before) - _overlap(before, self._open)])
-        assert keep
-        self._say(before[: keep.start()])
-        self._held = before[keep.start() :]
+        num_told = len(before[: len(before) - _overlap(before, self._open)].rstrip())
+        self._say(before[:num_told])
+        self._held = before[num_told:]
         return False
 
     def _before_call(self) -> bool:
@@ -239,7 +237,7 @@ class _Call:
 def _loaded(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import cast
 
 from jupyter_dsserve.fleet.fleet import Answering
@@ -32,10 +32,10 @@ def check_tools(tools: Tools | None) -> Callable[[Version], None]:
 
 
 class Reader:
-    """Of one answer: gives its chunks as pieces of text and of calls. Without ``tools`` there is text only."""
+    """Of one answer: gives its chunks as pieces of text and of calls of ``names``. Without any there is text only."""
 
-    def __init__(self, tools: Tools | None, format: ToolFormat) -> None:
-        self._parser = ToolParser(format, names_of(tools)) if tools else None
+    def __init__(self, names: Collection[str], format: ToolFormat) -> None:
+        self._parser = ToolParser(format, names) if names else None
         self._format = format
 
     def read(self, chunk: Chunk) -> list[Piece]:
@@ -59,7 +59,8 @@ class Reader:
 def readers(answering: Answering, tools: Tools | None) -> Callable[[], Reader]:
     """Makes the `Reader` of each answer of a call."""
     format = cast(ToolFormat, answering.version.info.tool_format) if answering.version else ""
-    return lambda: Reader(tools, format)
+    names = names_of(tools) if tools else ()  # once: it reads all schemas
+    return lambda: Reader(names, format)
 
 
 def gathered(pieces: Iterable[Piece]) -> tuple[str, list[tuple[str, str]]]:
