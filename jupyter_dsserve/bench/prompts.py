@@ -113,7 +113,7 @@ def _prompt(given: Any, name: str) -> Prompt:
 
 
 def problems(expect: Expectation, answer: str, latency_s: float) -> list[str]:
-    """What is not as expected, in words; nothing if all is. Raises `InvalidRequest` for a schema that cannot be used."""
+    """What is not as expected, in words; nothing if all is. Raises `InvalidRequest` for an unusable schema."""
     said = repr(answer if len(answer) <= _SHOWN else answer[:_SHOWN] + "…")
     found = [f"it does not contain {part!r}: {said}" for part in expect.contains if part not in answer]
     if expect.regex is not None and not re.search(expect.regex, answer):
