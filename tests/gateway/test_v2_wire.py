@@ -261,6 +261,24 @@ def test_the_kernel_says_whose_connection_it_is() -> None:
         assert peers.uid_of(lines, (peer[0], peer[1] ^ 1), own) is None
 
 
+def test_who_has_hung_up_is_nobody() -> None:
+    """The kernel says root of a socket that no process holds any more: anybody could pass as root so."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        peer = client.getsockname()
+        with server.accept()[0] as accepted:
+            client.sendall(b"POST")
+            client.close()
+            assert accepted.recv(9) + accepted.recv(9) == b"POST"  # its end is here: it has closed
+            lines = Path("/proc/net/tcp").read_text().splitlines()
+            assert peers.uid_of(lines, peer, accepted.getsockname()) is None
+            assert not peers.is_own_user(accepted)
+    written = "0: 0100007F:1F90 0100007F:C350 {} 00000000:00000000 00:00000000 00000000 0 0 {} 1 0 0"
+    for state, inode in (("05", "7"), ("01", "0")):
+        line = written.format(state, inode)
+        assert peers.uid_of([line], ("127.0.0.1", 8080), ("127.0.0.1", 50000)) is None
+
+
 def test_ipv4_within_ipv6_is_known_too() -> None:
     line = (
         "   0: 0000000000000000FFFF00000100007F:1F90 0000000000000000FFFF00000100007F:C350 01 00000000:00000000 "

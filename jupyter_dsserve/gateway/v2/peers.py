@@ -11,7 +11,8 @@ from pathlib import Path
 # What a proxy adds. Behind one anybody may be.
 PROXY_HEADERS = ("Via", "Forwarded", "X-Forwarded-For", "X-Real-Ip")
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-_LOCAL, _REMOTE, _UID = 1, 2, 7  # columns; Linux, Documentation/networking/proc_net_tcp.rst
+_LOCAL, _REMOTE, _STATE, _UID, _INODE = 1, 2, 3, 7, 9  # columns; Linux, Documentation/networking/proc_net_tcp.rst
+_ESTABLISHED = "01"
 
 
 def is_direct(connection: socket.socket, headers: Mapping[str, str]) -> bool:
@@ -35,11 +36,16 @@ def is_own_user(connection: socket.socket) -> bool:
 
 
 def uid_of(lines: Iterable[str], local: tuple[str, int], remote: tuple[str, int]) -> int | None:
-    """The user of the socket at ``local`` that is connected to ``remote``, by the kernel's tables; None if none is."""
+    """The user of the socket at ``local`` that is connected to ``remote``, by the kernel's tables; None if none is.
+
+    A socket that its process has closed is nobody's: the kernel lists it as root's until the connection has ended.
+    """
     locals_, remotes = _written(local), _written(remote)
     for line in lines:
         fields = line.split()
-        if len(fields) > _UID and fields[_LOCAL] in locals_ and fields[_REMOTE] in remotes:
+        if len(fields) <= _INODE or fields[_STATE] != _ESTABLISHED or fields[_INODE] == "0":
+            continue
+        if fields[_LOCAL] in locals_ and fields[_REMOTE] in remotes:
             return int(fields[_UID])
     return None
 
