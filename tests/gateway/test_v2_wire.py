@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import socket
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from jupyter_dsserve.gateway.v2 import peers, regions
 from jupyter_dsserve.gateway.v2.regions import Region, Regions
-from jupyter_dsserve.gateway.v2.wire import Place, answered, inflated, read_infer, read_tensors
+from jupyter_dsserve.gateway.v2.wire import InputTensor, Place, answered, inflated, read_infer, read_tensors
 from jupyter_dsserve.protocol.errors import (
     Conflict,
     DSServeError,
@@ -100,6 +101,38 @@ def test_bytes_may_be_json_too() -> None:
 def test_what_does_not_fit_is_refused_by_name(inputs: list[dict[str, Any]], rest: bytes, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         read(inputs, rest)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (["a" * 50_000] + ["b"] * 1000, "input 'x': data holds other things than FP32"),
+        ([["a" * 50_000]] + [["b"]] * 1000, "input 'x': data holds other things than FP32"),
+        ([1.0, "a" * 50_000] + [2] * 1000, "input 'x': data holds other things than FP32"),
+        ([[1.0], "a" * 50_000] + [[2]] * 1000, "input 'x': data is nested unevenly"),
+        ([[1.0, 2.0], [3.0]], "input 'x': data is nested unevenly"),
+        ([1.0, None], "input 'x': data holds other things than FP32"),
+        ([{}, {}], "input 'x': data holds other things than FP32"),
+    ],
+)
+def test_what_is_no_number_is_refused_before_an_array_is_made(data: list[Any], words: str) -> None:
+    """Of texts numpy makes cells that are all as wide as the longest one: 200 MB of 60 kB."""
+    each = InputTensor(name="x", shape=[1], datatype="FP32", data=data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match=words):
+            each.tensor()
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_numbers_may_be_nested_and_of_several_kinds() -> None:
+    (found,) = read([an_input(shape=(2, 2, 1), data=[[[1], [2.5]], [[-3], [4]]])])
+    assert found.array().ravel().tolist() == [1, 2.5, -3, 4]
+    for data in ([], [[], []]):
+        (found,) = read([an_input(shape=(2, 0), data=data)])
+        assert found.shape == (2, 0)
 
 
 @pytest.mark.parametrize("length", ["", "-1", "1e1", "9999", "٣", "1" * 5000])

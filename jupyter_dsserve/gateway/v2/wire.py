@@ -10,6 +10,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -100,19 +101,31 @@ class InputTensor(Body):
 
     def _found(self) -> np.ndarray[Any, Any]:
         is_bytes = self.datatype == BYTES
+        if not is_bytes:
+            self._check_numbers()
         dtype = np.dtype(object) if is_bytes else DATATYPES[self.datatype]
         try:
             found = np.array(self.data, object if is_bytes else None) if self.data else np.empty(0, dtype)
         except ValueError:
-            raise self.refused("data is nested unevenly: nest it as the shape says, or send it flat") from None
+            raise self.uneven() from None
         fits = all(isinstance(each, str) for each in found.flat) if is_bytes else found.dtype.kind in _kinds(dtype)
         if not fits:
-            raise self.refused(f"data holds other things than {self.datatype}: send only such")
+            raise self.of_other_kinds()
         if dtype.kind in "iu" and found.size:
             limits: Any = np.iinfo(dtype)
             if not limits.min <= found.min() <= found.max() <= limits.max:
                 raise self.refused(f"data has numbers outside {self.datatype}, {limits.min} to {limits.max}")
         return found
+
+    def _check_numbers(self) -> None:
+        """Before numpy sees them: of texts it makes cells that are all as wide as the longest one."""
+        level = self.data or []
+        while (kinds := set(map(type, level))) == {list}:
+            level = list(chain.from_iterable(level))
+        if list in kinds:
+            raise self.uneven()
+        if not kinds <= {int, float, bool}:
+            raise self.of_other_kinds()
 
     def raw(self, data: bytes) -> Tensor:
         """The tensor whose bytes are ``data``. Raises `InvalidRequest` naming it if they do not fit."""
@@ -123,6 +136,12 @@ class InputTensor(Body):
         if self.datatype == "BOOL" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
             raise self.refused("raw BOOL has bytes other than 0 and 1")
         return tensor
+
+    def uneven(self) -> InvalidRequest:
+        return self.refused("data is nested unevenly: nest it as the shape says, or send it flat")
+
+    def of_other_kinds(self) -> InvalidRequest:
+        return self.refused(f"data holds other things than {self.datatype}: send only such")
 
     def refused(self, what: str) -> InvalidRequest:
         return InvalidRequest(f"input {self.name!r}: {what}", param=self.name)
