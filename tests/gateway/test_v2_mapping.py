@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from jupyter_dsserve.gateway.v2 import parameters
 from jupyter_dsserve.gateway.v2.mapping import Inference, outputs, requests, signature
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Texts, TokenLogprob, Usage
@@ -124,6 +126,59 @@ def test_several_prompts_share_values_or_have_their_own(shape: tuple[int, ...]) 
 def test_what_is_wrong_is_named(tensors: list[Tensor], parameters: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         requests("generate", tensors, parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "datatype"), [("stop", "BYTES"), ("stop_words", "BYTES"), ("stop_token_ids", "INT32")]
+)
+def test_rows_that_the_shape_only_says_are_refused_before_they_are_made(name: str, datatype: str) -> None:
+    empty = Tensor(name, datatype, (2**18, 0), b"")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match=f"'{name}' has 262144 values for 2 prompts"):
+            asked(text("a", "b"), empty)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(InvalidRequest, match=f"'{name}' has 0 values for 2 prompts"):
+        asked(text("a", "b"), Tensor(name, datatype, (0, 2), b""))
+    for rows in (1, 2):
+        found = asked(text("a", "b"), Tensor(name, datatype, (rows, 0), b""))
+        assert [(r.sampling.stop, r.sampling.stop_token_ids) for r in found.requests] == [((), ())] * 2
+
+
+class Told(dict[str, Any]):
+    """JSON's objects and lists may be large: making a text of one takes long."""
+
+    def __str__(self) -> str:
+        raise AssertionError("it was made a text")
+
+
+def test_sampling_parameters_are_read_once_and_only_if_they_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidRequest, match="'sampling_parameters' is no JSON object"):
+        asked(text("a", "b"), sampling_parameters=Told(top_k=1))
+    with pytest.raises(InvalidRequest, match="'sampling_parameters' is no JSON object"):
+        asked(text("a", "b"), sampling_parameters=[1])
+    read: list[str] = []
+
+    def counted(value: str) -> Any:
+        read.append(value)
+        return {"top_k": int(value)}
+
+    monkeypatch.setattr(parameters, "_read_json", counted)
+    found = asked(text(*"abc"), sampling_parameters="7")
+    assert ([r.sampling.top_k for r in found.requests], read) == ([7, 7, 7], ["7"])
+
+
+def test_of_many_unknown_parameters_the_first_is_refused_before_all_are_laid_out() -> None:
+    many = {f"no{number}": number for number in range(1000)}
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="unknown field 'no0'"):
+            asked(text(*["a"] * 1000), **many)
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_else_is_asked_for_comes_along() -> None:

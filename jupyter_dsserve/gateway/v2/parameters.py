@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
@@ -119,13 +120,16 @@ OPTIONAL_INPUTS = (
 def text_parameters(tensors: Sequence[Tensor], parameters: Mapping[str, Any], num_prompts: int) -> list[TextParameters]:
     """Those of each prompt. Raises `InvalidRequest` naming what is unknown, wrong, or given twice."""
     given: list[dict[str, Any]] = [{} for _ in range(num_prompts)]
-    columns = [(name, [value] * num_prompts) for name, value in parameters.items()]
-    columns += [(tensor.name, _values(tensor, num_prompts)) for tensor in tensors]
+    # One at a time: what is wrong is refused before the next one is laid out for each prompt.
+    columns = chain(
+        ((name, [value] * num_prompts) for name, value in parameters.items()),
+        ((tensor.name, _values(tensor, num_prompts)) for tensor in tensors),
+    )
     for name, values in columns:
-        read = {value: _read_json(value) for value in {str(value) for value in values}} if name == _SAMPLING else {}
-        for own, value in zip(given, values, strict=True):
-            for inner, each in read[str(value)].items() if name == _SAMPLING else [(name, value)]:
-                _put(own, inner, each)
+        said = _read_each(values) if name == _SAMPLING else [{name: value} for value in values]
+        for own, one in zip(given, said, strict=True):
+            for inner, value in one.items():
+                _put(own, inner, value)
     found = [validated(TextParameters, each) for each in given]
     if any(each.layout != found[0].layout for each in found):
         raise InvalidRequest(f"the prompts of a call have the same of {', '.join(_LAYOUT)}: send one value of each")
@@ -144,21 +148,19 @@ def _put(own: dict[str, Any], name: str, value: Any) -> None:
 def _values(tensor: Tensor, num_prompts: int) -> list[Any]:
     """The tensor's value for each prompt."""
     flat: list[Any] = text_elements(tensor) if tensor.datatype == BYTES else tensor.array().ravel().tolist()
-    if _ALIASES.get(tensor.name, tensor.name) in _LISTS:
-        rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
-        width = len(flat) // rows if rows else 0
-        # An empty text fills up a row.
-        cells = [[each for each in flat[row * width : (row + 1) * width] if each != ""] for row in range(rows)]
-    else:
-        cells = flat
-    if len(cells) == 1:
-        return cells * num_prompts
-    if len(cells) != num_prompts:
+    is_list = _ALIASES.get(tensor.name, tensor.name) in _LISTS
+    # The shape may say any number of rows, if they are empty.
+    num_values = len(flat) if not is_list else tensor.shape[0] if len(tensor.shape) > 1 else 1
+    if num_values not in (1, num_prompts):
         raise InvalidRequest(
-            f"input {tensor.name!r} has {len(cells)} values for {num_prompts} prompts: send one, or one for each",
+            f"input {tensor.name!r} has {num_values} values for {num_prompts} prompts: send one, or one for each",
             param=tensor.name,
         )
-    return cells
+    if is_list:
+        width = len(flat) // num_values
+        # An empty text fills up a row.
+        flat = [[each for each in flat[row * width : (row + 1) * width] if each != ""] for row in range(num_values)]
+    return flat * num_prompts if num_values == 1 else flat
 
 
 def text_elements(tensor: Tensor) -> list[str]:
@@ -171,6 +173,17 @@ def text_elements(tensor: Tensor) -> list[str]:
         ) from None
 
 
+def _read_each(values: Sequence[Any]) -> list[dict[str, Any]]:
+    """What each is as JSON; equal ones are read once. Raises `InvalidRequest` for what is no text of an object."""
+    read: dict[str, dict[str, Any]] = {}
+    for value in values:
+        if not isinstance(value, str):
+            raise _no_object()
+        if value not in read:
+            read[value] = _read_json(value)
+    return [read[value] for value in values]
+
+
 def _read_json(value: str) -> dict[str, Any]:
     """Raises `InvalidRequest` for what is no JSON object."""
     try:
@@ -179,5 +192,9 @@ def _read_json(value: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise InvalidRequest(f"{_SAMPLING!r} is no JSON object: send one, as text", param=_SAMPLING)
+        raise _no_object()
     return found
+
+
+def _no_object() -> InvalidRequest:
+    return InvalidRequest(f"{_SAMPLING!r} is no JSON object: send one, as text", param=_SAMPLING)
