@@ -69,7 +69,7 @@ class Ready(OIPHandler):
 
     @describes("Whether some version can answer.", {200: answers.ServerReady, 503: answers.ServerReady})
     def get(self) -> None:
-        is_ready = any(self.fleet.deployment(d.name).ready for d in self.fleet.status())
+        is_ready = any(d.ready for d in self.fleet.deployments())
         self.answer({"ready": is_ready}, 200 if is_ready else 503)
 
 
