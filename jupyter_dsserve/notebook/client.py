@@ -165,6 +165,8 @@ class Client:
         except StopIteration as end:
             result: T = end.value
             return result
+        finally:
+            talk.close()  # an interrupt's traceback holds it, and what it has begun would go on
 
     def _do(self, step: Send | float) -> httpx.Response | None:
         if isinstance(step, float):
@@ -287,6 +289,8 @@ class AsyncClient:
         except StopIteration as end:
             result: T = end.value
             return result
+        finally:
+            talk.close()  # an interrupt's traceback holds it, and what it has begun would go on
 
     async def _do(self, step: Send | float) -> httpx.Response | None:
         if isinstance(step, float):

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from jupyter_core.paths import jupyter_data_dir
 
 from jupyter_dsserve.notebook.address import is_remote
-from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest
+from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest, Unavailable
 from jupyter_dsserve.protocol.records import GatewayAddress
 from jupyter_dsserve.protocol.sizes import shown
 
@@ -56,14 +57,16 @@ class Saved:
     kind: str
     task: str
     is_new: bool
+    touched_ns: int
     num_bytes: int
     kernel_bytes: int
     device: str
 
     def discard(self) -> None:
-        """No version was made of it."""
-        if self.is_new:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """No version was made of it here. It stays if another kernel has taken it up since: then it was touched."""
+        with suppress(OSError):
+            if self.is_new and self.folder.stat().st_mtime_ns == self.touched_ns:
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def __str__(self) -> str:
         cuda = "; torch.cuda.empty_cache()" if self.device.startswith("cuda") else ""
@@ -104,8 +107,9 @@ class Store:
         become a version. ``now``: seconds since the epoch."""
         there = set(self.home.iterdir()) if self.home.is_dir() else set()
         for place in there - self._places(in_use):
-            if place.stat().st_mtime < now - _YOUNG_S:
-                shutil.rmtree(place, ignore_errors=True)
+            with suppress(OSError):  # another kernel has just given it its name, or deleted it
+                if place.stat().st_mtime < now - _YOUNG_S:
+                    shutil.rmtree(place, ignore_errors=True)
 
     def _places(self, models: Iterable[str]) -> set[Path]:
         paths = [Path(model) for model in models if model.startswith("/")]
@@ -131,6 +135,8 @@ class Job:
         self._aside = Path(tempfile.mkdtemp(prefix=".new-", dir=home))  # owner only
         self._saved: Saved | None = None
         self._fault: BaseException | None = None
+        self._is_cancelled = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="dsserve-save", daemon=True)
         self._thread.start()
 
@@ -152,23 +158,47 @@ class Job:
         assert self._saved
         return self._saved
 
+    def cancel(self) -> None:
+        """Nobody wants it any more: what is written goes, at once or when the thread is through with the writing."""
+        with self._lock:
+            self._is_cancelled = True
+            if self._saved:
+                self._saved.discard()
+
     def _run(self) -> None:
         try:
             path = self._write(self._aside)
-            name = f"{self.kind}-{_digest(self._aside)}"
-            place = self._home / name
-            is_new = not place.exists()
-            if is_new:
-                self._aside.rename(place)
+            place = self._home / f"{self.kind}-{_digest(self._aside)}"
+            size = _size(self._aside)
             # sentence-transformers names its own task: it gives vectors.
             task = _task_of(self._model)
-            self._saved = Saved(
-                place / path, place, self.kind, task, is_new, _size(place), self._num_bytes, self._device
-            )
+            with self._lock:
+                if self._is_cancelled:
+                    raise Unavailable(f"the saving of the {self.kind} was cancelled")
+                is_new = self._put(place)
+                touched_ns = place.stat().st_mtime_ns
+                self._saved = Saved(
+                    place / path, place, self.kind, task, is_new, touched_ns, size, self._num_bytes, self._device
+                )
         except BaseException as fault:
             self._fault = fault
         finally:
             shutil.rmtree(self._aside, ignore_errors=True)
+
+    def _put(self, place: Path) -> bool:
+        """Give it its name; False if it is saved already. It is young again then, so that no other kernel sweeps it
+        before a version names it."""
+        with suppress(FileNotFoundError):
+            os.utime(place)
+            return False
+        try:
+            self._aside.rename(place)
+        except OSError:  # another kernel was faster
+            if not place.is_dir():
+                raise
+            os.utime(place)
+            return False
+        return True
 
 
 # ---- what it is
@@ -283,6 +313,8 @@ def _saved_adapter(model: Any, tokenizer: Any, to: Path) -> str:
         config["base_model_name_or_path"] = f"../{_BASE}"
         inner = model.get_base_model()
         _saved_model(inner, tokenizer, to / _BASE, dict(_without_adapter(inner)))
+    # PEFT writes its sets as they come, which another kernel does in another order.
+    config |= {key: sorted(value) for key, value in config.items() if key in _SETS and isinstance(value, list)}
     settings.write_text(json.dumps(config, indent=2))
     tokenizer.save_pretrained(own)
     return _ADAPTER
@@ -300,6 +332,7 @@ def _without_adapter(model: Any) -> Iterator[tuple[str, Any]]:
             yield f"{owner}.{key.removeprefix(beneath)}", value
 
 
+_SETS = ("target_modules", "modules_to_save", "exclude_modules", "feedforward_modules")
 _BENEATH = ("base_layer", "original_module")  # PEFT's: of a layer that it changes, of one that it trains whole
 
 

@@ -109,6 +109,7 @@ _VERSION = TypeAdapter(Version)
 _JOINING = TypeAdapter(Joining)
 _POLICY = TypeAdapter(Policy)
 _ROLLOUT = TypeAdapter(Rollout)
+_DELETED = TypeAdapter(list[Version] | Version)
 _DEPLOYMENTS = TypeAdapter(list[Deployment])
 _EVENTS = TypeAdapter(list[Event])
 _STATUS = TypeAdapter(_Served)
@@ -243,8 +244,9 @@ class Verbs:
             body = {"created_by": user_name(), **chosen, "name": name, "version": version, "model": model}
             try:
                 yield from self.send("POST", "/api/deployments", body)
-            except DSServeError:
-                if saved:
+            except DSServeError as fault:
+                # Where no answer came whole, it may have been registered; what nobody names goes later.
+                if saved and fault.status < 500 and not (yield from self._is_named(model)):
                     saved.discard()
                 raise
         else:
@@ -302,16 +304,20 @@ class Verbs:
 
     def delete(self, name: str, version: str = "") -> Talk[None]:
         """Unload a version (or the whole deployment) and forget it, with the files of a model that was saved for it."""
-        found = yield from self._look(_DEPLOYMENTS, "/api/deployments", start=True)
-        yield from self.send("DELETE", _path(name, version) if version else _path(name))
-        gone: list[str] = []
-        left: list[str] = []
-        for each in (v for d in found for v in d.versions):
-            is_gone = each.deployment == name and version in ("", each.version)
-            (gone if is_gone else left).append(each.spec.model)
+        response = yield from self.send("DELETE", _path(name, version) if version else _path(name))
+        told = _read(_DELETED, response, self.url)
+        deleted = told if isinstance(told, list) else [told]
         address = yield from self._address(start=True)
-        if not is_remote(address.url):
-            Store.of(address).forget(gone, left)
+        if is_remote(address.url):
+            return
+        # They stand there until their workers have ended; one of the name that was made since is another.
+        found = yield from self._look(_DEPLOYMENTS, "/api/deployments", start=True)
+        gone = {(name, v.version, v.created_at) for v in deleted}
+        there = [v for d in found for v in d.versions if (v.deployment, v.version, v.created_at) not in gone]
+        left = [v.spec.model for v in there]
+        store = Store.of(address)
+        store.forget([v.spec.model for v in deleted], left)
+        store.sweep(left, time.time())
 
     def activate(
         self,
@@ -599,15 +605,27 @@ class Verbs:
     ) -> Talk[Saved]:
         store = Store.of((yield from self._address(start=True)))
         job = Job(store.home, model, tokenizer)
-        while not job.is_done:
-            if on_progress:
-                on_progress(job.so_far)
-            yield POLL_S
-        place = job.result()
-        say(str(place))
-        found = yield from self._look(_DEPLOYMENTS, "/api/deployments")
-        store.sweep([str(place.path), *(v.spec.model for d in found for v in d.versions)], time.time())
+        try:
+            while not job.is_done:
+                if on_progress:
+                    on_progress(job.so_far)
+                yield POLL_S
+            place = job.result()
+            say(str(place))
+            found = yield from self._look(_DEPLOYMENTS, "/api/deployments")
+            store.sweep([str(place.path), *(v.spec.model for d in found for v in d.versions)], time.time())
+        except BaseException:  # an interrupt too: nobody will load it
+            job.cancel()
+            raise
         return place
+
+    def _is_named(self, model: str) -> Talk[bool]:
+        """Whether a version may have ``model``."""
+        try:
+            found = yield from self._look(_DEPLOYMENTS, "/api/deployments")
+        except DSServeError:
+            return True
+        return any(v.spec.model == model for d in found for v in d.versions)
 
     def _datatypes(self, path: str) -> Talk[dict[str, str]]:
         response = yield from self.send("GET", path)

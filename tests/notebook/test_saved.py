@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import TypeAdapter
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from jupyter_dsserve import AsyncClient
+from jupyter_dsserve import AsyncClient, Client
 from jupyter_dsserve.adapter import Adapter
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.notebook.saved import Job, Saved, Store
-from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.records import GatewayAddress
+from jupyter_dsserve.notebook.verbs import Talk, Verbs
+from jupyter_dsserve.notebook.views import Deployment, Version
+from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest
+from jupyter_dsserve.protocol.records import GatewayAddress, VersionState
+from jupyter_dsserve.protocol.spec import WorkerSpec
 from tests.engine.tiny_encoders import MINILM
 from tests.engine.tiny_models import byte_tokenizer, make_config
 
@@ -187,3 +195,149 @@ def test_what_no_version_names_any_more_goes_when_it_is_not_young(home: Path) ->
     store.forget([str(home / "used/adapter"), "/etc", str(home)], in_use=[str(home / "used/adapter")])
     store.forget([str(home / "young")], in_use=[])
     assert {p.name for p in home.iterdir()} == {"used"}
+
+
+def test_what_another_kernel_names_or_deletes_meanwhile_is_no_hindrance_to_a_sweep(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "old").mkdir(parents=True)
+    os.utime(home / "old", (0, 0))
+    listed = [home / ".new-gone", home / "old"]
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(listed))
+    Store(home).sweep([], now=10_000.0)
+    assert not (home / "old").exists()
+
+
+def test_what_is_saved_already_is_young_again(home: Path) -> None:
+    first = Job(home, trained(), byte_tokenizer()).result()
+    os.utime(first.folder, (0, 0))
+    again = Job(home, trained(), byte_tokenizer()).result()
+    assert (first.is_new, again.is_new, again.folder) == (True, False, first.folder)
+    Store(home).sweep([], time.time())
+    first.discard()
+    assert first.folder.exists(), "it was taken from the kernel that is about to load it"
+
+
+def test_a_kernel_that_was_faster_has_saved_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Job(home, trained(), byte_tokenizer()).result()
+    utime, tried = os.utime, []
+
+    def not_yet(path: Any, *args: Any) -> None:
+        if not tried:
+            tried.append(path)
+            raise FileNotFoundError
+        utime(path, *args)
+
+    monkeypatch.setattr(os, "utime", not_yet)
+    again = Job(home, trained(), byte_tokenizer()).result()
+    assert tried == [first.folder]
+    assert (again.is_new, again.folder) == (False, first.folder)
+    assert list(home.iterdir()) == [first.folder]
+
+
+def test_an_adapter_is_the_same_whatever_order_peft_writes_its_sets_in(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+    for order in (["q_proj", "down_proj"], ["down_proj", "q_proj"]):
+        model = with_adapter()
+        # As a kernel that hashes strings otherwise writes it.
+        monkeypatch.setattr(model.peft_config["default"], "target_modules", order)
+        names.append(Job(home, model, byte_tokenizer()).result().folder.name)
+    assert names[0] == names[1]
+
+
+# ---- as a conversation
+
+GATEWAY = "http://127.0.0.1:1"
+Reply = Callable[[httpx.Request], httpx.Response]
+
+
+def talked(talk: Talk[Any], reply: Reply) -> Any:
+    """What the conversation ends with."""
+    try:
+        step = next(talk)
+        while True:
+            if isinstance(step, float):
+                time.sleep(step)
+                step = talk.send(None)
+                continue
+            try:
+                answer = reply(step.request)
+            except httpx.HTTPError as fault:
+                step = talk.throw(fault)
+            else:
+                step = talk.send(answer)
+    except StopIteration as end:
+        return end.value
+
+
+def made(model: str, version: str = "v1", at: float = 0.0) -> Version:
+    return Version("demo", version, VersionState.STOPPED, 0.0, "", "", 0.0, [], WorkerSpec(model), "", at)
+
+
+def listed(*versions: Version) -> httpx.Response:
+    found = [Deployment("demo", {}, 1, "", list(versions))] if versions else []
+    return httpx.Response(200, content=TypeAdapter(list[Deployment]).dump_json(found))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_kept"),
+    [("no answer", True), ("gateway ended", True), ("refused", False), ("registered, not loaded", True)],
+)
+def test_a_load_that_may_have_been_registered_leaves_its_files(home: Path, outcome: str, is_kept: bool) -> None:
+    posted: list[str] = []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return listed(*(map(made, posted) if outcome == "registered, not loaded" else ()))
+        posted.append(json.loads(request.content)["model"])
+        if outcome == "no answer":
+            raise httpx.ReadTimeout("")
+        return httpx.Response(503 if outcome == "gateway ended" else 409, json={"message": "no"})
+
+    talk = Verbs(GATEWAY, "k").load("demo", trained(), tokenizer=byte_tokenizer(), say=lambda _: None)
+    with pytest.raises(DSServeError):
+        talked(talk, reply)
+    assert Path(posted[0]).exists() is is_kept
+
+
+def test_what_was_loaded_while_others_were_deleted_keeps_its_files(home: Path) -> None:
+    for name in ("gone", "again", "beside", "swept"):
+        (home / name).mkdir(parents=True)
+    os.utime(home / "swept", (0, 0))
+    deleted = [made(str(home / name), f"v{i}") for i, name in enumerate(("gone", "again", "beside"), 1)]
+    since = [made(str(home / "again"), "v2", at=5.0), made(str(home / "beside"), "v4", at=4.0)]
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":  # v1 still drains
+            return listed(deleted[0], *since)
+        return httpx.Response(202, content=TypeAdapter(list[Version]).dump_json(deleted))
+
+    talked(Verbs(GATEWAY, "k").delete("demo"), reply)
+    assert {p.name for p in home.iterdir()} == {"again", "beside"}
+
+
+@pytest.mark.parametrize("when", ["while it saves", "once it is saved", "while it looks"])
+def test_a_save_that_is_interrupted_leaves_nothing(home: Path, when: str) -> None:
+    model, go_on = trained(), threading.Event()
+    save = model.save_pretrained
+    model.save_pretrained = lambda *args, **kwargs: (go_on.wait(10), save(*args, **kwargs))
+
+    def interrupt(*_: object) -> Any:
+        go_on.set()
+        raise KeyboardInterrupt
+
+    if when != "while it saves":
+        go_on.set()
+    client = Client(GATEWAY, "k")
+    client._do = (  # type: ignore[method-assign]
+        lambda step: time.sleep(step) if isinstance(step, float) and when != "while it saves" else interrupt()
+    )
+    say = interrupt if when == "once it is saved" else lambda _: None
+    with pytest.raises(KeyboardInterrupt) as held:  # with its traceback, as a notebook holds it
+        client.load("demo", model, tokenizer=byte_tokenizer(), say=say)
+    for thread in [t for t in threading.enumerate() if t.name == "dsserve-save"]:
+        thread.join()
+    assert list(home.iterdir()) == []
+    assert held
