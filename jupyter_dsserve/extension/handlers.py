@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from dataclasses import asdict
 from http.client import responses
@@ -23,6 +24,7 @@ from jupyter_dsserve.protocol.records import GatewayAddress
 
 # Looking never starts the gateway.
 _LOOKING = ("health/", "api/status", "api/events", "metrics", "openapi.json")
+_LOGS = re.compile(r"api/deployments/[^/]+/versions/[^/]+/logs")  # an open tab asks again and again
 
 
 class _Handler(ExtensionHandlerMixin, APIHandler):
@@ -117,7 +119,7 @@ class ForwardHandler(_Handler):
         # As it came: Tornado's own path argument is decoded, and `a%2Fb` must not become two segments.
         path = self.request.path[len(url_path_join(self.base_url, "dsserve/")) :]
         keeper, end = self.extension.keeper, time.monotonic() + self.extension.start_wait_s
-        may_start = not (path.startswith(_LOOKING) or self.is_stranger)
+        may_start = not (path.startswith(_LOOKING) or _LOGS.fullmatch(path) or self.is_stranger)
         while True:
             # Each time anew: one that drains is still told of, but hears nothing, and may be gone at the next turn.
             found = await self.address(max(0.0, end - time.monotonic())) if may_start else keeper.running()

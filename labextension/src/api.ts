@@ -91,7 +91,7 @@ export class Api {
     lines = 200
   ): Promise<Record<string, string[]>> {
     const path = `${versionPath(name, version)}/logs?lines=${lines}`;
-    return (await this._door.send('GET', path)) as Record<string, string[]>;
+    return (await this._look(path)) as Record<string, string[]>;
   }
 
   private _look(path: string): Promise<unknown> {

@@ -8,6 +8,7 @@ import { Api, IDoor } from '../src/api';
 class FakeDoor implements IDoor {
   readonly asked: string[] = [];
   readonly bodies: unknown[] = [];
+  readonly patience: (number | undefined)[] = [];
   hasLeft = false;
 
   constructor(
@@ -15,7 +16,13 @@ class FakeDoor implements IDoor {
     private readonly _isCut = false
   ) {}
 
-  async send(method: string, path: string, body?: object): Promise<unknown> {
+  async send(
+    method: string,
+    path: string,
+    body?: object,
+    patienceMs?: number
+  ): Promise<unknown> {
+    this.patience.push(patienceMs);
     this.asked.push(`${method} /${path.replace(/\?.*/, '')}`);
     this.bodies.push(body);
     return {};
@@ -140,4 +147,14 @@ test('events of a stream that ends are what came', async () => {
   const door = new FakeDoor(framed('v1'), true);
   const found = await new Api(door).events(['demo@v1', 'demo@v2']);
   assert.equal(found.length, 1);
+});
+
+test('a look that hangs is given up, a change is waited for', async () => {
+  const door = new FakeDoor();
+  const api = new Api(door);
+  await api.status();
+  await api.ledger();
+  await api.logs('demo', 'v1');
+  await api.load('demo', 'v1');
+  assert.deepEqual(door.patience, [5000, 5000, 5000, undefined]);
 });

@@ -169,7 +169,13 @@ async def test_what_opens_jupyter_does_not_reach_the_gateway(server: JupyterServ
 async def test_calls_wait_while_the_gateway_starts_and_looking_does_not_start_it(home: Path) -> None:
     with JupyterServer(home) as server:
         async with server.caller() as caller:
-            for path in ("/health/ready", "/api/status", "/api/events", "/metrics"):
+            for path in (
+                "/health/ready",
+                "/api/status",
+                "/api/events",
+                "/metrics",
+                "/api/deployments/a%2Fb/versions/v1/logs?lines=9",
+            ):
                 answer = await caller.get(path)
                 assert answer.status_code == 503
                 assert "OFF" in answer.json()["message"]
