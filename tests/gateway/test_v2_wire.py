@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
 import socket
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jupyter_dsserve.gateway.v2 import peers, regions
+from jupyter_dsserve.gateway.v2 import inference, peers, regions
 from jupyter_dsserve.gateway.v2.regions import Region, Regions
 from jupyter_dsserve.gateway.v2.wire import InputTensor, Place, answered, inflated, read_infer, read_tensors
 from jupyter_dsserve.protocol.errors import (
@@ -218,6 +220,36 @@ class TestRegions:
             held.write("a", "r", 5, b"x" * 10)
         assert (shm / "data").stat().st_size == 20
 
+    def test_a_region_that_goes_while_it_is_used_is_not_mistaken_for_another_file(
+        self, held: Regions, shm: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Large ones are copied in threads, and the number of a file that was closed is given to the next one."""
+        (shm / "other").write_bytes(b"o" * 100)
+        opened: list[int] = []
+
+        def replaced() -> None:
+            held.unregister("a")
+            opened.append(os.open(shm / "other", os.O_RDWR))
+
+        def pread(*args: int) -> bytes:
+            replaced()
+            return real_pread(*args)
+
+        def pwrite(file: int, data: bytes, start: int) -> int:
+            replaced()
+            return real_pwrite(file, data, start)
+
+        real_pread, real_pwrite = os.pread, os.pwrite
+        monkeypatch.setattr(regions.os, "pread", pread)
+        monkeypatch.setattr(regions.os, "pwrite", pwrite)
+        assert held.read("a", "r", 5, 3) == bytes([15, 16, 17])
+        held.register("a", Region("r", "data", 10, 50))
+        held.write("a", "r", 0, b"xy")
+        for file in opened:
+            os.close(file)
+        assert (shm / "data").read_bytes()[10:13] == b"xy" + bytes([12])
+        assert (shm / "other").read_bytes() == b"o" * 100
+
     def test_nobody_else_has_it(self, held: Regions) -> None:
         for owner in ("", "b"):
             assert held.of(owner) == []
@@ -292,6 +324,13 @@ def test_the_kernel_says_whose_connection_it_is() -> None:
         lines = Path("/proc/net/tcp").read_text().splitlines()
         assert peers.uid_of(lines, peer, own) == os.getuid()
         assert peers.uid_of(lines, (peer[0], peer[1] ^ 1), own) is None
+
+
+@pytest.mark.parametrize(("sizes", "is_aside"), [([], False), ([2**20], False), ([2**19, 2**19 + 1], True)])
+def test_much_shared_memory_is_copied_beside_the_event_loop(sizes: list[int], is_aside: bool) -> None:
+    places = [Place("r", 0, size) for size in sizes]
+    ran_in = asyncio.run(inference._aside(places, threading.get_ident))
+    assert (ran_in != threading.get_ident()) == is_aside
 
 
 def test_who_has_hung_up_is_nobody() -> None:

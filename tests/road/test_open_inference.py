@@ -279,20 +279,22 @@ def region() -> Iterator[SharedMemory]:
     made.unlink()
 
 
-async def test_tensors_lie_in_shared_memory_both_ways(in_thread: Any) -> None:
+@pytest.mark.parametrize("room", [RELU.nbytes, 2**21])  # much is copied in a thread
+async def test_tensors_lie_in_shared_memory_both_ways(in_thread: Any, room: int) -> None:
+    size = 4096 + room
     key = f"dsserve-test-{uuid.uuid4().hex}"
-    held = shared_memory.create_shared_memory_region("mine", key, 4096)
+    held = shared_memory.create_shared_memory_region("mine", key, size)
 
     def work(client: Any) -> None:
         shared_memory.set_shared_memory_region(held, [X])
-        client.register_system_shared_memory("mine", f"/{key}", 4096)
+        client.register_system_shared_memory("mine", f"/{key}", size)
         assert client.get_system_shared_memory_status() == [
-            {"name": "mine", "key": f"/{key}", "offset": 0, "byte_size": 4096}
+            {"name": "mine", "key": f"/{key}", "offset": 0, "byte_size": size}
         ]
         given = triton.InferInput("x", [2, 4], "FP32")
         given.set_shared_memory("mine", X.nbytes)
         wanted = triton.InferRequestedOutput("y")
-        wanted.set_shared_memory("mine", RELU.nbytes, offset=1024)
+        wanted.set_shared_memory("mine", room, offset=1024)
         found = client.infer("relu", [given], outputs=[wanted])
         assert "data" not in found.get_output("y")
         there = shared_memory.get_contents_as_numpy(held, np.float32, [2, 3], offset=1024)
@@ -300,8 +302,8 @@ async def test_tensors_lie_in_shared_memory_both_ways(in_thread: Any) -> None:
         wanted.set_shared_memory("mine", RELU.nbytes - 1, offset=1024)
         with pytest.raises(InferenceServerException, match="output 'y' has 24 bytes, and its shared"):
             client.infer("relu", [given], outputs=[wanted])
-        given.set_shared_memory("mine", X.nbytes, offset=4090)
-        with pytest.raises(InferenceServerException, match="region 'mine' has 4096 bytes"):
+        given.set_shared_memory("mine", X.nbytes, offset=size - 6)
+        with pytest.raises(InferenceServerException, match=f"region 'mine' has {size} bytes"):
             client.infer("relu", [given])
         client.unregister_system_shared_memory("mine")
         with pytest.raises(InferenceServerException, match="'mine' is not registered"):

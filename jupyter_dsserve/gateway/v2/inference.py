@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import orjson
 
@@ -27,6 +28,10 @@ from jupyter_dsserve.protocol.request import Chunk
 from jupyter_dsserve.protocol.tensors import BYTES, ModelInfo, Tensor
 
 Json = dict[str, Any]
+P = ParamSpec("P")
+T = TypeVar("T")
+# In shared memory, of a call, that is copied on the event loop: a fraction of a millisecond.
+MAX_COPY = 1 << 20
 
 
 class _Asking(OIPHandler):
@@ -61,10 +66,10 @@ class Infer(_Asking):
         self.check_model(name)
         body, rest = read_infer(await self.raw_body(), self.request.headers.get(HEADER_LENGTH))
         is_binary = body.is_binary
-        for output in body.outputs or ():
-            if place := output.place:
-                self._region(place)
-        tensors = read_tensors(body, rest, self._read)
+        places = [place for each in (*body.inputs, *(body.outputs or ())) if (place := each.place)]
+        for place in places:
+            self._region(place)
+        tensors = await _aside(places, read_tensors, body, rest, self._read)
         task = task_of(self.fleet, name, version)
         inference = mapping.requests(task, tensors, body.own_parameters, body.wanted)
         if inference.is_stream:
@@ -76,7 +81,7 @@ class Infer(_Asking):
             "model_version": answering.version.name if answering.version else "",
             "id": body.id or inference.requests[0].id,
         }
-        answer, header_length = answered(head, found, body, is_binary, self._write)
+        answer, header_length = await _aside(places, answered, head, found, body, is_binary, self._write)
         if header_length is not None:
             self.set_header("Content-Type", "application/octet-stream")
             self.set_header(HEADER_LENGTH, str(header_length))
@@ -90,11 +95,17 @@ class Infer(_Asking):
         self.context.regions.check(self.owner, place.region, place.offset, place.num_bytes)
 
     def _read(self, place: Place) -> bytes:
-        self._region(place)
         return self.context.regions.read(self.owner, place.region, place.offset, place.num_bytes)
 
     def _write(self, place: Place, data: bytes) -> None:
         self.context.regions.write(self.owner, place.region, place.offset, data)
+
+
+async def _aside(places: Sequence[Place], function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """Its result, made in a thread if much lies in shared memory: the event loop is everybody's."""
+    if sum(place.num_bytes for place in places) <= MAX_COPY:
+        return function(*args, **named)
+    return await asyncio.to_thread(function, *args, **named)
 
 
 class Generate(_Asking):

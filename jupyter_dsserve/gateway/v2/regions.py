@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +55,15 @@ def check_within(region: Region, offset: int, num_bytes: int) -> None:
 
 
 class Regions:
-    """By the key that registered them (``owner``; empty is the admin key): nobody else reads, writes or sees them."""
+    """By the key that registered them (``owner``; empty is the admin key): nobody else reads, writes or sees them.
+
+    Any thread may `read` and `write`; the rest is for the event loop's.
+    """
 
     def __init__(self, directory: Path = DIRECTORY) -> None:
         self._directory = directory
         self._regions: dict[tuple[str, str], tuple[Region, int]] = {}  # with its open file
+        self._lock = threading.Lock()  # held where one of them comes or goes, and where another thread looks for one
 
     def register(self, owner: str, region: Region) -> None:
         """Raises `InvalidRequest`, `NotFound`, `Forbidden` (somebody else's), `Conflict` (the name stands for one
@@ -67,7 +73,9 @@ class Regions:
         num_own = sum(1 for each, _ in self._regions if each == owner)
         if num_own >= MAX_REGIONS or len(self._regions) >= MAX_ALL_REGIONS:
             raise TooManyRequests(f"{num_own} regions of this key are registered: unregister some first")
-        self._regions[owner, region.name] = (region, self._opened(region))
+        file = self._opened(region)
+        with self._lock:
+            self._regions[owner, region.name] = (region, file)
 
     def _opened(self, region: Region) -> int:
         path = self._directory / file_name(region.key)
@@ -102,7 +110,8 @@ class Regions:
     def unregister(self, owner: str, name: str = "") -> None:
         """Without a ``name`` all of the owner's; one that is not there is no fault, as in Triton."""
         for key in [key for key in self._regions if key[0] == owner and name in ("", key[1])]:
-            os.close(self._regions.pop(key)[1])
+            with self._lock:
+                os.close(self._regions.pop(key)[1])
 
     def keep(self, owners: Collection[str]) -> None:
         """Unregister what belongs to others: their keys were revoked."""
@@ -114,34 +123,41 @@ class Regions:
 
     def read(self, owner: str, name: str, offset: int, num_bytes: int) -> bytes:
         """Raises `NotFound`, and `InvalidRequest` beyond its end, or if its file was cut meanwhile."""
-        region, file = self._checked(owner, name, offset, num_bytes)
-        # pread gives at most 2 GiB at once.
-        start, parts = region.offset + offset, []
-        while num_bytes and (part := os.pread(file, num_bytes, start)):
-            parts.append(part)
-            start, num_bytes = start + len(part), num_bytes - len(part)
+        with self._held(owner, name, offset, num_bytes) as (region, file):
+            # pread gives at most 2 GiB at once.
+            start, parts = region.offset + offset, []
+            while num_bytes and (part := os.pread(file, num_bytes, start)):
+                parts.append(part)
+                start, num_bytes = start + len(part), num_bytes - len(part)
         if num_bytes:
             raise _cut(region)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, owner: str, name: str, offset: int, data: bytes) -> None:
         """As `read`. The file never grows."""
-        region, file = self._checked(owner, name, offset, len(data))
-        start, rest = region.offset + offset, memoryview(data)
-        if os.fstat(file).st_size < start + len(rest):
-            raise _cut(region)
-        while rest:
-            num_written = os.pwrite(file, rest, start)
-            start, rest = start + num_written, rest[num_written:]
+        with self._held(owner, name, offset, len(data)) as (region, file):
+            start, rest = region.offset + offset, memoryview(data)
+            if os.fstat(file).st_size < start + len(rest):
+                raise _cut(region)
+            while rest:
+                num_written = os.pwrite(file, rest, start)
+                start, rest = start + num_written, rest[num_written:]
 
     def check(self, owner: str, name: str, offset: int, num_bytes: int) -> None:
         """Whether so much could be read or written. Raises as `read` does."""
-        self._checked(owner, name, offset, num_bytes)
+        check_within(self.one(owner, name), offset, num_bytes)
 
-    def _checked(self, owner: str, name: str, offset: int, num_bytes: int) -> tuple[Region, int]:
-        region, file = self._found(owner, name)
-        check_within(region, offset, num_bytes)
-        return region, file
+    @contextmanager
+    def _held(self, owner: str, name: str, offset: int, num_bytes: int) -> Iterator[tuple[Region, int]]:
+        """With a file of its own: once the region is unregistered, the number of its file may be another's."""
+        with self._lock:
+            region, registered = self._found(owner, name)
+            check_within(region, offset, num_bytes)
+            file = os.dup(registered)
+        try:
+            yield region, file
+        finally:
+            os.close(file)
 
     def _found(self, owner: str, name: str) -> tuple[Region, int]:
         found = self._regions.get((owner, name))

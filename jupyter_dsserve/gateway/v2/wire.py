@@ -80,6 +80,10 @@ class InputTensor(Body):
     data: list[Any] | None = None
     parameters: InputParameters | None = None
 
+    @property
+    def place(self) -> Place | None:
+        return self.parameters.place(self.name) if self.parameters else None
+
     def tensor(self) -> Tensor:
         """That of ``data``. Raises `InvalidRequest` naming the input if it is not of the datatype, or not as many as
         the shape says."""
@@ -233,7 +237,7 @@ def read_tensors(body: InferBody, rest: memoryview, read: Read) -> list[Tensor]:
     found, at, num_shared = [], 0, 0
     for each in body.inputs:
         size = each.parameters.binary_data_size if each.parameters else None
-        place = each.parameters.place(each.name) if each.parameters else None
+        place = each.place
         if [each.data is None, size is None, place is None].count(False) != 1:
             raise each.refused("send one of data, binary_data_size and shared_memory_region")
         if place:
