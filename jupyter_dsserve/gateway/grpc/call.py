@@ -145,18 +145,32 @@ async def asked(
 
 
 async def each(requests: AsyncIterator[R], answer: Callable[[R], Awaitable[None]]) -> None:
-    """Answer all that come on a stream, many at once; returns with the last. ``answer`` must not raise."""
-    running: set[asyncio.Task[None]] = set()
-    try:
+    """Answer all that come on a stream, many at once; returns with the last. What an ``answer`` raises ends them all,
+    and is raised."""
+    running: set[asyncio.Future[None]] = set()
+    broken: asyncio.Future[asyncio.Future[None]] = asyncio.get_running_loop().create_future()
+
+    def ended(task: asyncio.Future[None]) -> None:
+        running.discard(task)
+        if (task.cancelled() or task.exception()) and not broken.done():
+            broken.set_result(task)
+
+    async def read() -> None:
         async for request in requests:
             if len(running) >= MAX_AT_ONCE:
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             task = asyncio.ensure_future(answer(request))
             running.add(task)
-            task.add_done_callback(running.discard)
-        await asyncio.gather(*running)
+            task.add_done_callback(ended)
+        if running:
+            await asyncio.wait(running)
+
+    reading = asyncio.ensure_future(read())
+    try:
+        await asyncio.wait((reading, broken), return_when=asyncio.FIRST_COMPLETED)
+        (broken.result() if broken.done() else reading).result()
     finally:
-        left = list(running)
+        left = [reading, *running]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
