@@ -36,6 +36,8 @@ CASES: list[tuple[ToolFormat, str, str, list[tuple[str, str]]]] = [
     ("hermes", '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("f", '{"a": 1}')]),
     ("hermes", '<tool_call>{"name": "f", "arguments": null}</tool_call>', "", [("f", "{}")]),
     ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "b', "", [("f", '{"a": "b')]),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": 1</tool_call> and text', "and text", [("f", '{"a": 1')]),
+    ("hermes", '<tool_call>{"name": </tool_call>', '<tool_call>{"name": </tool_call>', []),
     ("hermes", '<tool_call>{"name": "f', '<tool_call>{"name": "f', []),
     ("hermes", "<tool_call> none </tool_call>", "<tool_call> none </tool_call>", []),
     ("hermes", '<tool_call>{"named": "f"}', '<tool_call>{"named": "f"}', []),

@@ -151,7 +151,7 @@ class ToolParser:
 class _Call:
     """Reads one object ``{"name": ..., "arguments": {...}}`` character by character, from its brace on.
 
-    ``has_begun`` once name and arguments are known of; ``is_over`` at its last brace; ``is_none`` when it is no call.
+    ``has_begun`` once name and arguments are known of; ``is_over`` at its last brace, or before a mark; ``is_none`` when it is no call.
     """
 
     def __init__(self, index: int, names: Collection[str]) -> None:
@@ -171,6 +171,9 @@ class _Call:
         """How many characters belong to it, and what they tell."""
         num = 0
         while num < len(text) and not self.is_none and not self.is_over:
+            if text[num] == "<" and not self._is_string:  # no JSON: the mark at its end came too early
+                self.is_over, self.is_none = self.has_begun, not self.has_begun
+                break
             self._take(text[num])
             num += 1
         pieces: list[Piece] = []
