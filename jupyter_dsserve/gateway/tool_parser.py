@@ -151,7 +151,8 @@ class ToolParser:
 class _Call:
     """Reads one object ``{"name": ..., "arguments": {...}}`` character by character, from its brace on.
 
-    ``has_begun`` once name and arguments are known of; ``is_over`` at its last brace, or before a mark; ``is_none`` when it is no call.
+    ``has_begun`` once name and arguments are known of; ``is_over`` at its last brace, or before a mark; ``is_none``
+    when it is no call.
     """
 
     def __init__(self, index: int, names: Collection[str]) -> None:
