@@ -40,7 +40,7 @@ class Caller(httpx.AsyncClient):
     async def settled(self, name: str, version: str, *states: str, timeout_s: float = 60) -> Json:
         """Wait until the version is in one of ``states`` (READY, FAILED or STOPPED unless told)."""
         wanted = states or ("READY", "FAILED", "STOPPED")
-        return await until(lambda: self.version(name, version), lambda v: v["state"] in wanted, timeout_s)
+        return await until(lambda: self.version(name, version), lambda v: v.get("state") in wanted, timeout_s)
 
     async def complete(self, model: str = "demo", **fields: Json) -> httpx.Response:
         return await self.post("/v1/completions", json={"model": model, "prompt": "hello", "max_tokens": 5, **fields})
