@@ -196,7 +196,7 @@ class Ready(Handler):
 
     @describes("Whether some version can answer.", {200: ReadyAnswer}, errors=(Unavailable,))
     def get(self) -> None:
-        if not any(self.fleet.deployment(d.name).ready for d in self.fleet.status()):
+        if not any(deployment.ready for deployment in self.fleet.deployments()):
             raise Unavailable("no version is READY", retry_after_s=2)
         self.answer({"status": "ready"})
 
