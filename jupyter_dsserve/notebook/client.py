@@ -20,7 +20,8 @@ from jupyter_dsserve.notebook.address import is_remote
 from jupyter_dsserve.notebook.answers import Pieces, Prompt, asked
 from jupyter_dsserve.notebook.options import shown
 from jupyter_dsserve.notebook.pool import Pool
-from jupyter_dsserve.notebook.verbs import Send, Talk, Verbs
+from jupyter_dsserve.notebook.verbs import Verbs
+from jupyter_dsserve.notebook.verbs.talk import Send, Talk
 from jupyter_dsserve.notebook.views import Answer
 from jupyter_dsserve.protocol.errors import Unavailable
 from jupyter_dsserve.protocol.records import Event, VersionStats

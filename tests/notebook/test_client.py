@@ -19,7 +19,9 @@ import pytest
 from jupyter_dsserve import AsyncClient, Client
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.notebook.options import shown
-from jupyter_dsserve.notebook.verbs import Send, Verbs, error_in, only_version, version_for
+from jupyter_dsserve.notebook.verbs import Verbs
+from jupyter_dsserve.notebook.verbs.talk import Send, error_in
+from jupyter_dsserve.notebook.verbs.versions import only_version, version_for
 from jupyter_dsserve.notebook.views import Answer, Version
 from jupyter_dsserve.protocol.errors import (
     Conflict,
@@ -277,7 +279,7 @@ async def test_the_status_of_a_named_gateway_is_that_it_runs(client: AsyncClient
 
 
 def test_both_clients_have_the_same_verbs_with_the_same_signatures() -> None:
-    verbs = [name for name, talk in vars(Verbs).items() if inspect.isgeneratorfunction(talk) and name[0] != "_"]
+    verbs = [name for name, _ in inspect.getmembers(Verbs, inspect.isgeneratorfunction) if name[0] != "_"]
     verbs.remove("send")
     assert len(verbs) > 10
     for name in verbs:

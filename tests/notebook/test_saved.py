@@ -22,7 +22,8 @@ from jupyter_dsserve import AsyncClient, Client
 from jupyter_dsserve.adapter import Adapter
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.notebook.saved import Job, Saved, Store
-from jupyter_dsserve.notebook.verbs import Talk, Verbs
+from jupyter_dsserve.notebook.verbs import Verbs
+from jupyter_dsserve.notebook.verbs.talk import Talk
 from jupyter_dsserve.notebook.views import Deployment, Version
 from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest
 from jupyter_dsserve.protocol.records import GatewayAddress, VersionState
