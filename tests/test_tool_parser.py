@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from jupyter_dsserve.fleet.fleet import Answering
+from jupyter_dsserve.fleet.answering import Answering
 from jupyter_dsserve.gateway import tools
 from jupyter_dsserve.gateway.choices import ChatChoices
 from jupyter_dsserve.gateway.openai_bodies import checked_arguments

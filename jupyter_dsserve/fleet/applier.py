@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_dsserve.fleet.autoscale import AutoscaleSettings
 from jupyter_dsserve.fleet.goal import CHOSEN, DeploymentGoal, Goal, VersionGoal, left_alone, plan
-from jupyter_dsserve.protocol.errors import Conflict, DSServeError, Unavailable
+from jupyter_dsserve.protocol.errors import Conflict, DSServeError, InvalidRequest, Unavailable
 from jupyter_dsserve.protocol.records import ApplyState, ApplyStatus, Change, VersionState
 
 if TYPE_CHECKING:
@@ -32,6 +32,17 @@ class Applier:
     def snapshot(self) -> Goal:
         """The fleet as it is now."""
         return {d.name: self._deployment(d.name) for d in self._fleet.status()}
+
+    def check(self, goal: Goal) -> None:
+        """Raises `InvalidRequest` for a version that cannot be, saying where in the goal it stands."""
+        for name, deployment in goal.items():
+            for version, wanted in deployment.versions.items():
+                try:
+                    self._fleet.check(name, version, wanted.spec)
+                except InvalidRequest as fault:
+                    field = f".{fault.param}" if fault.param not in (None, "deployment", "version") else ""
+                    where = f"deployments.{name}.versions.{version}{field}"
+                    raise InvalidRequest(fault.message, param=where) from None
 
     def planned(self, goal: Goal, *, prune: bool) -> ApplyStatus:
         """What `run` would do. Raises `InvalidRequest` and `Conflict` as `plan` does."""

@@ -9,7 +9,8 @@ from jupyter_dsserve.fleet.road import Call, Road
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.fleet.router import ruled
 from jupyter_dsserve.fleet.version import Version
-from jupyter_dsserve.protocol.errors import Unavailable
+from jupyter_dsserve.protocol.errors import Conflict, NotFound, Unavailable
+from jupyter_dsserve.protocol.policy import Policy
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +38,30 @@ class Deployment:
     def served(self) -> list[Version]:
         """Those with weight."""
         return [self.versions[name] for name in self.route.weights if name in self.versions]
+
+    def version(self, name: str) -> Version:
+        """Raises `NotFound` naming the known ones."""
+        if name not in self.versions:
+            known = ", ".join(self.versions) or "none"
+            raise NotFound(f"version {name!r} of {self.name} does not exist: there are {known}", param="version")
+        return self.versions[name]
+
+    def check_weights(self, weights: Mapping[str, float]) -> None:
+        """Raises `NotFound` for a version nobody knows, `Conflict` for one that has weight there and cannot answer."""
+        for name, weight in weights.items():
+            version = self.version(name)
+            if weight > 0 and not version.can_answer:
+                raise Conflict(
+                    f"{version.id} is {version.state.value}: only READY versions take traffic; load it first"
+                )
+
+    def set_policy(self, policy: Policy, now: float) -> None:
+        """From now on, for those who wait too. ``now`` is monotonic seconds."""
+        self.road.set_policy(policy, now)
+        for version in self.versions.values():
+            for replica in version.replicas:
+                replica.breaker.settings = self.road.breaker
+            version.announce()
 
     def lost(self, weights: Mapping[str, float]) -> str:
         """Which of the versions that ``weights`` name cannot be given traffic, and why, in words; empty if all can."""

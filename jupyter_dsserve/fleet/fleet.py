@@ -3,55 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hmac
-import logging
 import os
-import re
-import secrets
-import shlex
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jupyter_dsserve import __version__
 from jupyter_dsserve.fleet.admission import Admission
+from jupyter_dsserve.fleet.answering import Answering, answered
 from jupyter_dsserve.fleet.applier import Applier
-from jupyter_dsserve.fleet.autoscale import Autoscaler, AutoscaleSettings
+from jupyter_dsserve.fleet.autoscale import AutoscaleSettings
+from jupyter_dsserve.fleet.catalog import check_names, row_of, same, status_of, version_of
 from jupyter_dsserve.fleet.conductor import Conductor
-from jupyter_dsserve.fleet.content import check_content, content_at
+from jupyter_dsserve.fleet.content import content_at
 from jupyter_dsserve.fleet.database import database_url
 from jupyter_dsserve.fleet.deployment import Deployment
 from jupyter_dsserve.fleet.events import Events
 from jupyter_dsserve.fleet.goal import Goal, exported
-from jupyter_dsserve.fleet.keys import Keys, new_key
+from jupyter_dsserve.fleet.joining import Joins
+from jupyter_dsserve.fleet.keyring import Keyring
+from jupyter_dsserve.fleet.keys import Keys
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
-from jupyter_dsserve.fleet.minutes import Gauges, Minute, Recorder, Sums, not_read, step_of
 from jupyter_dsserve.fleet.moves import Moves
+from jupyter_dsserve.fleet.past import Past
 from jupyter_dsserve.fleet.registry import EVENT, Registry, Retention, VersionRow, written
-from jupyter_dsserve.fleet.road import Call, Numbered, Road, begun, configured, later
+from jupyter_dsserve.fleet.road import Call, Road
 from jupyter_dsserve.fleet.rollout import RolloutSpec
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.fleet.scoring import Sample
+from jupyter_dsserve.fleet.sizes import Sizes
 from jupyter_dsserve.fleet.source import canonical, check_can_load, model_path
-from jupyter_dsserve.fleet.stats import Window
 from jupyter_dsserve.fleet.supervisor import Supervisor
-from jupyter_dsserve.fleet.tracing import Trace
+from jupyter_dsserve.fleet.tasks import Tasks
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.config import AdmissionSettings
 from jupyter_dsserve.protocol.errors import (
     Conflict,
-    DSServeError,
-    EngineFailure,
     InvalidRequest,
     NotFound,
-    ReplicaLost,
-    Unauthorized,
     Unavailable,
 )
 from jupyter_dsserve.protocol.policy import Policy
@@ -69,25 +63,10 @@ from jupyter_dsserve.protocol.records import (
     VersionState,
     VersionStatus,
 )
-from jupyter_dsserve.protocol.request import Features, Request, Texts
+from jupyter_dsserve.protocol.request import Request
 from jupyter_dsserve.protocol.spec import Strategy, WorkerLaunch, WorkerSpec
 
-log = logging.getLogger(__name__)
-
-_AT_REST = "at rest, as nobody asked it: the next request loads it"
 _UNKNOWN = Origin()
-# Fits file names and URLs, and leaves @ and # free for demo@v1#0.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-
-
-@dataclass(frozen=True, slots=True)
-class Answering:
-    """An answer that has begun. ``version`` gives it; None is the policy's own text. ``degraded`` says who stands in
-    for the version that should answer, or is empty."""
-
-    version: Version | None
-    degraded: str
-    chunks: Numbered
 
 
 class Fleet:
@@ -111,21 +90,23 @@ class Fleet:
         self._registry = Registry(database_url(database, data_dir), retention)
         self._registry.on_failure = self._say_unwritten
         self._launcher = LocalLauncher(data_dir / "logs")
+        self._joins = Joins(self)
         self._link = Link(data_dir, self._admit)
-        self._join_secret = secrets.token_bytes(32)
         self._admission = Admission(admission, memory_budget_bytes)
         self._supervisor = Supervisor(self._link, self._launcher, self._admission, self._record)
-        self._autoscaler = Autoscaler(self._resize)
         self._deployments: dict[str, Deployment] = {}
-        self._conductor = Conductor(self, self._registry, self._watch, self._replace_route)
-        self._moves = Moves(self, self._conductor.changes, self._watch, self._replace_route)
-        self._watching: set[asyncio.Task[None]] = set()  # cancelled at the stop
-        self._ending: set[asyncio.Task[None]] = set()  # awaited at the stop: they end workers
+        self._watching = Tasks()  # cancelled at the stop
+        self._ending = Tasks()  # awaited at the stop: they end workers
+        self._conductor = Conductor(self, self._registry, self._watching.spawn, self._replace_route)
+        self._moves = Moves(self, self._conductor.changes, self._watching.spawn, self._replace_route)
         self._is_stopping = False
         self.applier = Applier(self)
         self.events = Events(lambda _event: None)
-        self.held_keys = Keys()
-        self._minutes = Recorder()
+        self._sizes = Sizes(
+            self._admission, self._supervisor, self._record, self._shrink, self._save, self._conductor.has_part
+        )
+        self._keyring = Keyring(self, self._registry)
+        self._past = Past(self, self._registry)
 
     # ---- life
 
@@ -133,8 +114,7 @@ class Fleet:
         """Open the registry and accept workers. ``restore``: load what ran; without it everything is STOPPED."""
         stored = self._registry.open(1000, f"jupyter_dsserve {__version__}, process {os.getpid()}")
         self.events = Events(self._registry.add_event, stored.events)
-        for stored_key in stored.keys:
-            self.held_keys.add(stored_key, time.monotonic())
+        self._keyring.bring_back(stored.keys)
         await self._link.start()
         self._admission.start()
         for row in stored.versions:
@@ -146,19 +126,17 @@ class Fleet:
                 )
             self._bring_back(row, restore)
         self._conductor.bring_back(stored.rollouts)
-        self._spawn(self._every_second(), self._watching)
-        self._spawn(self._autoscaler.run(self._versions), self._watching)
+        self._watching.spawn(self._every_second())
+        self._watching.spawn(self._sizes.autoscaler.run(self._versions))
 
     def _bring_back(self, row: VersionRow, restore: bool) -> None:
         deployment = self._deployments[row.deployment]
-        origin = Origin(row.note, row.created_by, row.metadata, row.content)
-        version = Version(row.deployment, row.name, row.spec, "", row.num_replicas, origin, row.created_at)
-        version.settings = dict(row.settings)
-        version.road, version.wake = deployment.road, partial(self._wake, version, "a request came")
+        version = version_of(row)
+        version.road, version.wake = deployment.road, partial(self._sizes.wake, version, "a request came")
         deployment.versions[row.name] = version
         version.is_wanted = row.is_wanted and restore
         if version.is_wanted != row.is_wanted:  # so that a crash of ours brings back what ran today
-            self._registry.save_version(_row(version))
+            self._registry.save_version(row_of(version))
         try:
             version.model_path = self._path(row.spec)
         except InvalidRequest as gone:  # the directory was moved since: shown as FAILED, the others still come back
@@ -170,17 +148,16 @@ class Fleet:
         """Drain and end every worker, finish writing. What ran stays wanted, and comes back at the next start."""
         self._is_stopping = True
         self._conductor.stop()
-        for task in self._watching:
-            task.cancel()
+        self._watching.cancel()
         versions = self._versions()
         for version in versions:
             version.is_wanted = False
         await asyncio.gather(*(self._supervisor.stop(v, self._drain_s) for v in versions))
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        await self._ending.ended()
         self._admission.stop()
         self.events.close()
         await self._link.stop()
-        self._write_minutes(self._minutes.close())
+        self._past.close()
         self._registry.close()
 
     def hurry(self) -> None:
@@ -214,16 +191,16 @@ class Fleet:
             await self._admission.check(new)
         known = self._deployments.get(deployment)
         if known and version in known.versions:
-            same = _same(known.versions[version], spec, num_replicas, origin.content)
-            same.settings |= settings
-            await self._save(same)
-            return same
+            found = same(known.versions[version], spec, num_replicas, origin.content)
+            found.settings |= settings
+            await self._save(found)
+            return found
         if not known:
             known = self._deployments[deployment] = Deployment(deployment)
         known.versions[version] = new
-        new.road, new.wake = known.road, partial(self._wake, new, "a request came")
+        new.road, new.wake = known.road, partial(self._sizes.wake, new, "a request came")
         try:
-            await self._registry.save_version(_row(new), is_new=True)
+            await self._registry.save_version(row_of(new), is_new=True)
         except Unavailable:
             self._forget(new)
             raise
@@ -232,11 +209,7 @@ class Fleet:
 
     def check(self, deployment: str, version: str, spec: WorkerSpec) -> str:
         """Where the model lies. Raises `InvalidRequest` for what can be no version here."""
-        for kind, name in (("deployment", deployment), ("version", version)):
-            if not _NAME.fullmatch(name):
-                raise InvalidRequest(
-                    f"{kind} name {name!r}: use letters, digits, '.', '_' and '-', at most 63 of them", param=kind
-                )
+        check_names(deployment, version)
         path = self._path(spec)
         check_can_load(path, spec)
         return path
@@ -253,7 +226,7 @@ class Fleet:
         if found.is_deleted or found.state is VersionState.DRAINING:
             raise Conflict(f"{found.id} is still DRAINING: load it again when it is STOPPED")
         if found.is_resting:
-            self._wake(found, "it is loaded")
+            self._sizes.wake(found, "it is loaded")
         if found.is_wanted and not found.failure:
             self._supervisor.start(found)  # a worker that was given up may be tried again
             return found
@@ -277,7 +250,7 @@ class Fleet:
         found = self.version(deployment, version)
         self._conductor.refuse_during(deployment, f"unload {version}", version)
         self._take_down(found)
-        self._spawn(self._supervisor.stop(found, self._drain_s), self._ending)
+        self._ending.spawn(self._supervisor.stop(found, self._drain_s))
         await self._save(found)
         return found
 
@@ -289,7 +262,7 @@ class Fleet:
         if not found.is_deleted:
             self._take_down(found)
             found.is_deleted = True
-            self._spawn(self._stop_and_forget(found), self._ending)
+            self._ending.spawn(self._stop_and_forget(found))
         status = self.version_status(deployment, version)
         # Before its workers have ended: a gateway that is killed meanwhile must not bring it back.
         await written(self._registry.forget_version(deployment, version))
@@ -322,10 +295,13 @@ class Fleet:
             self._conductor.forget(deployment.name)
             self._registry.forget_deployment(deployment.name)
 
+    def _shrink(self, version: Version) -> None:
+        self._ending.spawn(self._supervisor.shrink(version, self._drain_s))
+
     async def _save(self, version: Version) -> None:
         # At the stop nothing is wanted any more, and that is not what the next start is to find.
         if not (version.is_deleted or self._is_stopping):
-            await written(self._registry.save_version(_row(version)))
+            await written(self._registry.save_version(row_of(version)))
 
     def _say_unwritten(self, what: str, why: str) -> None:
         if not what.startswith(EVENT):  # which is written later; to tell that with an event would never end
@@ -340,76 +316,23 @@ class Fleet:
         that are too many drain. Raises `Conflict` for a version that is not loaded, and if so many never fit."""
         self._refuse_while_stopping()
         found = self.version(deployment, version)
-        if found.is_wanted and num_replicas > found.num_replicas:
-            await self._admission.check(found, num_replicas)
-        if not found.is_wanted or found.failure:
-            raise Conflict(f"{found.id} is {found.state.value}, and only a loaded version is scaled: load it first")
-        if AutoscaleSettings.of(found):
-            raise Conflict(f"{found.id} is scaled automatically: change that instead, or end it first (autoscale, off)")
-        await self._resize(found, num_replicas, "")
+        await self._sizes.scale(found, num_replicas)
         return found
 
     async def autoscale(self, deployment: str, version: str, settings: AutoscaleSettings | None) -> Version:
         """Scale a version by what is asked of it from now on; None ends that, and it keeps the workers it has."""
         self._refuse_while_stopping()
         found = self.version(deployment, version)
-        if settings:
-            await self._admission.check(found, max(1, settings.min))
-        found.settings["autoscale"] = settings.to_json() if settings else None
-        self._autoscaler.forget(found)
-        if found.is_resting and not (settings and settings.min == 0):
-            self._wake(found, "it is not put to rest any more")
-        await self._save(found)
+        await self._sizes.autoscale(found, settings)
         return found
 
     def join(self, deployment: str, version: str) -> Joining:
         """How a worker that people start, from another environment say, joins a version as one more replica."""
-        found = self.version(deployment, version)
-        token, python = self._join_token(found), found.spec.python or "python"
-        line = [python, "-m", "jupyter_dsserve.worker", "--join", self._link.address, "--token", token]
-        command = shlex.join([*line, "--deployment", deployment, "--version", version])
-        return Joining(self._link.address, token, command)
-
-    def _join_token(self, version: Version) -> str:
-        return hmac.new(self._join_secret, version.id.encode(), "sha256").hexdigest()[:32]
+        return self._joins.told(self.version(deployment, version))
 
     def _admit(self, request: pb.JoinRequest) -> WorkerLaunch:
         self._refuse_while_stopping()
-        version = self.version(request.deployment, request.version)
-        if not hmac.compare_digest(request.token, self._join_token(version)):
-            raise Unauthorized(f"the token is not one of {version.id}: ask for it again, it changes with the gateway")
-        if not version.is_wanted or version.failure:
-            raise Conflict(f"{version.id} is {version.state.value}: load it first, then workers can join it")
-        return self._supervisor.adopt(version, request.pid)
-
-    async def _resize(self, version: Version, num_replicas: int, why: str) -> None:
-        """Keep so many workers up from now on; 0 puts the version to rest, but not during a rollout of it. Raises
-        `Conflict` if so many never fit."""
-        if num_replicas > version.num_replicas:
-            await self._admission.check(version, num_replicas)
-        if not version.is_wanted:
-            return
-        if num_replicas == 0 and self._conductor.has_part(version.deployment, version.name):
-            return  # the rollout would wait for it
-        if num_replicas == version.num_wanted:
-            self._supervisor.start(version)  # a worker that was given up may be tried again
-            return
-        text = f"from {version.num_wanted} workers to {num_replicas}" + (f": {why}" if why else "")
-        self._record("scaled" if num_replicas else "resting", version, "", text)
-        version.is_resting = version.is_awaited = num_replicas == 0
-        version.num_replicas = num_replicas or version.num_replicas
-        self._supervisor.start(version)
-        self._spawn(self._supervisor.shrink(version, self._drain_s), self._ending)
-        await self._save(version)
-
-    def _wake(self, version: Version, why: str) -> None:
-        """Load a version that rests again, with as few workers as it may have."""
-        settings = AutoscaleSettings.of(version)
-        version.num_replicas = max(1, settings.min) if settings else version.num_replicas
-        version.is_resting = False  # it stays awaited until it is READY
-        self._record("woken", version, "", why)
-        self._supervisor.start(version)
-        version.announce()
+        return self._joins.admit(request, self._supervisor)
 
     # ---- verbs: all of it
 
@@ -421,19 +344,12 @@ class Fleet:
         is being applied.
         """
         self._refuse_while_stopping()
-        for name, deployment in goal.items():
-            for version, wanted in deployment.versions.items():
-                try:
-                    self.check(name, version, wanted.spec)
-                except InvalidRequest as fault:
-                    field = f".{fault.param}" if fault.param not in (None, "deployment", "version") else ""
-                    where = f"deployments.{name}.versions.{version}{field}"
-                    raise InvalidRequest(fault.message, param=where) from None
+        self.applier.check(goal)
         planned = self.applier.planned(goal, prune=prune)
         if dry_run:
             return planned
         self.applier.begin(planned)
-        self._spawn(self.applier.run(goal), self._watching)
+        self._watching.spawn(self.applier.run(goal))
         return self.applier.status
 
     def export(self) -> dict[str, Any]:
@@ -443,24 +359,14 @@ class Fleet:
     async def history(self, deployment: str = "", since: int | None = None, limit: int = 1000) -> list[Event]:
         """At most ``limit`` events, oldest first: the first after the id ``since``, or else the last there are; of one
         deployment, unless it is empty. From the registry, and what is not written yet from memory."""
-        events = {e.id: e for e in self.events.since(since or 0) if deployment in ("", e.deployment)}
-        with contextlib.suppress(Unavailable):  # what is remembered is better than nothing
-            events |= {e.id: e for e in await self._registry.history(deployment, since, limit)}
-        ordered = [events[id] for id in sorted(events)]
-        return ordered[-limit:] if since is None else ordered[:limit]
+        return await self._past.history(deployment, since, limit)
 
     async def stats(
         self, deployment: str, version: str, since: float, until: float, step_s: int | None = None
     ) -> StatsHistory:
         """What versions did (of one deployment, or one version, unless they are empty), in steps of whole minutes, this
         one included. Times are seconds since the epoch. Raises `InvalidRequest` for too many points."""
-        sums = Sums(since, until, step_of(since, until, step_s))
-        before = self._minutes.current()
-        async for piece in self._registry.minutes(deployment, version, since, until):
-            await asyncio.to_thread(sums.add, piece)
-        running = not_read(before, self._minutes.current())
-        sums.add(row for row in running if deployment in ("", row.deployment) and version in ("", row.version))
-        return await asyncio.to_thread(sums.history, time.time())
+        return await self._past.stats(deployment, version, since, until, step_s)
 
     # ---- verbs: traffic
 
@@ -474,12 +380,7 @@ class Fleet:
                 "meanwhile; read it again",
                 param="revision",
             )
-        for name, weight in weights.items():
-            version = self.version(deployment, name)
-            if weight > 0 and not version.can_answer:
-                raise Conflict(
-                    f"{version.id} is {version.state.value}: only READY versions take traffic; load it first"
-                )
+        found.check_weights(weights)
         changed = found.route.replaced(weights)
         self._conductor.changes(found)
         await written(self._replace_route(found, changed))
@@ -566,13 +467,9 @@ class Fleet:
         for name in {policy.fallback, *(rule.version for rule in policy.rules)} - {""}:
             self.version(deployment, name)
         if policy != found.road.policy:
-            found.road.set_policy(policy, time.monotonic())
+            found.set_policy(policy, time.monotonic())
             said = ", ".join(f"{name}={value}" for name, value in changes.items())
             self.events.record(time.time(), "policy", deployment=deployment, reason=said)
-            for version in found.versions.values():
-                for replica in version.replicas:
-                    replica.breaker.settings = found.road.breaker
-                version.announce()
             await written(self._registry.save_policy(deployment, policy.to_json(), found.route))
         return policy
 
@@ -583,71 +480,18 @@ class Fleet:
         policy's fallback does, then its own text; not for a pinned version. Raises `NotFound`, `TooManyRequests`,
         `Unavailable` if nobody takes requests, and what an answer raised before it began.
         """
-        deployment, pinned = self._called(call.model)
-        road = deployment.road
-        road.admit(deployment.name, time.monotonic())
-        requests = road.limited(requests)
-        began = time.monotonic()
-        tried: set[str] = set()
-        fault: DSServeError | None = None
-        while version := self.version(deployment.name, pinned) if pinned else deployment.pick(call, tried):
-            check(version)
-            try:
-                return Answering(version, "", await begun([version.generate(r, call.trace) for r in requests]))
-            except (Unavailable, EngineFailure) as failed:
-                fault = failed
-            tried.add(version.name)
-            requests = [later(request, time.monotonic() - began) for request in requests]
-            began = time.monotonic()
-            is_gone = isinstance(fault, Unavailable) and not version.takes
-            if (
-                pinned
-                or not is_gone
-                or (isinstance(fault, ReplicaLost) and not road.num_retries_left(deployment.in_flight))
-            ):
-                break
-        if not pinned and (stand_in := await self._stand_in(deployment, requests, check, tried, call.trace)):
-            return stand_in
-        raise fault or deployment.refusal(time.monotonic())
-
-    async def _stand_in(
-        self,
-        deployment: Deployment,
-        requests: Sequence[Request],
-        check: Callable[[Version], None],
-        tried: Collection[str],
-        trace: Trace | None,
-    ) -> Answering | None:
-        """Who answers when those that should cannot, as the policy says."""
-        policy = deployment.road.policy
-        version = deployment.versions.get(policy.fallback)
-        if version and version.takes and version.name not in tried:
-            with contextlib.suppress(Unavailable, EngineFailure, InvalidRequest):  # the first fault is what is told
-                check(version)
-                chunks = await begun([version.generate(r, trace) for r in requests])
-                return Answering(version, f"version {version.name}", chunks)
-        if policy.fallback_answer and not isinstance(requests[0].prompt, Texts | Features):
-            return Answering(None, "answer", configured(policy.fallback_answer, requests))
-        return None
-
-    def _called(self, model: str) -> tuple[Deployment, str]:
-        """The deployment that is asked, and the version if it is pinned. Raises `NotFound`."""
-        name, _, pinned = model.partition("@")
+        name, _, pinned = call.model.partition("@")
         deployment = self._deployments.get(name)
         if deployment is None:
             known = ", ".join(sorted(self._deployments)) or "none yet"
-            raise NotFound(f"model {model!r} is not a deployment here: there are {known}", param="model")
-        return deployment, pinned
+            raise NotFound(f"model {call.model!r} is not a deployment here: there are {known}", param="model")
+        return await answered(deployment, pinned, call, requests, check)
 
     # ---- verbs: keys
 
     async def key(self, wanted: ApiKey) -> CreatedKey:
         """Make a key. Raises `Unavailable` if it cannot be written down: then there is none."""
-        created, stored = new_key(replace(wanted, created_at=time.time()))
-        await self._registry.add_key(stored)
-        self.held_keys.add(stored, time.monotonic())
-        self.events.record(time.time(), "key_created", reason=_said_of(created.record))
-        return created
+        return await self._keyring.make(wanted)
 
     def keys(self) -> list[ApiKey]:
         """All but the admin key, oldest first."""
@@ -656,10 +500,12 @@ class Fleet:
     async def revoke(self, id: str) -> ApiKey:
         """Refuse a key from now on. Raises `NotFound`; and `Unavailable` if that could not be written yet, and would be
         forgotten if the gateway crashed now."""
-        gone = self.held_keys.remove(id)
-        self.events.record(time.time(), "key_revoked", reason=_said_of(gone))
-        await self._registry.forget_key(id)
-        return gone
+        return await self._keyring.revoke(id)
+
+    @property
+    def held_keys(self) -> Keys:
+        """Those that open something now."""
+        return self._keyring.held
 
     # ---- looking
 
@@ -684,11 +530,7 @@ class Fleet:
 
     def version(self, deployment: str, name: str) -> Version:
         """Raises `NotFound` naming the known ones."""
-        versions = self.deployment(deployment).versions
-        if name not in versions:
-            known = ", ".join(versions) or "none"
-            raise NotFound(f"version {name!r} of {deployment} does not exist: there are {known}", param="version")
-        return versions[name]
+        return self.deployment(deployment).version(name)
 
     def status(self) -> list[DeploymentStatus]:
         return [self.deployment_status(name) for name in sorted(self._deployments)]
@@ -701,39 +543,17 @@ class Fleet:
     @property
     def num_requests(self) -> int:
         """Requests taken since the start: ended and running ones."""
-        ended = sum(v.window.requests for d in self._deployments.values() for v in d.versions.values())
-        return ended + self.in_flight
+        return sum(v.window.requests for v in self._versions()) + self.in_flight
 
     def deployment_status(self, name: str) -> DeploymentStatus:
         found = self.deployment(name)
         versions = [self.version_status(name, v) for v in found.versions]
-        return DeploymentStatus(
-            name,
-            dict(found.route.weights),
-            found.route.revision,
-            found.activating,
-            versions,
-            self._conductor.status(name),
-        )
+        route, rollout = found.route, self._conductor.status(name)
+        return DeploymentStatus(name, dict(route.weights), route.revision, found.activating, versions, rollout)
 
     def version_status(self, deployment: str, name: str) -> VersionStatus:
-        version = self.version(deployment, name)
-        return VersionStatus(
-            deployment=deployment,
-            version=name,
-            state=version.state,
-            progress=version.progress,
-            stage=next((r.stage for r in version.replicas), ""),
-            reason=version.failure or self._admission.why(version.id) or (_AT_REST if version.is_resting else ""),
-            weight=self.deployment(deployment).route.weights.get(name, 0.0),
-            replicas=[r.status for r in version.replicas],
-            spec=version.spec,
-            created_at=version.created_at,
-            info=version.info,
-            **asdict(version.origin),
-            num_replicas=version.num_replicas,
-            settings=dict(version.settings),
-        )
+        found, version = self.deployment(deployment), self.version(deployment, name)
+        return status_of(version, found.route.weights.get(name, 0.0), self._admission.why(version.id))
 
     async def ledger(self) -> LedgerStatus:
         """Who holds the memory of every device, and who waits for it."""
@@ -759,81 +579,19 @@ class Fleet:
             time.time(), kind, deployment=version.deployment, version=version.name, replica=replica, reason=reason
         )
         if kind == "measured":  # the next load goes by it
-            self._spawn(self._save(version), self._ending)
+            self._ending.spawn(self._save(version))
         if kind == "ready":
             self._moves.route_first_ready(self._deployments[version.deployment])
-
-    def _watch(self, work: Coroutine[Any, Any, None]) -> None:
-        self._spawn(work, self._watching)
-
-    def _spawn(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
-        task = asyncio.create_task(work)
-        among.add(task)  # the loop itself holds tasks only weakly
-        task.add_done_callback(among.discard)
-        task.add_done_callback(_log_failure)
 
     async def _every_second(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             if num_written := await self._registry.retry(time.monotonic()):
                 self.events.record(time.time(), "registry_written", reason=f"{num_written} changes that had to wait")
-            self._write_minutes(self._minutes.tick(time.time(), self._gauged()))
+            self._past.tick(time.time(), self._versions())
             if self.events.has_listeners:
                 at, now = time.time(), time.monotonic()
                 for deployment in self._deployments.values():
                     for version in deployment.versions.values():
                         weight = deployment.route.weights.get(version.name, 0.0)
                         self.events.publish(version.stats(weight, at, now))
-
-    def _gauged(self) -> Iterator[tuple[str, str, Gauges, Window]]:
-        for version in self._versions():
-            ready = [r for r in version.replicas if r.state is VersionState.READY]
-            queued = version.road.line.num_waiting_for(version.name) + version.num_queued
-            used = max((r.heartbeat.kv_used for r in ready), default=0.0)
-            taken = sum(r.heartbeat.device_bytes for r in version.replicas)
-            gauges = Gauges(version.in_flight, queued, used, taken, len(ready))
-            yield version.deployment, version.name, gauges, version.window
-
-    def _write_minutes(self, rows: list[Minute]) -> None:
-        if rows:
-            self._registry.add_minutes(rows)  # in its thread; nobody waits
-
-
-def _said_of(key: ApiKey) -> str:
-    return f"{key.name!r} (id {key.id}), scope {key.scope}"
-
-
-def _row(v: Version) -> VersionRow:
-    return VersionRow(
-        v.deployment,
-        v.name,
-        v.spec,
-        v.num_replicas,
-        v.origin.note,
-        v.created_at,
-        v.is_wanted,
-        settings=dict(v.settings),
-        created_by=v.origin.created_by,
-        metadata=v.origin.metadata,
-        content=v.origin.content,
-    )
-
-
-def _same(taken: Version, spec: WorkerSpec, num_replicas: int | None, content: str) -> Version:
-    """``taken``, if that is what is asked for. Raises `Conflict` with the differences if not."""
-    check_content(taken.id, taken.origin.content, content, spec.model)
-    have = asdict(taken.spec) | {"replicas": taken.num_replicas}
-    want = asdict(spec) | {"replicas": num_replicas or taken.num_replicas}
-    different = ", ".join(f"{name} is {have[name]!r}, not {want[name]!r}" for name in have if have[name] != want[name])
-    if different:
-        raise Conflict(
-            f"{taken.id} exists already, and its {different}: versions never change, so give this one another name, or "
-            "delete that one first",
-            param="version",
-        )
-    return taken
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (fault := task.exception()):
-        log.error("a background change of the fleet failed", exc_info=fault)

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 
 from pydantic import TypeAdapter, ValidationError
 
-from jupyter_dsserve.fleet.fleet import Answering
+from jupyter_dsserve.fleet.answering import Answering
 from jupyter_dsserve.fleet.road import Call, Numbered
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway.access import log_prompts

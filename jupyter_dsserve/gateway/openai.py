@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from tornado.web import HTTPError
 
-from jupyter_dsserve.fleet.fleet import Answering
+from jupyter_dsserve.fleet.answering import Answering
 from jupyter_dsserve.fleet.road import Numbered
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway import answers

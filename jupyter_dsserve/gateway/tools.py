@@ -7,7 +7,7 @@ import string
 from collections.abc import Callable, Collection, Iterable
 from typing import cast
 
-from jupyter_dsserve.fleet.fleet import Answering
+from jupyter_dsserve.fleet.answering import Answering
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway.tool_parser import Piece, ToolParser
 from jupyter_dsserve.protocol.errors import InvalidRequest

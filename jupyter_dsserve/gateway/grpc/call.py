@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 from tornado.httputil import HTTPHeaders
 
-from jupyter_dsserve.fleet.fleet import Answering
+from jupyter_dsserve.fleet.answering import Answering
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway.asker import Asker
 from jupyter_dsserve.gateway.context import Context

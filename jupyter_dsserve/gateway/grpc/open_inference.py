@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jupyter_dsserve import __version__
-from jupyter_dsserve.fleet.fleet import Answering
+from jupyter_dsserve.fleet.answering import Answering
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.gateway.generate import collect

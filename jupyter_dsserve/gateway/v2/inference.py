@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import orjson
 
-from jupyter_dsserve.fleet.fleet import Answering
+from jupyter_dsserve.fleet.answering import Answering
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway import answers
 from jupyter_dsserve.gateway.bodies import Priority
