@@ -30,6 +30,7 @@ from jupyter_dsserve.notebook.arguments import (
     weight,
 )
 from jupyter_dsserve.notebook.asking import Part, prompt_of, side_by_side, streamed
+from jupyter_dsserve.notebook.chronicle import Chronicle, history_of
 from jupyter_dsserve.notebook.client import Client
 from jupyter_dsserve.notebook.completion import Glance, install
 from jupyter_dsserve.notebook.keys import KeyList, ShownKey
@@ -310,12 +311,19 @@ class DSServeMagics(Magics):
 
     @magic_arguments("dsserve history")
     @argument("name", nargs="?", default="", help="One deployment; none is all.")
-    @argument("--limit", type=int, default=30, help="How many events.")
-    @argument("--since", type=int, help="The first ones after the event with this id, instead of the last.")
-    def history(self, line: str) -> History:
-        """What happened: loads, swaps, routes, crashes, and why."""
-        given = parsed(self.history, line)
-        return session.client().history(given.name, since=given.since, limit=given.limit)
+    @argument("--deployment", default="", help="The same, by its name.")
+    @argument(
+        "--since",
+        help="An age such as 30m, 1d, 7d: events and numbers since then, with a plot. A number is the "
+        "id of an event: the first ones after it.",
+    )
+    @argument("--from", dest="start", help="Instead: a time, such as 2026-01-31T09:00, of this machine.")
+    @argument("--to", dest="until", help="The end of the time, such as 2026-01-31T17:00 or 1h; now unless told.")
+    @argument("--step", help="Between two numbers: 1m, 15m, 1h; by the length of the time unless told.")
+    @argument("--limit", type=int, help="How many events: 30 unless told, of a time 1000.")
+    def history(self, line: str) -> History | Chronicle:
+        """What happened: loads, swaps, routes, crashes, and why; of a time also what versions did, as a plot."""
+        return history_of(session.client(), **vars(parsed(self.history, line)))
 
     @magic_arguments("dsserve apply")
     @argument("file", help="A deployments file, such as deployments.yaml.")

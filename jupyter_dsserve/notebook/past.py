@@ -58,13 +58,18 @@ class Past:
 
     def marks(self, since: float) -> list[Mark]:
         """What moved traffic since then, oldest first."""
-        found = [e for e in self._events.values() if e.kind in _MARKED and e.at > since]
-        told = [e.at for e in found if e.kind != "route"]
-        return [
-            Mark(e.at, _MARKED[e.kind][0], f"{in_words(e)}: {e.reason}", _MARKED[e.kind][1])
-            for e in found
-            if e.kind != "route" or not any(abs(e.at - at) < _SAME_S for at in told)
-        ]
+        return marks_of(self._events.values(), since)
+
+
+def marks_of(events: Iterable[Event], since: float = 0.0) -> list[Mark]:
+    """Those of ``events`` after ``since`` that moved traffic, in their order."""
+    found = [e for e in events if e.kind in _MARKED and e.at > since]
+    told = [e.at for e in found if e.kind != "route"]
+    return [
+        Mark(e.at, _MARKED[e.kind][0], f"{in_words(e)}: {e.reason}", _MARKED[e.kind][1])
+        for e in found
+        if e.kind != "route" or not any(abs(e.at - at) < _SAME_S for at in told)
+    ]
 
 
 def in_words(event: Event) -> str:

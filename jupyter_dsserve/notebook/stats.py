@@ -12,6 +12,7 @@ from jupyter_dsserve.notebook.views import Shown
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.records import StatsHistory, StatsPoint
 
+_AGE = r"(\d{1,6})([smhd])"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _NUMBERS = (
     "requests",
@@ -41,21 +42,50 @@ class StatsTable(Shown, StatsHistory):
             ]
         )
 
+    def figure(self) -> Any:
+        """A plotly figure: requests/s, latencies and errors over the time."""
+        from jupyter_dsserve.notebook.past_figure import past_figure
+
+        return past_figure(self, ())
+
     def _repr_mimebundle_(self, **_: object) -> Bundle:
+        if not self.series:
+            return {"text/plain": "no version was loaded then", "text/html": "no version was loaded then"}
         rows = [(point.at, f"{s.deployment}@{s.version}", point) for s in self.series for point in s.points]
         newest = sorted(rows, key=lambda row: row[:2])[-_SHOWN:]
         told = [(_shown_at(at), version, *_cells(point)) for at, version, point in newest]
-        return table(("from", "version", *(Column(name, is_number=True) for name in _NUMBERS)), told)
+        return table(
+            (
+                Column("from", style="white-space:nowrap"),
+                "version",
+                *(Column(name, is_number=True) for name in _NUMBERS),
+            ),
+            told,
+        )
 
 
-def moment(text: str | float, now: float) -> float:
-    """``24h`` ago, or seconds since the epoch, as the latter. Raises `InvalidRequest` for anything else."""
+def moment(text: str | float, now: float, param: str = "since") -> float:
+    """``24h`` ago, a time such as ``2026-01-31T09:00`` (this machine's unless it says otherwise), or seconds since the
+    epoch, as the latter. Raises `InvalidRequest` for anything else."""
     if not isinstance(text, str):
         return float(text)
-    found = re.fullmatch(r"(\d{1,6})([smhd])", text.strip())
+    text = text.strip()
+    if re.fullmatch(_AGE, text):
+        return now - seconds_of(text, param)
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError):
+        raise InvalidRequest(
+            f"{param} is {text!r}: give an age such as 30m, 24h or 7d, or a time such as 2026-01-31T09:00", param=param
+        ) from None
+
+
+def seconds_of(text: str, param: str) -> int:
+    """Of ``90s``, ``15m``, ``1h`` or ``7d``. Raises `InvalidRequest`."""
+    found = re.fullmatch(_AGE, text.strip())
     if not found:
-        raise InvalidRequest(f"since is {text!r}: give an age such as 30m, 24h or 7d", param="since")
-    return now - int(found[1]) * _UNITS[found[2]]
+        raise InvalidRequest(f"{param} is {text!r}: give a number with its unit, such as 15m, 1h or 7d", param=param)
+    return int(found[1]) * _UNITS[found[2]]
 
 
 def _shown_at(at: float) -> str:

@@ -212,6 +212,33 @@ def test_a_deployments_file_is_written_applied_and_told_in_history(loaded: Kerne
     assert lines[-1].split()[2:] == ["route", "filed", "v2=100"]
 
 
+def test_the_history_of_a_time_is_a_plot_with_a_picture_for_where_it_does_not_show_and_two_tables(
+    loaded: Kernel,
+) -> None:
+    loaded.run("%%dsserve demo --max-tokens 3\nhi")
+
+    def shown() -> list[dict[str, str]]:
+        return loaded.run("%dsserve history demo --since 1h --step 1m").shown
+
+    plot, tables = next(found for _ in range(50) if len(found := shown()) == 2)  # a look each second
+    assert "application/vnd.jupyter.widget-view+json" in plot
+    assert "requests/s, " in plot["text/html"]
+    assert 'stroke="#0072B2"' in plot["text/html"]
+    assert "in steps of 1 min" in tables["text/plain"]
+    assert "demo@v1" in tables["text/plain"]
+    assert "ready" in tables["text/html"]
+    assert "no version was loaded then" in loaded.run("%dsserve history --from 9h --to 8h").shown[-1]["text/plain"]
+    for wrong, said in (
+        ("--since yesterday", "'yesterday': give an age such as 30m"),
+        ("--since 1h --step fast", "'fast': give a number with its unit"),
+        ("--since 1d --from 2026-01-31", "two beginnings"),
+        ("demo --deployment other", "two deployments"),
+    ):
+        errors = loaded.run(f"%dsserve history {wrong}").errors.strip()
+        assert said in errors
+        assert len(errors.splitlines()) == 1
+
+
 def test_the_trace_of_a_call_is_a_timeline_and_a_table(loaded: Kernel) -> None:
     loaded.run("%%dsserve demo --max-tokens 3\nhi")
     listed = loaded.run("%dsserve trace --limit 1").shown[-1]["text/plain"].splitlines()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from jupyter_dsserve import AsyncClient
 from jupyter_dsserve.gateway.server import Gateway
-from jupyter_dsserve.notebook.stats import moment
+from jupyter_dsserve.notebook.stats import moment, seconds_of
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from tests.support import Caller, until
@@ -55,5 +56,10 @@ def test_moments() -> None:
     now = time.time()
     assert moment("24h", now) == now - 86_400
     assert moment(5, now) == 5.0
+    assert moment("2026-01-31T09:00:00Z", now) == moment("2026-01-31T10:00+01:00", now) == 1769850000.0
+    assert moment("2026-01-31", now) == datetime(2026, 1, 31).astimezone().timestamp(), "of this machine"
+    assert seconds_of("15m", "step") == 900
+    with pytest.raises(InvalidRequest, match="step is '15'"):
+        seconds_of("15", "step")
     with pytest.raises(InvalidRequest, match="'yesterday'"):
         moment("yesterday", now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from urllib.parse import quote, urlencode
@@ -24,6 +25,8 @@ class _Served:
     deployments: list[Deployment]
     grpc: str = ""
 
+
+_MANY = 10_000  # events
 
 _EVENTS = TypeAdapter(list[Event])
 _STATUS = TypeAdapter(_Served)
@@ -57,23 +60,50 @@ class Looking(Talking):
         """The last lines that each of the version's workers wrote."""
         return (yield from self._look(_LOGS, f"{path_of(name, version)}/logs?lines={num_lines}"))
 
-    def history(self, deployment: str = "", *, since: int | None = None, limit: int = 1000) -> Talk[History]:
-        """What happened, oldest first, to one deployment or to all: the last ``limit`` events, or with ``since`` the
-        first ones after the event with that id. It goes as far back as the gateway keeps it (90 days unless told)."""
-        asked_for = {"deployment": deployment, "since": "" if since is None else since, "limit": limit}
-        return History((yield from self._look(_EVENTS, f"/api/history?{urlencode(asked_for)}")))
+    def history(
+        self,
+        deployment: str = "",
+        *,
+        since: int | str | None = None,
+        until: str | float | None = None,
+        limit: int = 1000,
+    ) -> Talk[History]:
+        """What happened, oldest first, to one deployment or to all: the last ``limit`` events.
+
+        ``since`` is the id of an event: the first ones after it; or an age (``30m``, ``24h``, ``7d``) or a time
+        (``2026-01-31T09:00``): the last ones from then on. ``until`` is such a time. It goes as far back as the gateway
+        keeps it (90 days unless told).
+        """
+        now = time.time()
+        first = moment(since, now) if isinstance(since, str) else 0.0
+        last = math.inf if until is None else moment(until, now, "until")
+        # The gateway gives the last ones there are, not the last ones before a moment.
+        num = limit if until is None else max(limit, _MANY)
+        after = since if isinstance(since, int) else ""
+        query = urlencode({"deployment": deployment, "since": after, "limit": num})
+        found = [e for e in (yield from self._look(_EVENTS, f"/api/history?{query}")) if first <= e.at <= last]
+        return History(found[:limit] if isinstance(since, int) else found[-limit:])
 
     def stats(
-        self, deployment: str = "", version: str = "", *, since: str | float = "24h", step_s: int | None = None
+        self,
+        deployment: str = "",
+        version: str = "",
+        *,
+        since: str | float = "24h",
+        until: str | float | None = None,
+        step_s: int | None = None,
     ) -> Talk[StatsTable]:
         """What versions did, in steps of ``step_s`` seconds (whole minutes): ``client.stats("demo", since="7d")``.
 
-        ``since`` is an age (``30m``, ``24h``, ``7d``), or seconds since the epoch. It goes as far back as the gateway
-        keeps it (14 days unless told).
+        ``since`` and ``until`` (now unless told) are ages (``30m``, ``24h``, ``7d``), times (``2026-01-31T09:00``), or
+        seconds since the epoch. It goes as far back as the gateway keeps it (14 days unless told). `StatsTable.figure`
+        is a plot of it, `StatsTable.to_frame` a pandas DataFrame.
         """
-        asked_for = {"deployment": deployment, "version": version, "from": moment(since, time.time())}
-        step = {} if step_s is None else {"step": step_s}
-        return (yield from self._look(_STATS, f"/api/stats?{urlencode(asked_for | step)}"))
+        now = time.time()
+        asked_for = {"deployment": deployment, "version": version, "from": moment(since, now)}
+        asked_for |= {} if until is None else {"to": moment(until, now, "until")}
+        asked_for |= {} if step_s is None else {"step": step_s}
+        return (yield from self._look(_STATS, f"/api/stats?{urlencode(asked_for)}"))
 
     def ledger(self) -> Talk[Ledger]:
         """Who holds the memory of every device, and who waits for it."""
