@@ -15,7 +15,7 @@ from jupyter_dsserve.fleet.tracing import Trace
 from jupyter_dsserve.gateway.access import log_call
 from jupyter_dsserve.gateway.calls import outcome_of
 from jupyter_dsserve.gateway.context import Context
-from jupyter_dsserve.protocol.errors import Unauthorized
+from jupyter_dsserve.protocol.errors import Forbidden, Unauthorized
 from jupyter_dsserve.protocol.request import Request
 from jupyter_dsserve.protocol.spec import Task
 from jupyter_dsserve.protocol.traces import Attribute
@@ -70,6 +70,13 @@ class Asker:
         key = key.strip()
         if not hmac.compare_digest(key.encode(), self.context.admin_key.encode()):
             self.grant = self.fleet.held_keys.grant(key, time.time())
+
+    def check_admin(self, what: str) -> None:
+        """Raises `Forbidden` for a key that only asks models, which ``what`` is more than."""
+        if self.grant and self.grant.key.scope != "admin":
+            raise Forbidden(
+                f"the key {self.grant.key.name!r} only asks models: {what} needs the admin key, or a key of scope admin"
+            )
 
     def may_ask(self, deployment: str) -> bool:
         return self.grant is None or self.grant.may_ask(deployment)

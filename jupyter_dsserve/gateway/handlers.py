@@ -25,7 +25,6 @@ from jupyter_dsserve.gateway.connections import check_headers
 from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.protocol.errors import (
     DSServeError,
-    Forbidden,
     InvalidRequest,
     NotAllowed,
     NotFound,
@@ -249,11 +248,8 @@ class Handler(Asker, RequestHandler):
 
     def _check_key(self) -> None:
         self.check_key()
-        if self.grant and not self.is_inference and self.grant.key.scope != "admin":
-            raise Forbidden(
-                f"the key {self.grant.key.name!r} only asks models: {self.request.path} needs the admin key, or a key "
-                "of scope admin"
-            )
+        if not self.is_inference:
+            self.check_admin(self.request.path)
 
     def _check_size(self, num_bytes: int) -> None:
         limit = self.context.max_body_bytes

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 # On one stream; while so many run no more are read from it, and its caller's writes wait.
 MAX_AT_ONCE = 256
 
+# Of a deadline may have passed before it came here.
+_ON_THE_WAY = 0.1
+
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
 R = TypeVar("R")
 
@@ -102,8 +105,10 @@ class GrpcAsker(Asker):
         return told
 
     def left(self) -> None:
-        """Its caller has gone, or has set a deadline that has passed now."""
-        if self.call.time_remaining() == 0:
+        """Its caller has gone, or has set a deadline that has passed now, by its own clock: that began sooner than ours
+        by the way here."""
+        left_s = self.call.time_remaining()
+        if left_s is not None and left_s <= _ON_THE_WAY * (left_s + self.passed_s):
             self.failed(_late())
         else:
             self.caller_left = True

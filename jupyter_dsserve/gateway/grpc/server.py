@@ -14,7 +14,9 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from jupyter_dsserve.gateway.connections import MAX_HEADER_BYTES
 from jupyter_dsserve.gateway.context import Context
+from jupyter_dsserve.gateway.grpc.door import Door
 from jupyter_dsserve.gateway.grpc.health import Health
 from jupyter_dsserve.gateway.grpc.inference import Inference
 from jupyter_dsserve.gateway.grpc.model_service import ModelService
@@ -53,17 +55,21 @@ class GrpcFront:
         self._draining: asyncio.Task[None] | None = None
         self._health: Health | None = None
         credentials = _credentials(config.grpc_certfile, config.grpc_keyfile)
+        self._door = Door()
         self._server = grpc.aio.server(
+            interceptors=[self._door],
             options=[
                 ("grpc.so_reuseport", 0),  # else a second gateway would get half of the calls
                 ("grpc.max_receive_message_length", config.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", _MAX_STREAMS),
+                ("grpc.max_metadata_size", MAX_HEADER_BYTES),
+                ("grpc.absolute_max_metadata_size", MAX_HEADER_BYTES),  # in between it refuses some by chance
                 ("grpc.keepalive_time_ms", 1000 * _PING_S),
                 ("grpc.keepalive_timeout_ms", 1000 * _PING_WAIT_S),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 1000 * _MIN_PING_S),
-            ]
+            ],
         )
         ip = config.grpc_ip or config.ip
         host = f"[{ip}]" if ":" in ip else ip
@@ -76,6 +82,7 @@ class GrpcFront:
         self.address = f"{host}:{port}"
 
     async def start(self, context: Context) -> None:
+        self._door.context = context
         self._health = Health(context.fleet, SERVICES)
         add_HealthServicer_to_server(self._health, self._server)
         add_InferenceServicer_to_server(Inference(context), self._server)
