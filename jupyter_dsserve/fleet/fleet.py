@@ -28,7 +28,7 @@ from jupyter_dsserve.fleet.keyring import Keyring
 from jupyter_dsserve.fleet.keys import Keys
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
-from jupyter_dsserve.fleet.moves import Moves
+from jupyter_dsserve.fleet.moves import Moves, refuse_while_activating
 from jupyter_dsserve.fleet.past import Past
 from jupyter_dsserve.fleet.registry import EVENT, Registry, Retention, VersionRow, written
 from jupyter_dsserve.fleet.road import Call, Road
@@ -371,9 +371,11 @@ class Fleet:
     # ---- verbs: traffic
 
     async def route(self, deployment: str, weights: Mapping[str, float], revision: int | None = None) -> Route:
-        """Set the weights. Raises `Conflict` if ``revision`` is not the current one or a version is not READY."""
+        """Set the weights. Raises `Conflict` if ``revision`` is not the current one or a version is not READY; and
+        while a rollout or an activation runs, which would set others."""
         found = self.deployment(deployment)
         self._conductor.refuse_during(deployment, "set weights by hand")
+        refuse_while_activating(found)
         if revision is not None and revision != found.route.revision:
             raise Conflict(
                 f"the route of {deployment} is at revision {found.route.revision}, not {revision}: somebody changed it "

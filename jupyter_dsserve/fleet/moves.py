@@ -171,4 +171,7 @@ class Moves:
 def refuse_while_activating(deployment: Deployment) -> None:
     """Raises `Conflict` during a move of the deployment's route."""
     if deployment.activating:
-        raise Conflict(f"{deployment.name} is already activating {deployment.activating}: wait until that has ended")
+        raise Conflict(
+            f"{deployment.name} is already activating {deployment.activating}: wait until that has ended, or unload "
+            f"{deployment.activating} to end it"
+        )

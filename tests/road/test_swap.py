@@ -114,6 +114,20 @@ async def test_of_two_swaps_at_once_one_is_refused(caller: Caller) -> None:
     assert "already activating" in next(a for a in answers if a.status_code == 409).text
 
 
+async def test_weights_by_hand_are_refused_while_a_version_is_activated_and_taken_once_that_was_ended(
+    caller: Caller,
+) -> None:
+    await two(caller, "toy:bytes=1000,load_s=30")
+    await activate(caller, "v2")
+    weights = {"weights": {"v1": 100}}
+    refused = await caller.put("/api/deployments/demo/route", json=weights)
+    assert refused.status_code == 409
+    assert "activating v2: wait until that has ended, or unload v2" in refused.json()["error"]["message"]
+    await caller.post("/api/deployments/demo/versions/v2/unload")
+    await until(lambda: state(caller), lambda found: found == ({"v1": 100}, ""))
+    assert (await caller.put("/api/deployments/demo/route", json=weights)).status_code == 200
+
+
 async def test_a_strategy_that_is_none_is_refused_by_name(caller: Caller) -> None:
     await two(caller, "toy:")
     refused = await activate(caller, "v2", strategy="blue-green")
