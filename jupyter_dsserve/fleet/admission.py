@@ -121,12 +121,12 @@ class Admission:
         self._line[replica] = waiting
         try:
             self._serve()
-            return await asyncio.wait_for(waiting.granted, self.settings.max_wait_s or None)
-        except asyncio.TimeoutError:
+            # Not asyncio.wait_for: before Python 3.12 it swallows the cancellation of who gets a place just now.
             limit = self.settings.max_wait_s
-            raise Unavailable(
-                f"{replica} waited {limit:g} s for memory, as long as it may: {self._why(queued)}"
-            ) from None
+            await asyncio.wait({waiting.granted}, timeout=limit or None)
+            if waiting.granted.done():
+                return waiting.granted.result()
+            raise Unavailable(f"{replica} waited {limit:g} s for memory, as long as it may: {self._why(queued)}")
         finally:
             if self._line.pop(replica, None):
                 self._serve()  # those behind may be next

@@ -141,3 +141,21 @@ async def test_a_worker_kept_out_by_its_own_versions_share_holds_nobody_else_up(
     assert why.endswith("; a version of priority high may take 80%, of which its other workers leave too little")
     await asyncio.wait_for(admission.admit(version("v2", 20 * MB), "demo@v2#0"), 1)
     second.cancel()
+
+
+async def test_one_that_leaves_in_the_moment_it_gets_its_place_has_left(tmp_path: Path, use: Use) -> None:
+    settings = AdmissionSettings(max_wait_s=60)
+    admission = Admission(settings, machine=Machine(tmp_path / "cgroup", tmp_path / "own"))
+    admission.start()
+    try:
+        await admission.admit(version("v1", 40 * MB), "demo@v1#0")
+        asking = asyncio.create_task(admission.admit(version("v2", 40 * MB), "demo@v2#0"))
+        await until(lambda: admission.why("demo@v2"))
+        admission.release("demo@v1#0")  # gives it to the one that waits
+        assert asking.cancel()
+        await asyncio.wait({asking})
+        assert asking.cancelled()
+        admission.release("demo@v2#0")  # as its slot does at its end
+        assert await cpu(admission) == (60 * MB, 60 * MB)
+    finally:
+        admission.stop()
