@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -164,6 +165,7 @@ class Registry:
         self._unwritten: dict[str, Work] = {}
         self._trouble = ""  # why the first of them is not written
         self._num_added = 0
+        self._pieces = itertools.count()
         self._pruned_hour = 0
         self._has_lease = self._engine.dialect.name != "sqlite"  # whose directory is locked by its own gateway
         self._looked_at = 0.0
@@ -300,7 +302,8 @@ class Registry:
         if (hour := at // _PRUNE_MINUTES_S) != self._pruned_hour:
             self._pruned_hour = hour
             self._thread.submit(self._prune)
-        return self._write(f"the minute {at}", add)
+        # By a number too: of a minute that comes twice (a clock that was set back) none is out of date.
+        return self._write(f"the minute {at} (piece {next(self._pieces)})", add)
 
     async def minutes(self, deployment: str, version: str, since: float, until: float) -> AsyncIterator[list[Minute]]:
         """Those that lie in the time, or are cut by it, in pieces, the newest first; of one deployment and version,

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from jupyter_dsserve.fleet.database import database_url
 from jupyter_dsserve.fleet.events import Events
+from jupyter_dsserve.fleet.minutes import Minute
 from jupyter_dsserve.fleet.registry import TABLES, Registry, Retention, Stored, VersionRow
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.protocol.errors import Unavailable
@@ -225,3 +226,20 @@ async def test_an_id_that_a_killed_gateway_had_told_is_not_given_again(url: sa.U
         told += new
         registry.close()
     assert [e.kind for e in opened(url).events] == ["started"] * 3
+
+
+async def test_pieces_of_a_minute_that_wait_for_the_database_are_all_counted(tmp_path: Path) -> None:
+    url = database_url("", tmp_path)
+    registry = Registry(url)
+    registry.open(10)
+    registry.on_failure = lambda _what, _why: None
+    limit_size(registry, 1)
+    name = "v" * 100_000  # too long for what is left
+    for num in (2, 3):
+        with pytest.raises(Unavailable, match="full"):
+            await registry.add_minutes([Minute("demo", name, 60, requests=num)])
+    limit_size(registry, 1_000_000)
+    assert await registry.retry(0.0) == 2
+    found = [minute async for piece in registry.minutes("demo", "", 0, 120) for minute in piece]
+    assert [minute.requests for minute in found] == [5]
+    registry.close()
