@@ -119,6 +119,14 @@ class Command:
     def key(self) -> str:
         return (self.data_dir / "admin.key").read_text().strip()
 
+    def url(self) -> str:
+        """Once the gateway answers."""
+        end = time.monotonic() + 60
+        while (holder := self._holder()) is None:
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.05)
+        return str(holder["url"])
+
     async def caller(self) -> Caller:
         """A caller once the gateway answers."""
         holder = await until(self._holder)

@@ -60,6 +60,17 @@ class Samples(TypedDict):
     samples: list[Sample]
 
 
+class Places(TypedDict):
+    """Where to go on from ``/``, relative to it."""
+
+    name: str
+    version: str
+    docs: str
+    openapi: str
+    health: str
+    metrics: str
+
+
 class MadeKey(TypedDict):
     """The only time that ``key`` is told."""
 

@@ -17,6 +17,7 @@ from jupyter_dsserve.fleet.source import canonical
 from jupyter_dsserve.gateway import (
     apply,
     control,
+    docs,
     generate,
     keys,
     ledger,
@@ -48,7 +49,7 @@ from jupyter_dsserve.protocol.errors import Conflict
 
 _V2 = (v2_handlers, v2_inference, v2_repository, v2_shared_memory)
 _OPENAI = (texts, responses, openai)
-_FACES = (*_OPENAI, *_V2, generate, control, ledger, road, rollout, apply, keys, metrics, openapi, stats, traces)
+_FACES = (*_OPENAI, *_V2, generate, control, ledger, road, rollout, apply, keys, metrics, openapi, docs, stats, traces)
 ROUTES = [route for face in _FACES for route in face.ROUTES]
 
 

@@ -57,6 +57,16 @@ async def test_the_responses_api_streams_through_jupyter_too(client: AsyncOpenAI
     assert kinds.count("response.output_text.delta") > 1
 
 
+async def test_the_page_of_the_routes_is_there_and_may_style_itself(server: JupyterServer, through: Caller) -> None:
+    led = await through.get("/", headers={"Accept": "text/html"})
+    assert (led.status_code, led.headers["Location"]) == (303, "docs")
+    page = await through.get("/docs")
+    assert page.headers["Content-Type"].startswith("text/html")
+    [policy] = page.headers.get_list("Content-Security-Policy")
+    assert "style-src 'sha256-" in policy
+    assert "post_v1_chat_completions" in page.text
+
+
 async def test_raw_tensors_go_there_and_back_and_shared_memory_does_not(server: JupyterServer, through: Caller) -> None:
     prompt = InferInput("text_input", [1], "BYTES").set_data_from_numpy(np.array([b"hello"], object))
     told = {"max_tokens": 7, "exclude_input_in_output": True}

@@ -65,12 +65,8 @@ class Server:
 
     def __init__(self, command: Command) -> None:
         self.command = command
-        end = time.monotonic() + 60
-        while (holder := command._holder()) is None:
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        self.url = command.url()
         self.headers = {"Authorization": f"Bearer {command.key}"}
-        self.url = holder["url"]
         self.http = httpx.Client(base_url=self.url, headers=self.headers, timeout=TIMEOUT_S, trust_env=False)
 
     def restore(self) -> None:
