@@ -23,7 +23,7 @@ _COLUMNS, _ROWS = 3, 2
 NUM_HEADS = _COLUMNS  # of marks: one above each column
 _GAP_X, _GAP_Y = 0.065, 0.2
 _MAX_MARKS = 12
-_WORD_S = 4.5  # that wide a word is on the time axis
+_WORD_WIDTH = 0.0375  # that much of the time axis a word takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +111,9 @@ def mark_traces() -> list[go.Scatter]:
     ]
 
 
-def mark_data(marks: Sequence[Mark], now: float) -> dict[str, Any]:
+def mark_data(marks: Sequence[Mark], now: float, window_s: float = WINDOW_S) -> dict[str, Any]:
     """Of each of `mark_traces`: where the heads stand, their colours, and what they say."""
-    shown = _last(marks, now)
+    shown = _last(marks, now, window_s)
     return {
         "x": np.array([m.at - now for m in shown], np.float32),
         "y": np.ones(len(shown), np.float32),
@@ -122,7 +122,7 @@ def mark_data(marks: Sequence[Mark], now: float) -> dict[str, Any]:
     }
 
 
-def mark_shapes(marks: Sequence[Mark], now: float) -> list[dict[str, Any]]:
+def mark_shapes(marks: Sequence[Mark], now: float, window_s: float = WINDOW_S) -> list[dict[str, Any]]:
     """A vertical line at each mark, in every pane."""
     return [
         {
@@ -135,16 +135,16 @@ def mark_shapes(marks: Sequence[Mark], now: float) -> list[dict[str, Any]]:
             "y1": 1,
             "line": {"color": m.colour, "width": 1.3, "dash": "dot"},
         }
-        for m in _last(marks, now)
+        for m in _last(marks, now, window_s)
         for pane in range(len(_PANES))
     ]
 
 
-def live_words(marks: Sequence[Mark], now: float) -> list[dict[str, Any]]:
+def live_words(marks: Sequence[Mark], now: float, window_s: float = WINDOW_S) -> list[dict[str, Any]]:
     """What is written on the figure: the panes' titles, and each mark's word beside its line in the first pane, unless
     the next mark is too near."""
-    shown = _last(marks, now)
-    next_at = [m.at for m in shown[1:]] + [now + WINDOW_S]
+    shown = _last(marks, now, window_s)
+    next_at = [m.at for m in shown[1:]] + [now + window_s]
     words = [
         {
             "text": m.word,
@@ -159,14 +159,14 @@ def live_words(marks: Sequence[Mark], now: float) -> list[dict[str, Any]]:
             "font": {"size": 10, "color": m.colour},
         }
         for m, after in zip(shown, next_at, strict=False)
-        if after > m.at + _WORD_S
+        if after > m.at + _WORD_WIDTH * window_s
     ]
     return [*_TITLES, *words]
 
 
-def _last(marks: Sequence[Mark], now: float) -> list[Mark]:
+def _last(marks: Sequence[Mark], now: float, window_s: float) -> list[Mark]:
     """Not all of them: somebody may change the route every second."""
-    return [m for m in marks if m.at > now - WINDOW_S][-_MAX_MARKS:]
+    return [m for m in marks if m.at > now - window_s][-_MAX_MARKS:]
 
 
 def _folded(text: str, width: int = 70) -> str:
@@ -204,6 +204,16 @@ _TITLES = [
     }
     for pane, title in enumerate(_PANES)
 ]
+
+
+def time_axis(window_s: float) -> dict[str, Any]:
+    """What all time axes say of the last ``window_s`` seconds: seconds, or minutes where there are many."""
+    if window_s <= WINDOW_S:
+        return {"tickmode": "auto", "tickvals": None, "ticktext": None, "title": {"text": "seconds ago"}}
+    step_s = window_s / 6
+    values = [-step_s * i for i in range(6, -1, -1)]
+    words = [f"{value / 60:g}" for value in values]
+    return {"tickmode": "array", "tickvals": values, "ticktext": words, "title": {"text": "minutes ago"}}
 
 
 def live_layout(name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from jupyter_dsserve.notebook.parts.plots import Plots
 from jupyter_dsserve.notebook.parts.rollout import RolloutControls
 from jupyter_dsserve.notebook.parts.versions import Versions
 from jupyter_dsserve.notebook.past import KEPT, Past
-from jupyter_dsserve.notebook.series import WINDOW_S, Series
+from jupyter_dsserve.notebook.series import WINDOWS_S, Series
 from jupyter_dsserve.notebook.session import Session, session
 from jupyter_dsserve.notebook.still import still
 from jupyter_dsserve.notebook.views import Deployment
@@ -42,7 +42,7 @@ def panel(name: str = "") -> Panel:
     old = _live.pop(name, None)
     if old:
         old.close()
-    _live[name] = Panel(name, now, old.series if old else None)
+    _live[name] = Panel(name, now, old.series if old else None, old.span.value if old else WINDOWS_S[0])
     return _live[name]
 
 
@@ -53,7 +53,9 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
     held by whoever touches its state, and never while the gateway is asked: one that hangs must not hold up the others.
     """
 
-    def __init__(self, name: str, session: Session, series: Series | None = None) -> None:
+    def __init__(
+        self, name: str, session: Session, series: Series | None = None, window_s: float = WINDOWS_S[0]
+    ) -> None:
         self.name = name
         self._client, self._feed = session.quick, session.feed
         self._lock = threading.RLock()
@@ -62,9 +64,16 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self._past = Past(name)
         self._num_asked = self._num_shown = 0  # an answer that was overtaken by a later one is not shown
         self._was_shown = False
+        self._minute = -1.0  # in which the minutes before were asked for
 
         self._title = w.HTML(layout={"flex": "1"})
         self._stop_button = button("Stop", "Stop the live updates", icon="stop")
+        self.span = w.Dropdown(
+            options=[(f"{seconds / 60:.0f} min", seconds) for seconds in WINDOWS_S],
+            value=window_s,
+            tooltip="How much of the past the plots show",
+            layout={"width": "6em"},
+        )
         self._message = w.HTML()  # what became of the last action
         self._trouble = w.HTML()  # why no news come
         self.versions = Versions(name, self._client, session.client, self._act, self._lock)
@@ -80,6 +89,8 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.add_class("dsserve-panel")
         self._arrange()
 
+        self.plots.span(window_s)
+        self.span.observe(lambda _: self._on_span(), names="value")
         self._stop_button.on_click(lambda _: self.stop())
         for fold in (self.memory, self.logs):
             fold.observe(lambda change: change["owner"].refresh(), names="selected_index")
@@ -105,6 +116,12 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
     def _on_seen(self) -> None:
         if not self._stop_button.disabled:
             self._look()
+
+    def _on_span(self) -> None:
+        with self._lock:
+            if self.comm is not None:
+                self.plots.span(self.span.value)
+                self._draw()
 
     def refresh(self) -> None:
         """Show what the gateway says now."""
@@ -156,11 +173,24 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
     def _look(self) -> None:
         """Ask for everything that is shown, and draw."""
         self.refresh()
+        self._ask_minutes(time.time())
         for fold in (self.memory, self.logs):
             fold.refresh()
         with self._lock:
             if self.comm is not None:
                 self._draw()
+
+    def _ask_minutes(self, now: float) -> None:
+        """What was before the live seconds, once a minute: it grows by one then."""
+        if now // 60 == self._minute:
+            return
+        self._minute = now // 60
+        try:
+            found = self._client.stats(self.name, since=now - WINDOWS_S[-1])
+        except DSServeError:
+            return  # `refresh` says what is wrong
+        with self._lock:
+            self.series.fill(found)
 
     def _history(self) -> list[Event]:
         try:
@@ -183,13 +213,13 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def _draw(self) -> None:
         now = time.time()
-        self.plots.draw(list(self.versions.rows), self.series, self._past.marks(now - WINDOW_S), now)
+        self.plots.draw(list(self.versions.rows), self.series, self._past.marks(now - self.span.value), now)
 
     def _say(self, text: str, is_error: bool = False) -> None:
         self._message.value = in_red(text) if is_error else escape(text)
 
     def _arrange(self) -> None:
-        head = w.HBox([self._title, self.eye, self._stop_button])
+        head = w.HBox([self._title, self.eye, self.span, self._stop_button])
         controls = (self.versions, self.rollout, self._message)
         self.children = (head, self._trouble, *controls, self.plots.figure, *self._folds)
 
@@ -202,5 +232,6 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
                 self._arrange()
             self._was_shown = True
             now = time.time()
-            html = still(self._deployment, self.series, self._past.marks(now - WINDOW_S), now)
+            window_s = self.span.value
+            html = still(self._deployment, self.series, self._past.marks(now - window_s), now, window_s)
         return {**super()._repr_mimebundle_(**options), "text/html": html}

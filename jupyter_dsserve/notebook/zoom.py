@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jupyter_dsserve.notebook.series import WINDOW_S
 
@@ -15,23 +15,31 @@ _SAME_S = 0.01  # pages give back what they were told, rounded
 
 @dataclass(frozen=True, slots=True)
 class Zoom:
-    """``chosen``: from when until when, in seconds since the epoch; None while the plots show all there is."""
+    """``chosen``: from when until when, in seconds since the epoch; None while the plots show all of the last
+    ``window_s`` seconds."""
 
     chosen: tuple[float, float] | None = None
+    window_s: float = WINDOW_S
+
+    @property
+    def live(self) -> Range:
+        return (-self.window_s, 0.0)
 
     def after(self, seen: Range, told: Range, at: float) -> Zoom:
         """What a person wants whose page shows ``seen``, where ``told`` was drawn at ``at`` (seconds since the epoch):
         the same as before, or something else if the two differ."""
-        if _is_same(seen, told):
+        if is_same(seen, told):
             return self
-        return Zoom() if _is_same(seen, LIVE) else Zoom((at + min(seen), at + max(seen)))
+        # A double click brings back what the page was made with, whatever it was told since.
+        is_reset = is_same(seen, self.live) or is_same(seen, LIVE)
+        return replace(self, chosen=None if is_reset else (at + min(seen), at + max(seen)))
 
     def range(self, now: float) -> Range:
         """It stays with its moment, and so moves to the left; out of the window it is given up."""
-        if self.chosen is None or self.chosen[1] < now - WINDOW_S:
-            return LIVE
+        if self.chosen is None or self.chosen[1] < now - self.window_s:
+            return self.live
         return self.chosen[0] - now, self.chosen[1] - now
 
 
-def _is_same(one: Range, other: Range) -> bool:
+def is_same(one: Range, other: Range) -> bool:
     return all(abs(a - b) < _SAME_S for a, b in zip(one, other, strict=True))

@@ -197,6 +197,28 @@ async def test_the_plot_gets_a_point_for_every_second_of_each_version(two: Calle
     assert "0 of " in view.versions.rows["v1"].numbers.value
 
 
+async def test_a_new_panel_begins_with_what_was_and_shows_an_hour_if_it_is_asked_to(two: Caller) -> None:
+    """As after a restart of the kernel: nothing of it is in this process."""
+
+    async def counted() -> int:
+        await two.complete()
+        told = (await two.get("/api/stats?deployment=demo&version=v1")).json()["series"]
+        return sum(point["requests"] for series in told for point in series["points"])
+
+    await until(counted)
+    view = await opened("demo")
+    await until(lambda: num_drawn(view) >= 1)
+    await until(lambda: "v1" in view.series._stats)
+    live = view.series._stats["v1"][0].at
+    first = lines(view, "v1")["p95"]
+    assert time.time() + float(first.x[0]) < live, "it was drawn at most now: before the first live second"
+    assert first.y[0] > 0
+    assert lines(view, "v1")["requests/s"].y[0] > 0
+    await by_hand(lambda: setattr(view.span, "value", 3600.0))
+    assert tuple(view.plots.figure.layout.xaxis.range) == (-3600, 0)
+    assert (await opened("demo")).span.value == 3600, "it stays when the cell is run again"
+
+
 async def test_running_the_cell_again_leaves_one_panel_one_plot_and_one_thread(two: Caller) -> None:
     first = await opened("demo")
     await until(lambda: feeds() == 1)

@@ -13,7 +13,7 @@ from jupyter_dsserve.notebook.figures import live_traces, live_words, mark_data,
 from jupyter_dsserve.notebook.parts.plots import Plots
 from jupyter_dsserve.notebook.past import Mark, Past
 from jupyter_dsserve.notebook.series import WINDOW_S, Series
-from jupyter_dsserve.protocol.records import Event, VersionState, VersionStats
+from jupyter_dsserve.protocol.records import Event, StatsHistory, StatsPoint, StatsSeries, VersionState, VersionStats
 
 
 def stats(at: float, version: str = "v1", p50_s: float | None = 0.010) -> VersionStats:
@@ -73,6 +73,59 @@ def test_requests_per_second_are_counted_over_five_seconds_and_a_gateway_that_be
     assert found[7:].tolist() == [0, 0]
     assert series.requests_per_s("v1") == 0
     assert series.requests_per_s("v9") == 0
+
+
+def past(*ago_s: float, until: float = 1e9, requests_per_s: float = 2.0) -> StatsHistory:
+    points = [
+        StatsPoint(1e9 - ago, 120, 0, requests_per_s, 0, 0, 9.0, 0.01, 0.02, 0.03, 0.01, 1, 0, 0.5, 2**20, 1)
+        for ago in ago_s
+    ]
+    return StatsHistory(1e9 - 3600, until, 60, [StatsSeries("demo", "v1", points)])
+
+
+def test_minutes_go_on_as_live_seconds_and_no_moment_is_told_twice() -> None:
+    series = Series()
+    series.fill(past(200, 140, 80, 20))
+    for second in range(30):
+        series.add(replace(stats(1e9 - 50 + second), requests=2 * second))
+    found = series.curves("v1", 1e9, 900)
+    assert found.ago_s[:4].tolist() == [-170, -110, -50, -49]
+    assert (np.diff(found.ago_s) > 0).all()
+    assert len(found.ago_s) == 2 + 30, "the minute that is live already is not told again"
+    assert not np.isnan(found.p95_ms).any(), "one line"
+    assert found.requests_per_s[:4].tolist() == [2, 2, 2, 2], "no dip where they meet"
+    assert found.kv[0] == 50
+    assert found.memory[0] == 1
+    assert series.curves("v1", 1e9).ago_s[0] == -110, "of a narrow window, only what lies in it"
+    series.fill(past(140, 80))
+    assert series.curves("v1", 1e9, 900).ago_s[0] == -110, "told again, it takes the place of what was"
+
+
+def test_while_a_version_was_not_loaded_its_line_has_a_gap() -> None:
+    series = Series()
+    series.fill(past(1000, 940, 400))
+    series.add(stats(1e9 - 5))
+    found = series.curves("v1", 1e9, 3600)
+    assert found.ago_s.tolist() == [-970, -910, -909, -370, -369, -5]
+    assert np.isnan(found.p95_ms).tolist() == [False, False, True, False, True, False]
+    assert found.requests_per_s[-1] == 0
+    series.keep_only(["v2"])
+    assert series.curves("v1", 1e9, 3600).ago_s.size == 0
+
+
+def test_of_the_minute_that_runs_only_what_has_passed_counts() -> None:
+    series = Series()
+    series.fill(past(20, until=1e9))
+    assert series.curves("v1", 1e9).ago_s.tolist() == [-10]
+
+
+def test_live_seconds_are_a_data_frame() -> None:
+    series = Series()
+    series.add(stats(1e9, "v1"))
+    series.add(stats(1e9, "v2"))
+    rows = series.to_frame()
+    assert rows["version"].tolist() == ["v1", "v2"]
+    assert rows["p95_s"].tolist() == [0.02, 0.02]
 
 
 def test_seconds_without_an_error_are_no_points() -> None:

@@ -41,6 +41,15 @@ def test_the_figure_goes_with_what_the_page_says() -> None:
     plots.figure.plotly_relayout({"xaxis4.range[0]": -60, "xaxis4.range[1]": -30})  # as a page does
     assert shown(1) == {(-61, -31)}, "in each pane"
     assert shown(5) == {(-65, -35)}
+    plots.span(3600)
+    assert shown(6) == {(-3600, 0)}, "a zoom ends with the window"
+    assert plots.figure.layout.xaxis4.title.text == "minutes ago"
+    assert plots.figure.layout.xaxis.title.text is None, "below the panes only"
+    plots.figure.plotly_relayout({"xaxis.range": list(LIVE)})  # a double click: what the page was made with
+    shown(7)
+    assert shown(8) == {(-3600, 0)}
+    plots.span(120)
+    shown(5)
     plots.figure.plotly_relayout({"xaxis.range": list(LIVE)})
     shown(6)  # told something new, so that it overtakes what was on its way
     assert shown(7) == {LIVE}

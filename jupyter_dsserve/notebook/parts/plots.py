@@ -17,10 +17,11 @@ from jupyter_dsserve.notebook.figures import (
     mark_data,
     mark_shapes,
     mark_traces,
+    time_axis,
 )
 from jupyter_dsserve.notebook.past import Mark
 from jupyter_dsserve.notebook.series import Series
-from jupyter_dsserve.notebook.zoom import LIVE, Range, Zoom
+from jupyter_dsserve.notebook.zoom import LIVE, Range, Zoom, is_same
 
 _NUDGE_S = 0.001  # too little to see
 
@@ -45,14 +46,29 @@ class Plots:
         """A figure that is displayed a second time takes no more updates (plotly)."""
         self.figure.close()
         self.figure, self._versions = self._new(), []
-        self._zoom, self._told = Zoom(), LIVE
+        self._told = LIVE
+        self.span(self._zoom.window_s)
+
+    def span(self, window_s: float) -> None:
+        """Show the last ``window_s`` seconds from the next drawing on; a zoom ends."""
+        self._zoom = Zoom(window_s=window_s)
+        axis = time_axis(window_s)
+        title = axis.pop("title")
+        with self.figure.batch_update():
+            for name in TIME_AXES:
+                found = self.figure.layout[name]
+                found.update(axis)
+                if found.showticklabels:
+                    found.title.text = title["text"]
 
     def draw(self, versions: Sequence[str], series: Series, marks: Sequence[Mark], now: float) -> None:
         """Everything, in one message to the browser. ``now``: seconds since the epoch."""
         if list(versions) != self._versions:
             self._exchange(versions)
-        heads, shapes, words = mark_data(marks, now), mark_shapes(marks, now), live_words(marks, now)
-        lines = [line for version in versions for line in live_data(series.curves(version, now))]
+        window_s = self._zoom.window_s
+        heads, words = mark_data(marks, now, window_s), live_words(marks, now, window_s)
+        shapes = mark_shapes(marks, now, window_s)
+        lines = [line for version in versions for line in live_data(series.curves(version, now, window_s))]
         shown = self._shown(now)
         with self.figure.batch_update():
             # Not from the start: what is drawn before it stands on the page does not know how wide that is.
@@ -61,7 +77,9 @@ class Plots:
                 trace.update(heads)
             for trace, (x, y) in zip(self.figure.data[NUM_HEADS:], lines, strict=True):
                 trace.x, trace.y = x, y
-            if shown != self._told:
+            # A double click brings back what the page was made with, which may be another window.
+            has_strayed = any(not is_same(self._range(axis), shown) for axis in TIME_AXES)
+            if shown != self._told or has_strayed:
                 axes = [self.figure.layout[axis] for axis in TIME_AXES]
                 if any(tuple(axis.range) == shown for axis in axes):
                     # The page said so itself, and is told only what is new; but a word from before may be on its way.
@@ -76,10 +94,14 @@ class Plots:
     def _shown(self, now: float) -> Range:
         """Of the time axes at ``now``. What a person zooms to, the page writes into the layout: of one axis, or of all
         that go with it."""
-        ranges = [tuple(self.figure.layout[axis].range) for axis in TIME_AXES]
+        ranges = [self._range(axis) for axis in TIME_AXES]
         seen = next((r for r in ranges if r != self._told), self._told)
         self._zoom = self._zoom.after(seen, self._told, self._drawn_at)
         return self._zoom.range(now)
+
+    def _range(self, axis: str) -> Range:
+        low, high = self.figure.layout[axis].range
+        return low, high
 
     def _exchange(self, versions: Sequence[str]) -> None:
         """Other lines: those of ``versions``."""
