@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import orjson
 from tornado.web import HTTPError
 
 from jupyter_dsserve.fleet.answering import Answering
@@ -22,6 +21,7 @@ from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
 from jupyter_dsserve.gateway.generate import PRIORITY_HEADER, collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.gateway.openai_bodies import ChatBody, CompletionBody, Requests
+from jupyter_dsserve.gateway.sse import EventStream
 from jupyter_dsserve.gateway.tools import check_tools, readers
 from jupyter_dsserve.protocol.errors import DSServeError, NotFound, TooManyRequests, Unauthorized
 from jupyter_dsserve.protocol.request import Chunk, Usage
@@ -177,42 +177,31 @@ async def _stream(
     """
     usages: dict[int, Usage] = {}
     no_usage = {"usage": None} if include_usage else {}
+    events = EventStream(handler)
     has_begun = False
     async with aclosing(numbered):
         async for index, chunk in numbered:
             if not has_begun:
                 if chunk.error and not chunk.text:
                     raise chunk.error
-                begin_stream(handler)
                 if opening:
                     for each in range(len(call.requests.all)):
-                        _send(handler, call.around([opening(each)]) | no_usage)
+                        events.send(call.around([opening(each)]) | no_usage)
                 has_begun = True
             for choice in choices(index, chunk):
-                _send(handler, call.around([choice]) | no_usage)
+                events.send(call.around([choice]) | no_usage)
             if chunk.error:
                 handler.fault = chunk.error
-                _send(handler, handler.error_body(chunk.error))
+                events.send(handler.error_body(chunk.error))
                 break
             if chunk.usage:
                 usages[index] = chunk.usage
             if not chunk.finish_reason:
-                await handler.flush()
+                await events.flush()
     if include_usage and len(usages) == len(call.requests.all):
-        _send(handler, call.around([]) | {"usage": call.usage(usages)})
-    handler.finish("data: [DONE]\n\n")
-
-
-def begin_stream(handler: Handler) -> None:
-    handler.set_header("Content-Type", "text/event-stream; charset=utf-8")
-    handler.set_header("Cache-Control", "no-cache")
-    # Each token is a small packet of its own: it must not wait for the acknowledgement of the one before.
-    connection: Any = handler.request.connection
-    connection.stream.set_nodelay(True)
-
-
-def _send(handler: Handler, data: Json) -> None:
-    handler.write(b"data: %b\n\n" % orjson.dumps(data))
+        events.send(call.around([]) | {"usage": call.usage(usages)})
+    events.send_raw(b"data: [DONE]\n\n")
+    events.finish()
 
 
 def fingerprint(answering: Answering) -> str | None:

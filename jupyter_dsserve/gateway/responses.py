@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from typing import Any
 
-import orjson
-
 from jupyter_dsserve.fleet.road import Numbered
 from jupyter_dsserve.gateway import answers
 from jupyter_dsserve.gateway.bodies import Priority, new_id
@@ -16,8 +14,9 @@ from jupyter_dsserve.gateway.choices import Json, chat_logprobs
 from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
 from jupyter_dsserve.gateway.generate import PRIORITY_HEADER, collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
-from jupyter_dsserve.gateway.openai import OpenAIHandler, begin_stream
+from jupyter_dsserve.gateway.openai import OpenAIHandler
 from jupyter_dsserve.gateway.responses_bodies import ResponseBody
+from jupyter_dsserve.gateway.sse import EventStream
 from jupyter_dsserve.gateway.tool_parser import Piece
 from jupyter_dsserve.gateway.tools import Reader, check_tools, readers
 from jupyter_dsserve.protocol.errors import DSServeError, TooManyRequests
@@ -52,11 +51,11 @@ class Responses(OpenAIHandler):
 async def _stream(handler: OpenAIHandler, numbered: Numbered, told: Told) -> None:
     """An error before the first chunk is an ordinary one, later it is the event ``response.failed``."""
     number = 0
+    events = EventStream(handler)
 
     def send(event: Json) -> None:
         nonlocal number
-        data = orjson.dumps({**event, "sequence_number": number})
-        handler.write(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), data))
+        events.send({**event, "sequence_number": number}, event["type"])
         number += 1
 
     has_begun = False
@@ -65,7 +64,6 @@ async def _stream(handler: OpenAIHandler, numbered: Numbered, told: Told) -> Non
             if not has_begun:
                 if chunk.error and not chunk.text:
                     raise chunk.error
-                begin_stream(handler)
                 for kind in ("response.created", "response.in_progress"):
                     send({"type": kind, "response": told.response("in_progress")})
                 has_begun = True
@@ -75,9 +73,9 @@ async def _stream(handler: OpenAIHandler, numbered: Numbered, told: Told) -> Non
                 handler.fault = chunk.error
             if chunk.finish_reason:
                 break
-            await handler.flush()
+            await events.flush()
     send({"type": f"response.{told.status}", "response": told.response(told.status)})
-    handler.finish()
+    events.finish()
 
 
 class Told:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any, ParamSpec, TypeVar
 
-import orjson
-
 from jupyter_dsserve.fleet.answering import Answering
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway import answers
@@ -16,6 +14,7 @@ from jupyter_dsserve.gateway.bodies import Priority
 from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
 from jupyter_dsserve.gateway.generate import PRIORITY_HEADER, collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
+from jupyter_dsserve.gateway.sse import EventStream
 from jupyter_dsserve.gateway.v2 import mapping
 from jupyter_dsserve.gateway.v2.handlers import MODEL, VERSION, OIPHandler
 from jupyter_dsserve.gateway.v2.mapping import TEXT_INPUT, Inference
@@ -157,40 +156,28 @@ class GenerateStream(Generate):
         inference = self.inference(name, stream=True)
         answering, _ = await self.ask(name, version, inference)
         tell = _teller(name, answering, inference)
+        events = EventStream(self)
         if not inference.is_stream:
             (whole,) = await collect(answering.chunks)
-            self._begin()
-            self._send(tell(whole))
-            self.finish()
+            events.send(tell(whole))
+            events.finish()
             return
         has_begun = False
         async with aclosing(answering.chunks) as chunks:
             async for _, chunk in chunks:
-                if not has_begun:
-                    if chunk.error and not chunk.text:
-                        raise chunk.error
-                    self._begin()
-                    has_begun = True
+                if chunk.error and not chunk.text and not has_begun:
+                    raise chunk.error
+                has_begun = True
                 # A token may complete no character: nothing to tell then.
                 if chunk.text or chunk.logprobs or (chunk.finish_reason and not chunk.error):
-                    self._send(tell(chunk))
+                    events.send(tell(chunk))
                 if chunk.error:
                     self.fault = chunk.error
-                    self._send(self.error_body(chunk.error))
+                    events.send(self.error_body(chunk.error))
                     break
                 if not chunk.finish_reason:
-                    await self.flush()
-        self.finish()
-
-    def _begin(self) -> None:
-        self.set_header("Content-Type", "text/event-stream; charset=utf-8")
-        self.set_header("Cache-Control", "no-cache")
-        # Each token is a small packet of its own: it must not wait for the acknowledgement of the one before.
-        connection: Any = self.request.connection
-        connection.stream.set_nodelay(True)
-
-    def _send(self, data: Json) -> None:
-        self.write(b"data: %b\n\n" % orjson.dumps(data))
+                    await events.flush()
+        events.finish()
 
 
 def _teller(name: str, answering: Answering, inference: Inference) -> Callable[[Chunk], Json]:
