@@ -6,14 +6,13 @@ from typing import Any
 
 import orjson
 from tornado.iostream import IOStream
-
-from jupyter_dsserve.gateway.handlers import Handler
+from tornado.web import RequestHandler
 
 
 class EventStream:
     """Begins the answer of ``handler``, whose headers may still be set until the first `flush`."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: RequestHandler) -> None:
         handler.set_header("Content-Type", "text/event-stream; charset=utf-8")
         handler.set_header("Cache-Control", "no-cache")
         connection: Any = handler.request.connection
