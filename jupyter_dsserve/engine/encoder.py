@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
@@ -26,9 +27,9 @@ from jupyter_dsserve.engine.loader import (
     wrapped,
 )
 from jupyter_dsserve.engine.memory import held_bytes
-from jupyter_dsserve.engine.pooling import Pooling
+from jupyter_dsserve.engine.pooling import Pooling, activation_named
 from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
-from jupyter_dsserve.protocol.request import Request, Texts
+from jupyter_dsserve.protocol.request import Pair, Request, Texts
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from jupyter_dsserve.protocol.tensors import ModelInfo, TensorInfo
 
@@ -36,6 +37,13 @@ _LEAST_LENGTH = 8
 
 # From what the model gave for a batch, and the texts' lengths: `[texts, numbers]` in fp32.
 Head = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+class Tokens(NamedTuple):
+    """Of a text or of a pair; ``types`` say which of the two each token is from. None: all are from the first."""
+
+    ids: list[int]
+    types: list[int] | None = None
 
 
 class EncoderRunner:
@@ -64,6 +72,7 @@ class EncoderRunner:
         self._output = output
         self._max_length = tokenizer.max_length
         self._written = written
+        self._takes_types = tokenizer.has_types and _takes_types(engine.module)
         self._device: torch.device = engine.module.device
         self._pad = engine.module.config.pad_token_id or 0
 
@@ -72,18 +81,34 @@ class EncoderRunner:
         return str(self._device)
 
     def prepare(self, request: Request) -> Work:
-        """Tokenize. Texts over the model's length are cut; token ids are taken as they are, or refused."""
+        """Tokenize. Texts over the model's length are cut; token ids are taken as they are, or refused. Only a
+        classifier takes pairs."""
         if not isinstance(request.prompt, Texts):
             raise InvalidRequest(
                 f"this version embeds or classifies texts, and takes no {type(request.prompt).__name__}"
             )
         texts = request.prompt.texts
-        written = [self._written(text) for text in texts if isinstance(text, str)]
-        encoded = iter(self._tokenizer.encode_batch(written) if written else [])
-        tokens = [next(encoded) if isinstance(text, str) else self._checked(text) for text in texts]
-        if not all(tokens):
+        written = [self._text(text) for text in texts if not isinstance(text, tuple)]
+        encoded = iter(self._tokenizer.encode_typed(written) if written else [])
+        tokens = [
+            Tokens(self._checked(text)) if isinstance(text, tuple) else self._typed(*next(encoded)) for text in texts
+        ]
+        if not all(each.ids for each in tokens):
             raise InvalidRequest("a text is empty: send at least one token", param="input")
-        return Work(request.id, [Item(t, length=len(t)) for t in tokens], sum(map(len, tokens)))
+        items = [Item(each, length=len(each.ids)) for each in tokens]
+        return Work(request.id, items, sum(item.length for item in items))
+
+    def _text(self, text: str | Pair) -> str | tuple[str, str]:
+        if isinstance(text, str):
+            return self._written(text)
+        if not self.info.labels:
+            raise InvalidRequest(
+                "this version embeds texts, each by itself: send pairs to one of the task classify", param="input"
+            )
+        return text.first, text.second
+
+    def _typed(self, ids: list[int], types: list[int]) -> Tokens:
+        return Tokens(ids, types if self._takes_types and any(types) else None)
 
     def _checked(self, ids: Seq[int]) -> list[int]:
         if len(ids) > self._max_length:
@@ -101,11 +126,13 @@ class EncoderRunner:
     @torch.inference_mode()
     def forward(self, batch: Seq[Item]) -> Arrays:
         longest = max(item.length for item in batch)
-        rows = [item.value + [self._pad] * (longest - item.length) for item in batch]
+        rows = [item.value.ids + [self._pad] * (longest - item.length) for item in batch]
         ids = torch.tensor(rows).to(self._device)
+        types = _type_rows(batch, longest)
+        others = {"token_type_ids": torch.tensor(types).to(self._device)} if types else {}
         lengths = torch.tensor([item.length for item in batch]).to(self._device)
         mask = (torch.arange(longest, device=self._device) < lengths[:, None]).long()
-        found = self._head(self._engine(input_ids=ids, attention_mask=mask), lengths)
+        found = self._head(self._engine(input_ids=ids, attention_mask=mask, **others), lengths)
         return {self._output.name: found.float().cpu().numpy()}
 
     def check(self) -> None:
@@ -116,7 +143,7 @@ class EncoderRunner:
         draw = torch.Generator().manual_seed(0)
         num_tokens = min(24, self._max_length)
         tokens: list[int] = torch.randint(self._tokenizer.vocab_size, (num_tokens,), generator=draw).tolist()
-        long, short = (Item(t, length=len(t)) for t in (tokens, tokens[: max(1, num_tokens // 2)]))
+        long, short = (Item(Tokens(t), length=len(t)) for t in (tokens, tokens[: max(1, num_tokens // 2)]))
         together, alone = self.forward([long, short])[self._output.name][1], self.forward([short])[self._output.name][0]
         difference = float(abs(together - alone).max() / max(abs(alone).max(), 1e-6))
         tolerance = 1e-3 if self._engine.module.dtype == torch.float32 else 0.1
@@ -130,6 +157,19 @@ class EncoderRunner:
 
     def device_bytes(self) -> int:
         return held_bytes(self._device)
+
+
+def _type_rows(batch: Seq[Item], longest: int) -> list[list[int]]:
+    """Empty if all tokens are of a first text, which is what models take for granted."""
+    if not any(item.value.types for item in batch):
+        return []
+    return [(item.value.types or []) + [0] * (longest - len(item.value.types or ())) for item in batch]
+
+
+def _takes_types(model: Any) -> bool:
+    """Whether the model's own forward pass knows tokens of more than one type."""
+    known = inspect.signature(model.forward).parameters
+    return "token_type_ids" in known and getattr(model.config, "type_vocab_size", 2) > 1
 
 
 def load_encoder(spec: WorkerSpec, model_path: str, progress: Progress) -> EncoderRunner:
@@ -153,15 +193,15 @@ def load_encoder(spec: WorkerSpec, model_path: str, progress: Progress) -> Encod
     tokenizer = HFTokenizer.load(model_path, frozenset(), model.get_input_embeddings().num_embeddings)
     max_length = _max_length(spec, model, pooling, tokenizer)
     progress("loaded", 1.0)
-    return _runner(spec, engine, tokenizer.cutting(max_length), pooling.to(device))
+    return _runner(spec, model_path, engine, tokenizer.cutting(max_length), pooling.to(device))
 
 
-def _runner(spec: WorkerSpec, engine: Any, tokenizer: HFTokenizer, pooling: Pooling) -> EncoderRunner:
+def _runner(spec: WorkerSpec, model_path: str, engine: Any, tokenizer: HFTokenizer, pooling: Pooling) -> EncoderRunner:
     limits = Limits(spec.max_step_tokens, spec.max_sequences)
     config = engine.module.config
     if spec.task == "classify":
         labels = tuple(config.id2label[number] for number in range(config.num_labels))
-        name, activation = _activation(config)
+        name, activation = _activation(config, model_path)
         output = TensorInfo("probs", "FP32", (-1, len(labels)))
         return EncoderRunner(
             engine,
@@ -184,10 +224,18 @@ def _runner(spec: WorkerSpec, engine: Any, tokenizer: HFTokenizer, pooling: Pool
     )
 
 
-def _activation(config: Any) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:
-    """What makes scores of logits, by the config's problem_type, or else by the number of labels."""
-    if config.problem_type == "regression":
+def _activation(config: Any, model_path: str) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """What makes scores of logits: by the config's problem_type, of a reranker by what sentence-transformers' files
+    name, or else by the number of labels."""
+    named = activation_named(model_path, config) if config.num_labels == 1 else None
+    if config.problem_type == "regression" or named == "Identity":
         return "plain scores", lambda logits: logits
+    if named not in (None, "Sigmoid"):
+        raise InvalidRequest(
+            f"model {model_path} makes its score by {named}, and only Identity and Sigmoid are computed here: choose "
+            "another model",
+            param="model",
+        )
     if config.problem_type == "multi_label_classification" or config.num_labels == 1:
         return "sigmoid", torch.sigmoid
     return "softmax", lambda logits: torch.softmax(logits, dim=-1)

@@ -89,6 +89,16 @@ class HFTokenizer:
             found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         ]
 
+    def encode_typed(self, texts: Seq[str | tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Of texts and pairs of texts, each with its token ids and its token type ids. Of a pair that is too long the
+        longer text is cut first."""
+        return [(found.ids, found.type_ids) for found in self._backend.encode_batch_fast(list(texts))]
+
+    @property
+    def has_types(self) -> bool:
+        """Whether a model of this tokenizer is to be told which text of a pair a token is from."""
+        return "token_type_ids" in self._tokenizer.model_input_names
+
     def _tool_format(self) -> ToolFormat:
         try:
             return tool_format_of(self._tokenizer.get_chat_template(tools=[{}]))

@@ -185,6 +185,18 @@ def _prompt(model_path: str) -> str:
     return str((settings.get("prompts") or {}).get(settings.get("default_prompt_name"), ""))
 
 
+def activation_named(model_path: str, config: Any) -> str | None:
+    """The class of torch that makes a cross-encoder's score of its logit, such as ``Identity``; None: no file says.
+
+    Its name stood in three places in the course of sentence-transformers' versions.
+    """
+    settings = _json(model_path, "config_sentence_transformers.json") or {}
+    own = getattr(config, "sentence_transformers", None) or {}
+    old = getattr(config, "sbert_ce_default_activation_function", None)
+    name = settings.get("activation_fn") or own.get("activation_fn") or old
+    return str(name).rpartition(".")[2] if name else None
+
+
 def _file(model_path: str, name: str) -> str | None:
     found: str | None = cached_file(model_path, name, _raise_exceptions_for_missing_entries=False)
     return found

@@ -19,7 +19,7 @@ from jupyter_dsserve.engine.runner import KVRoom, Span, Step
 from jupyter_dsserve.engine.sequence import Likelihood, Sequence
 from jupyter_dsserve.engine.tokenizer import Tokenizer
 from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
-from jupyter_dsserve.protocol.request import Message, Request, Structure, Texts, Tools
+from jupyter_dsserve.protocol.request import Message, Pair, Request, Structure, Text, Texts, Tools
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from jupyter_dsserve.protocol.tensors import ModelInfo, TensorInfo
 from jupyter_dsserve.protocol.tools import ToolFormat
@@ -173,7 +173,7 @@ class ToyEncoder:
         self._failing.begin()
         if not isinstance(request.prompt, Texts):
             raise InvalidRequest("this version embeds texts, and generates none")
-        tokens = [list(t.encode() if isinstance(t, str) else t) for t in request.prompt.texts]
+        tokens = [_bytes_of(text) for text in request.prompt.texts]
         return Work(request.id, [Item(t, length=max(1, len(t))) for t in tokens], sum(map(len, tokens)))
 
     def forward(self, batch: Seq[Item]) -> Arrays:
@@ -186,6 +186,15 @@ class ToyEncoder:
 
     def device_bytes(self) -> int:
         return len(self._weights)
+
+
+def _bytes_of(text: Text) -> list[int]:
+    """Raises `InvalidRequest` for a pair."""
+    if isinstance(text, Pair):
+        raise InvalidRequest(
+            "this version embeds texts, each by itself: send pairs to one of the task classify", param="input"
+        )
+    return list(text.encode() if isinstance(text, str) else text)
 
 
 def load_toy(model: str, max_context: int, progress: Callable[[str, float], None]) -> ToyRunner:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from jupyter_dsserve.protocol.policy import Rule
-from jupyter_dsserve.protocol.request import Features, Message, Request, Texts
+from jupyter_dsserve.protocol.request import Features, Message, Pair, Request, Text, Texts
 
 # Beyond so many replicas two drawn at random are looked at instead of all: nearly as even (Mitzenmacher 2001), and the
 # cost of a request no longer grows with their number.
@@ -119,7 +119,7 @@ def estimated_tokens(request: Request) -> tuple[int, int]:
     """
     prompt = request.prompt
     if isinstance(prompt, Texts):
-        return sum(_num_tokens(text) for text in prompt.texts), 0
+        return sum(map(_num_text_tokens, prompt.texts)), 0
     if isinstance(prompt, Features):
         return 1, 0
     answer = _UNKNOWN_ANSWER if request.sampling.max_tokens is None else request.sampling.max_tokens
@@ -127,6 +127,10 @@ def estimated_tokens(request: Request) -> tuple[int, int]:
         tools = _num_tokens(request.tools.functions) if request.tools else 0
         return tools + sum(_num_tokens(turn.content) for turn in prompt if isinstance(turn, Message)), answer
     return _num_tokens(prompt), answer
+
+
+def _num_text_tokens(text: Text) -> int:
+    return _num_tokens(text.first) + _num_tokens(text.second) if isinstance(text, Pair) else _num_tokens(text)
 
 
 def _num_tokens(text: str | Sequence[object]) -> int:

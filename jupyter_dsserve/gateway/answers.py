@@ -335,6 +335,38 @@ class Classes(TypedDict):
     usage: PromptUsage
 
 
+class PairScore(TypedDict):
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class Scores(TypedDict):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[PairScore]
+    usage: PromptUsage
+
+
+class RankedDocument(TypedDict):
+    text: str
+
+
+class Ranked(TypedDict):
+    index: int
+    relevance_score: float
+    document: NotRequired[RankedDocument]
+
+
+class Reranked(TypedDict):
+    id: str
+    model: str
+    usage: PromptUsage
+    results: list[Ranked]
+
+
 # ---- the Open Inference Protocol
 
 

@@ -23,6 +23,7 @@ from jupyter_dsserve.protocol.request import (
     SamplingParams,
     Structure,
     StructureKind,
+    Text,
     Texts,
     ToolCall,
     Tools,
@@ -454,21 +455,24 @@ class TextsBody(Body):
     priority: Priority = 0
     timeout_s: TimeoutS | None = None
 
-    def requests(self) -> list[Request]:
-        """The input, cut into requests that can run side by side."""
+    def texts(self) -> list[Text]:
         given: list[Any] = self.input if isinstance(self.input, list) else [self.input]
         if isinstance(given[0], int):
             given = [given]
-        texts = [text if isinstance(text, str) else tuple(text) for text in given]
-        return [
-            Request(
-                new_id("texts"),
-                Texts(tuple(texts[at : at + _TEXTS_A_REQUEST])),
-                priority=self.priority,
-                timeout_s=self.timeout_s,
-            )
-            for at in range(0, len(texts), _TEXTS_A_REQUEST)
-        ]
+        return [text if isinstance(text, str) else tuple(text) for text in given]
+
+    def requests(self) -> list[Request]:
+        return requests_of(self.texts(), self.priority, self.timeout_s)
+
+
+def requests_of(texts: Sequence[Text], priority: int, timeout_s: float | None) -> list[Request]:
+    """The texts of a call, cut into requests that can run side by side."""
+    return [
+        Request(
+            new_id("texts"), Texts(tuple(texts[at : at + _TEXTS_A_REQUEST])), priority=priority, timeout_s=timeout_s
+        )
+        for at in range(0, len(texts), _TEXTS_A_REQUEST)
+    ]
 
 
 class EmbeddingsBody(TextsBody):

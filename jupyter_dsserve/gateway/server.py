@@ -24,6 +24,7 @@ from jupyter_dsserve.gateway import (
     metrics,
     openai,
     openapi,
+    rerank,
     responses,
     road,
     rollout,
@@ -48,7 +49,7 @@ from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict
 
 _V2 = (v2_handlers, v2_inference, v2_repository, v2_shared_memory)
-_OPENAI = (texts, responses, openai)
+_OPENAI = (texts, rerank, responses, openai)
 _FACES = (*_OPENAI, *_V2, generate, control, ledger, road, rollout, apply, keys, metrics, openapi, docs, stats, traces)
 ROUTES = [route for face in _FACES for route in face.ROUTES]
 

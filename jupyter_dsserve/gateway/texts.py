@@ -17,7 +17,8 @@ from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
 from jupyter_dsserve.gateway.generate import PRIORITY_HEADER, collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.gateway.openai import OpenAIHandler
-from jupyter_dsserve.gateway.openai_bodies import EmbeddingsBody, TextsBody
+from jupyter_dsserve.gateway.openai_bodies import EmbeddingsBody
+from jupyter_dsserve.gateway.pair_bodies import ClassifyBody
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk
 
@@ -38,31 +39,31 @@ class Embeddings(OpenAIHandler):
         body = self.body(EmbeddingsBody)
         answering = await start(self, body.model, body.requests(), body.user, "embed")
         chunks = await collect(answering.chunks)
-        rows = shortened(_rows(chunks), body.dimensions)
+        rows = shortened(rows_of(chunks), body.dimensions)
         encoded = map(_base64, rows) if body.encoding_format == "base64" else rows.tolist()
         data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(encoded)]
-        self.answer({"object": "list", "data": data, "model": body.model, "usage": _usage(chunks)})
+        self.answer({"object": "list", "data": data, "model": body.model, "usage": usage_of(chunks)})
 
 
 class Classify(OpenAIHandler):
     @describes(
-        "Labels of texts, with the scores of all classes.",
+        "Labels of texts or of pairs of texts, with the scores of all classes.",
         {200: answers.Classes},
-        body=TextsBody,
+        body=ClassifyBody,
         example={"model": "demo", "input": "a text"},
         headers={PRIORITY_HEADER: Priority},
         errors=INFERENCE_ERRORS,
     )
     @until_caller_leaves
     async def post(self) -> None:
-        body = self.body(TextsBody)
+        body = self.body(ClassifyBody)
         answering = await start(self, body.model, body.requests(), body.user, "classify")
         assert answering.version  # only text that is generated can be the policy's own
         labels = answering.version.info.labels
         chunks = await collect(answering.chunks)
         data = [
             {"index": index, "label": labels[int(row.argmax())], "probs": row.tolist(), "num_classes": len(row)}
-            for index, row in enumerate(_rows(chunks))
+            for index, row in enumerate(rows_of(chunks))
         ]
         self.answer(
             {
@@ -72,7 +73,7 @@ class Classify(OpenAIHandler):
                 "model": body.model,
                 "data": data,
                 "labels": labels,
-                "usage": _usage(chunks),
+                "usage": usage_of(chunks),
             }
         )
 
@@ -91,7 +92,7 @@ def shortened(rows: Rows, size: int | None) -> Rows:
     return kept / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
-def _rows(chunks: Sequence[Chunk]) -> Rows:
+def rows_of(chunks: Sequence[Chunk]) -> Rows:
     return np.concatenate([np.asarray(chunk.tensors[0].array(), np.float32) for chunk in chunks])
 
 
@@ -99,7 +100,7 @@ def _base64(row: Rows) -> str:
     return base64.b64encode(row.astype("<f4", copy=False).tobytes()).decode()
 
 
-def _usage(chunks: Sequence[Chunk]) -> dict[str, Any]:
+def usage_of(chunks: Sequence[Chunk]) -> dict[str, Any]:
     num_tokens = sum(chunk.usage.prompt_tokens for chunk in chunks if chunk.usage)
     return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
 

@@ -10,10 +10,12 @@ from jupyter_dsserve.protocol.request import (
     FinishReason,
     Likely,
     Message,
+    Pair,
     Request,
     SamplingParams,
     Structure,
     StructureKind,
+    Text,
     Texts,
     Times,
     TokenLogprob,
@@ -59,7 +61,7 @@ def request_from(message: pb.Submit) -> Request:
         prompt = tuple(map(_turn_from_pb, message.chat.messages))
         tools = _tools_from_pb(message.chat.tools) if message.chat.HasField("tools") else None
     elif kind == "texts":
-        prompt = Texts(tuple(tuple(t.tokens.ids) if t.HasField("tokens") else t.text for t in message.texts.texts))
+        prompt = Texts(tuple(map(_text_from_pb, message.texts.texts)))
     elif kind == "features":
         prompt = Features(tuple(map(_tensor_from_pb, message.features.tensors)))
     else:
@@ -88,8 +90,16 @@ def _tools_from_pb(tools: pb.Tools) -> Tools:
     return Tools(tools.functions, tuple(tools.required), tools.is_parallel)
 
 
-def _text_to_pb(text: str | tuple[int, ...]) -> pb.Text:
+def _text_to_pb(text: Text) -> pb.Text:
+    if isinstance(text, Pair):
+        return pb.Text(text=text.first, second=text.second)
     return pb.Text(text=text) if isinstance(text, str) else pb.Text(tokens=pb.Tokens(ids=text))
+
+
+def _text_from_pb(message: pb.Text) -> Text:
+    if message.HasField("second"):
+        return Pair(message.text, message.second)
+    return tuple(message.tokens.ids) if message.HasField("tokens") else message.text
 
 
 def _tensor_to_pb(tensor: Tensor) -> pb.Tensor:

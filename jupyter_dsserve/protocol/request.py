@@ -99,10 +99,21 @@ Prompt = str | tuple[int, ...] | tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
-    """Texts (or the token ids of texts) to embed or to classify, each by itself."""
+class Pair:
+    """Two texts that a classifier reads together: a premise and a hypothesis, or a query and a document."""
 
-    texts: tuple[str | tuple[int, ...], ...]
+    first: str
+    second: str
+
+
+Text = str | tuple[int, ...] | Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts (or the token ids of texts) to embed or to classify, each by itself; pairs are for ``classify`` only."""
+
+    texts: tuple[Text, ...]
 
 
 @dataclass(frozen=True, slots=True)

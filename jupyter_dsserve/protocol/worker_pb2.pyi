@@ -291,12 +291,14 @@ class Texts(_message.Message):
     def __init__(self, texts: _Optional[_Iterable[_Union[Text, _Mapping]]] = ...) -> None: ...
 
 class Text(_message.Message):
-    __slots__ = ("text", "tokens")
+    __slots__ = ("text", "tokens", "second")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECOND_FIELD_NUMBER: _ClassVar[int]
     text: str
     tokens: Tokens
-    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ...) -> None: ...
+    second: str
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., second: _Optional[str] = ...) -> None: ...
 
 class Features(_message.Message):
     __slots__ = ("tensors",)

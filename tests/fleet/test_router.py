@@ -11,7 +11,7 @@ import pytest
 
 from jupyter_dsserve.fleet.router import SmoothShares, estimated_tokens, least_loaded, prefix_of, ruled
 from jupyter_dsserve.protocol.policy import Rule
-from jupyter_dsserve.protocol.request import Message, Request, SamplingParams, Texts
+from jupyter_dsserve.protocol.request import Message, Pair, Request, SamplingParams, Texts
 
 WEIGHTS = [
     {"v1": 95.0, "v2": 5.0},
@@ -108,6 +108,7 @@ class TestRequests:
         assert estimated_tokens(Request("1", tuple(range(400)), limit)) == (401, 50)
         assert estimated_tokens(Request("1", (Message("user", "x" * 40),), limit)) == (11, 50)
         assert estimated_tokens(Request("1", Texts(("x" * 40, (1, 2))))) == (14, 0)
+        assert estimated_tokens(Request("1", Texts((Pair("x" * 40, "y" * 80),)))) == (32, 0)
         assert estimated_tokens(Request("1", "x"))[1] > 100
 
 

@@ -13,7 +13,7 @@ import pytest
 from jupyter_dsserve.gateway.v2 import parameters
 from jupyter_dsserve.gateway.v2.mapping import Inference, outputs, requests, signature
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.request import Chunk, FinishReason, Texts, TokenLogprob, Usage
+from jupyter_dsserve.protocol.request import Chunk, FinishReason, Pair, Texts, TokenLogprob, Usage
 from jupyter_dsserve.protocol.tensors import DATATYPES, ModelInfo, Tensor, TensorInfo
 
 
@@ -222,6 +222,13 @@ def test_encoders_take_texts_and_give_rows() -> None:
     probs, label = outputs(found, chunks, info)
     assert (probs.shape, label.elements()) == ((40, 2), [b"yes"] * 40)
     assert [each.name for each in signature("classify", info).outputs] == ["probs", "label"]
+    second = [text("b", "c", name="text_pair")]
+    paired = requests("classify", [text("a", "a"), *second], {})
+    assert paired.requests[0].prompt == Texts((Pair("a", "b"), Pair("a", "c")))
+    with pytest.raises(InvalidRequest, match="'text_pair' has 2 texts and 'text_input' 1"):
+        requests("classify", [text("a"), *second], {})
+    with pytest.raises(InvalidRequest, match="input 'text_pair' is not known"):
+        requests("embed", [text("a", "a"), *second], {})
     with pytest.raises(InvalidRequest, match="input 'stream' is not known"):
         requests("embed", [text("a"), numbers("stream", [True], "?")], {})
 

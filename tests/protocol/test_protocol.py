@@ -14,6 +14,7 @@ from jupyter_dsserve.protocol.request import (
     FinishReason,
     Likely,
     Message,
+    Pair,
     Request,
     SamplingParams,
     Structure,
@@ -53,7 +54,7 @@ def test_an_error_the_other_side_does_not_know_is_still_an_error() -> None:
         "def f():\n    return 'é'",
         (5, 0, 7),
         (Message("system", "be short"), Message("user", "hi")),
-        Texts(("é", "", (5, 0), ())),
+        Texts(("é", "", (5, 0), (), Pair("é", ""), Pair("", "b"))),
         Features((Tensor.of("x", np.arange(6.0).reshape(2, 3)), Tensor.of("y", np.zeros((0, 2), bool)))),
     ],
 )

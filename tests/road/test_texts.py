@@ -158,6 +158,9 @@ async def test_a_real_encoder_and_a_classifier_serve_beside_one_another(
         await ours.aclose()
     said = (await caller.post("/v1/classify", json={"model": "tiny", "input": "yes"})).json()
     assert said["data"][0]["num_classes"] == 2
+    scored = await caller.post("/v1/score", json={"model": "tiny", "text_1": "yes", "text_2": "no"})
+    assert scored.status_code == 400
+    assert "this model has 2 labels" in scored.json()["error"]["message"]
     assert said["data"][0]["label"] in said["labels"] == ["bad", "good"]
     text = {"name": "text_input", "shape": [1, 1], "datatype": "BYTES", "data": ["yes"]}
     probs, label = (await caller.post("/v2/models/tiny/infer", json={"inputs": [text]})).json()["outputs"]

@@ -3,7 +3,7 @@ share it.
 
     generate   text_input                 →  text_output, and what else is asked for
     embed      text_input                 →  embedding
-    classify   text_input                 →  probs, label
+    classify   text_input, text_pair      →  probs, label
     tensor     the program's own inputs   →  its own outputs
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jupyter_dsserve.gateway.bodies import validated
-from jupyter_dsserve.gateway.openai_bodies import MAX_TEXTS, TextsBody
+from jupyter_dsserve.gateway.openai_bodies import MAX_TEXTS, requests_of
 from jupyter_dsserve.gateway.v2.parameters import (
     OPTIONAL_INPUTS,
     CallParameters,
@@ -27,11 +27,11 @@ from jupyter_dsserve.gateway.v2.parameters import (
     text_parameters,
 )
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.request import Chunk, Features, Request
+from jupyter_dsserve.protocol.request import Chunk, Features, Pair, Request, Text
 from jupyter_dsserve.protocol.spec import Task
 from jupyter_dsserve.protocol.tensors import BYTES, ModelInfo, Tensor, TensorInfo
 
-TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
+TEXT_INPUT, TEXT_PAIR, TEXT_OUTPUT = "text_input", "text_pair", "text_output"
 _LOGPROBS = ("cumulative_logprob", "cum_log_probs", "output_log_probs")
 # Which parameter asks for which outputs; naming them among the call's outputs does too.
 _ASKED_BY = {
@@ -51,6 +51,7 @@ _TEXT_OUTPUTS = (
     TensorInfo("num_output_tokens", "UINT32", (-1,)),
 )
 _TEXT = TensorInfo(TEXT_INPUT, BYTES, (-1,))
+_PAIR = TensorInfo(TEXT_PAIR, BYTES, (-1,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,9 @@ def signature(task: Task, info: ModelInfo) -> Signature:
         return Signature((_TEXT,), _TEXT_OUTPUTS, OPTIONAL_INPUTS)
     if task == "tensor":
         return Signature(info.inputs, info.outputs)
-    labels = (TensorInfo("label", BYTES, (-1,)),) if task == "classify" else ()
-    return Signature((_TEXT,), (*info.outputs, *labels))
+    if task == "classify":
+        return Signature((_TEXT,), (*info.outputs, TensorInfo("label", BYTES, (-1,))), (_PAIR,))
+    return Signature((_TEXT,), info.outputs)
 
 
 def requests(
@@ -103,11 +105,22 @@ def requests(
     texts = _texts(text)
     if task == "generate":
         return _generate(texts, text.shape, list(by_name.values()), parameters, wanted)
+    pair = by_name.pop(TEXT_PAIR, None) if task == "classify" else None
     if by_name:
         raise InvalidRequest(f"input {next(iter(by_name))!r} is not known: there is {TEXT_INPUT!r}", param="inputs")
     common = validated(CallParameters, dict(parameters))
-    body = TextsBody.model_construct(model="", input=texts, priority=common.priority, timeout_s=common.limit_s)
-    return Inference(task, tuple(body.requests()), tuple(wanted), text.shape)
+    given: Sequence[Text] = _pairs(texts, pair) if pair else texts
+    return Inference(task, tuple(requests_of(given, common.priority, common.limit_s)), tuple(wanted), text.shape)
+
+
+def _pairs(texts: Sequence[str], pair: Tensor) -> list[Pair]:
+    seconds = _texts(pair)
+    if len(seconds) != len(texts):
+        raise InvalidRequest(
+            f"{TEXT_PAIR!r} has {len(seconds)} texts and {TEXT_INPUT!r} {len(texts)}: send as many of both",
+            param=TEXT_PAIR,
+        )
+    return list(map(Pair, texts, seconds))
 
 
 def _texts(tensor: Tensor) -> list[str]:

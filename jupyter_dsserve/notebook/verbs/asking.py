@@ -66,8 +66,11 @@ class Asking(Talking):
         body |= {key: value for key, value in given.items() if value is not None}
         return vectors_of((yield from self.send("POST", "/v1/embeddings", body)), isinstance(texts, str))
 
-    def classify(self, model: str, texts: Texts, *, user: str | None = None) -> Talk[list[Classified]]:
-        """The class of each text, with the score of every label."""
+    def classify(
+        self, model: str, texts: Texts | Sequence[tuple[str, str]], *, user: str | None = None
+    ) -> Talk[list[Classified]]:
+        """The class of each text, or of each pair of texts (``[("premise", "hypothesis"), …]``), with the score of
+        every label."""
         body = {"model": model, "input": _texts(texts)} | ({} if user is None else {"user": user})
         return classes_of((yield from self.send("POST", "/v1/classify", body)))
 
@@ -84,5 +87,5 @@ class Asking(Talking):
         return {each["name"]: each["datatype"] for each in response.json()["inputs"]}
 
 
-def _texts(texts: Texts) -> str | list[Any]:
+def _texts(texts: Texts | Sequence[tuple[str, str]]) -> str | list[Any]:
     return texts if isinstance(texts, str) else [t if isinstance(t, str) else list(t) for t in texts]
