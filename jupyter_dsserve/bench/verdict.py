@@ -6,10 +6,11 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from xml.etree import ElementTree
 
 from jupyter_dsserve.bench.measure import Point
-from jupyter_dsserve.bench.table import Bundle, table, text_table
+from jupyter_dsserve.bench.table import Bundle, html_table, text_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +118,19 @@ class Verdict:
         parts = [self.headline, "", text_table(_CHECK_HEAD, self._check_rows())]
         if self.compared:
             parts += ["", text_table(_COMPARED_HEAD, self._compared_rows())]
-        if failed := [row for row, case in zip(self._case_rows(), self.cases, strict=True) if not case.has_passed]:
+        if failed := self._failed_rows():
             parts += ["", text_table(_CASE_HEAD, failed)]
         return "\n".join(parts)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Bundle:
-        rows = [*self._check_rows(), *([r[0], "", f"×{r[3]} ({r[4]})"] for r in self._compared_rows())]
-        return {**table(_CHECK_HEAD, rows), "text/plain": str(self)}
+        colour = "#009E73" if self.has_passed else "#D55E00"
+        parts = [f'<b style="color:{colour}">{escape(self.headline)}</b>']
+        parts.append(html_table(_CHECK_HEAD, self._check_rows()))
+        if self.compared:
+            parts.append(html_table(_COMPARED_HEAD, self._compared_rows()))
+        if failed := self._failed_rows():
+            parts.append(html_table(_CASE_HEAD, failed))
+        return {"text/plain": str(self), "text/html": "".join(parts)}
 
     def _check_rows(self) -> list[list[str]]:
         return [[check.name, "passed" if check.has_passed else "FAILED", check.said] for check in self.checks]
@@ -133,6 +140,9 @@ class Verdict:
             [f"{c.name}, {c.unit}", *(f"{value:.4g}" for value in (c.baseline, c.candidate, c.ratio)), c.spread]
             for c in self.compared
         ]
+
+    def _failed_rows(self) -> list[list[str]]:
+        return [row for row, case in zip(self._case_rows(), self.cases, strict=True) if not case.has_passed]
 
     def _case_rows(self) -> list[list[str]]:
         return [

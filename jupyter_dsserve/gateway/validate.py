@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, NoReturn
 
 from traitlets import Float, Int, List, Unicode
 
 from jupyter_dsserve import __version__
 from jupyter_dsserve.bench.bar import BenchBar
-from jupyter_dsserve.bench.plan import Plan
-from jupyter_dsserve.bench.prompts import Prompt, read_prompts
+from jupyter_dsserve.bench.reports import file_text, report_paths, write_reports
+from jupyter_dsserve.bench.trial import trial_of
 from jupyter_dsserve.bench.validate import Trial, validate
-from jupyter_dsserve.bench.verdict import Thresholds, Verdict
+from jupyter_dsserve.bench.verdict import Thresholds
 from jupyter_dsserve.command import SHARED_ALIASES, SHARED_FLAGS, Command
 from jupyter_dsserve.gateway.bench import target_of
 from jupyter_dsserve.protocol.errors import DSServeError
@@ -79,9 +78,11 @@ class ValidateApp(Command):
         if len(self.extra_args) != 1:
             self.quit("name one candidate: jupyter dsserve validate demo@v2 [options]; see --help")
         try:
-            self._check_files()
+            reports = report_paths(self.report)
             with BenchBar() as bar:
                 verdict = validate(self._trial(self.extra_args[0]), bar)
+            sys.stdout.write(f"{verdict}\n")
+            write_reports(verdict, reports)
         except DSServeError as fault:
             self.quit(fault.message)
         except KeyboardInterrupt:
@@ -89,8 +90,6 @@ class ValidateApp(Command):
         except Exception as fault:  # 1 would say that it was found out
             self.log.exception("it could not be found out")
             self.quit(f"{type(fault).__name__}: {fault}")
-        sys.stdout.write(f"{verdict}\n")
-        self._write(verdict)
         self.exit(0 if verdict.has_passed else _FAILED)
 
     def quit(self, message: str) -> NoReturn:
@@ -99,44 +98,8 @@ class ValidateApp(Command):
         raise SystemExit(_COULD_NOT_RUN)
 
     def _trial(self, candidate: str) -> Trial:
-        plan = Plan.read(
-            concurrency=self.concurrency,
-            seconds=self.seconds,
-            prompt_tokens=self.prompt_tokens,
-            output_tokens=self.output_tokens,
-        )
-        thresholds = Thresholds(**{each.name: getattr(self, each.name) for each in fields(Thresholds)})
-        if self.rounds < 1:
-            self.quit(f"--rounds {self.rounds}: give 1 or more")
-        key = self._read(self.key[1:]).strip() if self.key.startswith("@") else self.key
+        key = file_text(self.key[1:]).strip() if self.key.startswith("@") else self.key
+        options = {each.name: getattr(self, each.name) for each in fields(Thresholds)}
+        options |= {name: getattr(self, name) for name in ("seconds", "concurrency", "prompt_tokens", "output_tokens")}
         target = target_of(self, self.url, key, candidate)
-        return Trial(target, self.baseline, self._prompts(), thresholds, plan, self.rounds)
-
-    def _prompts(self) -> list[Prompt]:
-        return read_prompts(self._read(self.prompts), self.prompts) if self.prompts else []
-
-    def _read(self, name: str) -> str:
-        try:
-            return Path(name).expanduser().read_text()
-        except (OSError, UnicodeDecodeError) as fault:
-            self.quit(f"{name} cannot be read ({getattr(fault, 'strerror', None) or fault})")
-
-    def _check_files(self) -> None:
-        """Before minutes are spent on what cannot be written."""
-        for name in self.report:
-            path = Path(name).expanduser().absolute()
-            if path.suffix not in _WRITTEN:
-                self.quit(f"--report {name}: name a file that ends in {', '.join(_WRITTEN)}")
-            if not path.parent.is_dir():
-                self.quit(f"--report {name}: there is no such directory")
-
-    def _write(self, verdict: Verdict) -> None:
-        for name in self.report:
-            path = Path(name).expanduser()
-            try:
-                path.write_text(_WRITTEN[path.suffix](verdict))
-            except OSError as fault:
-                self.quit(f"{name} cannot be written ({fault.strerror})")
-
-
-_WRITTEN = {".json": Verdict.to_json, ".md": Verdict.to_markdown, ".xml": Verdict.to_junit}
+        return trial_of(target, self.baseline, self.prompts, rounds=self.rounds, **options)

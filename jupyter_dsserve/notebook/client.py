@@ -16,6 +16,9 @@ from jupyter_dsserve.bench.plan import Plan
 from jupyter_dsserve.bench.report import Report
 from jupyter_dsserve.bench.run import Bench, Progress, run_blocking
 from jupyter_dsserve.bench.target import Target
+from jupyter_dsserve.bench.trial import Prompts, trial_of
+from jupyter_dsserve.bench.validate import validate
+from jupyter_dsserve.bench.verdict import Verdict
 from jupyter_dsserve.notebook.address import is_remote
 from jupyter_dsserve.notebook.answers import Pieces, Prompt, asked
 from jupyter_dsserve.notebook.options import shown
@@ -148,6 +151,27 @@ class Client:
         plan, address = Plan.read(**options), self.address()
         return run_blocking(Target.at(address.url, address.key, model), plan, on_progress)
 
+    def validate(
+        self,
+        candidate: str,
+        baseline: str = "",
+        prompts: Prompts = (),
+        *,
+        rounds: int = 5,
+        on_progress: Callable[[Progress], object] = lambda _: None,
+        **options: Any,
+    ) -> Verdict:
+        """Whether ``candidate`` may be released: ``client.validate("demo@v2", "demo@v1", "prompts.jsonl")``.
+
+        ``prompts`` are a file or a list of ``{"prompt": …, "expect": {"contains": …}}``, as docs/delivery.md says. Each
+        of ``rounds`` presses both versions, in turns. ``options`` are ``min_pass``, ``max_latency_ratio``,
+        ``max_first_token_ratio``, ``min_throughput_ratio`` and ``max_error_rate``, and of a round ``seconds``,
+        ``concurrency``, ``prompt_tokens`` and ``output_tokens``.
+        """
+        address = self.address()
+        target = Target.at(address.url, address.key, candidate)
+        return validate(trial_of(target, baseline, prompts, rounds=rounds, **options), on_progress)
+
     def close(self) -> None:
         self._http.close()
 
@@ -271,6 +295,14 @@ class AsyncClient:
         """As `Client.bench`; in this loop, so that what else runs in it slows the asking."""
         plan, address = Plan.read(**options), await self.address()
         return await Bench(Target.at(address.url, address.key, model), plan).run()
+
+    async def validate(
+        self, candidate: str, baseline: str = "", prompts: Prompts = (), *, rounds: int = 5, **options: Any
+    ) -> Verdict:
+        """As `Client.validate`, in a thread; to cancel it ends no request that runs."""
+        address = await self.address()
+        target = Target.at(address.url, address.key, candidate)
+        return await asyncio.to_thread(validate, trial_of(target, baseline, prompts, rounds=rounds, **options))
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -20,10 +20,10 @@ _ID = "dsserve"
 _MAGICS = ("%dsserve ", "%%dsserve ")
 
 _MODELS = ("builtin:demo-v1", "builtin:demo-v2")
-_PATHS = ("file", "model", "nvme_dir", "json", "python")
+_PATHS = ("file", "model", "nvme_dir", "json", "python", "prompts", "report")
 _VARIABLES = ("object", "tokenizer")
 _VERSIONS = ("version", "candidate", "fallback", "compare")
-_DEPLOYMENTS = ("name", "deployment", "deployments")
+_DEPLOYMENTS = ("name", "deployment", "deployments", "baseline")
 
 Served = Mapping[str, Sequence[str]]  # the versions of each deployment
 

@@ -16,6 +16,8 @@ from IPython.display import DisplayHandle, display
 
 from jupyter_dsserve.bench.bar import BenchBar
 from jupyter_dsserve.bench.report import Report
+from jupyter_dsserve.bench.reports import report_paths, write_reports
+from jupyter_dsserve.bench.verdict import Verdict
 from jupyter_dsserve.manifest import watch
 from jupyter_dsserve.notebook import session
 from jupyter_dsserve.notebook.arguments import (
@@ -74,7 +76,7 @@ class DSServeMagics(Magics):
 
         %dsserve VERB …   load, unload, delete, status, route, policy, join, activate, rollout, pause, resume, promote,
                           rollback, logs, ledger, scale, autoscale, key, history, trace, apply, export, panel,
-                          bench, connect; %dsserve VERB --help says more
+                          bench, validate, connect; %dsserve VERB --help says more
         %%dsserve NAME …  the cell is the prompt, and the answer streams into the output
         """
         if cell is not None:
@@ -414,6 +416,32 @@ class DSServeMagics(Magics):
         with BenchBar() as bar:
             return client.bench(given.pop("name"), on_progress=bar, **given)
 
+    @magic_arguments("dsserve validate")
+    @argument("name", help="The candidate, such as demo@v2.")
+    @argument("--baseline", default="", help="The version to compare with, such as demo@v1; none only asks prompts.")
+    @argument("--prompts", default="", help="A file of prompts and what is expected, one JSON object a line.")
+    @argument("--min-pass", type=float, help="The share of the prompts that must pass, 0 to 1: 1 unless told.")
+    @argument("--max-latency-ratio", type=float, help="Times the baseline's (p50): 1.2 unless told; 0 is any.")
+    @argument("--max-first-token-ratio", type=float, help="The same of the time to the first token: any unless told.")
+    @argument("--min-throughput-ratio", type=float, help="The least tokens/s, in the baseline's: any unless told.")
+    @argument(
+        "--max-error-rate", type=float, help="The share of the load test's requests that may fail: 0 unless told."
+    )
+    @argument("--rounds", type=int, default=5, help="How often both versions are pressed, in turns.")
+    @argument("--seconds", type=float, help="How long each time: 2 unless told.")
+    @argument("--concurrency", type=int, help="By how many clients: 4 unless told.")
+    @argument("--prompt-tokens", help="About how long the load test's prompts are: 64 unless told.")
+    @argument("--output-tokens", help="How long its answers may be: 32 unless told.")
+    @argument("--report", action="append", help="A file for it: *.json, *.md or *.xml (JUnit); several times.")
+    def validate(self, line: str) -> Verdict:
+        """Whether a version may be released: prompts with what is expected, and a load test beside another version."""
+        given = vars(parsed(self.validate, line))
+        paths = report_paths(given.pop("report") or ())
+        with BenchBar() as bar:
+            verdict = session.client().validate(given.pop("name"), on_progress=bar, **given)
+        write_reports(verdict, paths)
+        return verdict
+
     @magic_arguments("dsserve connect")
     @argument("url", nargs="?", default="", help="Of a gateway: http://127.0.0.1:8899; none is the kernel's own.")
     @argument("--key", default="", help="The key that opens it; without it you are asked.")
@@ -491,6 +519,7 @@ VERBS = (
     "export",
     "panel",
     "bench",
+    "validate",
     "connect",
 )
 

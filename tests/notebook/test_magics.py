@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -270,6 +271,35 @@ def test_a_load_test_that_is_interrupted_shows_what_it_has(loaded: Kernel) -> No
     said = loaded.run(code)
     assert not said.is_error, said.errors
     assert "It was interrupted: the last point is shorter" in said.shown[0]["text/plain"]
+
+
+def test_a_candidate_is_tried_with_a_bar_and_a_verdict(loaded: Kernel, tmp_path: Path) -> None:
+    loaded.run("%dsserve load tried@v1 --model toy:step_s=0.001")
+    loaded.run("%dsserve load tried@v2 --model toy:step_s=0.008")
+    prompts = tmp_path / "prompts.jsonl"
+    right, wrong = ({"prompt": "hello", "max_tokens": 9, "expect": {"equals": e}} for e in (toy_text("hello", 9), "x"))
+    prompts.write_text(json.dumps(right))
+    load = "--rounds 1 --seconds 0.4 --output-tokens 20 --report " + str(tmp_path / "out.md")
+    bar, verdict = loaded.run(f"%dsserve validate tried@v2 --baseline tried@v1 --prompts {prompts} {load}").shown
+    assert "application/vnd.jupyter.widget-view+json" in bar
+    assert verdict["text/plain"].startswith("tried@v2 against tried@v1: FAILED")
+    assert "times the baseline" in verdict["text/html"]
+    assert verdict["text/html"].count("<table") == 2
+    assert (tmp_path / "out.md").read_text().startswith("## tried@v2 against tried@v1: FAILED")
+    code = f"v = Client().validate('tried@v2', prompts=[{right}, {wrong}], min_pass=0.5)"
+    said = loaded.run(f"from jupyter_dsserve import Client\n{code}\nv.has_passed, [c.has_passed for c in v.cases]")
+    assert said.shown[0]["text/plain"] == "(True, [True, False])"
+    for line, why in (
+        ("tried@v2", "there is nothing to validate by"),
+        ("tried@v2 --baseline tried@v1 --rounds 0", "rounds is 0: give 1 or more"),
+        ("tried@v2 --prompts no-such.jsonl", "no-such.jsonl cannot be read"),
+        (f"tried@v2 --prompts {prompts} --report out.txt", "name a file that ends in .json"),
+        (f"tried@v9 --prompts {prompts}", "v9"),
+    ):
+        errors = loaded.run(f"%dsserve validate {line}").errors.strip()
+        assert why in errors
+        assert len(errors.splitlines()) == 1
+    loaded.run("%dsserve delete tried")
 
 
 def test_the_kernels_interpreter_runs_the_worker(loaded: Kernel) -> None:
