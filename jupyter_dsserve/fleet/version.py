@@ -211,6 +211,10 @@ class Version:
                     return
                 lost, has_waited = replica, True
                 self.road.num_retrying += 1
+        except DSServeError:  # in line, or for want of a replica: no chunk tells its end
+            now = time.monotonic()
+            self.window.add(Served(now, now - started, None, 0, is_error=True, queued_s=now - started))
+            raise
         finally:
             self.road.num_retrying -= lost is not None
             if line.num_waiting:

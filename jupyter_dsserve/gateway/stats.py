@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from datetime import datetime, timezone
 from typing import Annotated
@@ -15,6 +16,7 @@ from jupyter_dsserve.protocol.errors import InvalidRequest, Unavailable
 from jupyter_dsserve.protocol.records import StatsHistory
 
 _DAY_S = 86_400.0
+_COMPACT = re.compile(r"\d{4}(\d\d){0,2}")
 _LAST_S = 4e9  # of the year 2096: what is larger is meant as milliseconds
 
 _Moment = Annotated[str, Field(min_length=1, description="ISO 8601 (UTC unless it says otherwise), or seconds.")]
@@ -42,15 +44,23 @@ class Stats(Handler):
         text = self.get_query_argument(name, "")
         if not text:
             return default
-        try:
-            at = float(text)
-        except ValueError:
-            at = _iso(text)
+        at = moment(text)
         if not 0 <= at < _LAST_S:
             raise InvalidRequest(
                 f"{name} is {text!r}: give a time such as 2026-01-31T12:00:00Z, or seconds since the epoch", param=name
             )
         return at
+
+
+def moment(text: str) -> float:
+    """Seconds since the epoch. NaN for what is no time, and for what may be two: four, six or eight digits are a year,
+    a month or a date to some, and as seconds they are of 1970, which nobody asks for."""
+    if _COMPACT.fullmatch(text):
+        return math.nan
+    try:
+        return float(text)
+    except ValueError:
+        return _iso(text)
 
 
 def _iso(text: str) -> float:

@@ -11,7 +11,7 @@ from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.protocol import codec
 from jupyter_dsserve.protocol import worker_pb2 as pb
-from jupyter_dsserve.protocol.errors import Unavailable
+from jupyter_dsserve.protocol.errors import DeadlineExceeded, TooManyRequests, Unavailable
 from jupyter_dsserve.protocol.policy import Policy
 from jupyter_dsserve.protocol.records import Origin, VersionState
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
@@ -53,6 +53,18 @@ def test_a_full_one_is_passed_over_and_when_all_are_full_one_waits() -> None:
     second._in_flight = {"r": None}  # type: ignore[dict-item]
     assert made._find(SHORT, None) is None
     assert made.takes
+
+
+async def test_what_ends_in_line_or_for_want_of_a_replica_is_an_error_of_the_version() -> None:
+    gone, full = version(0), version(1, max_in_flight=1, max_queue=0)
+    slow = version(1, max_in_flight=1, queue_timeout_s=0.01)
+    for made, kind in ((gone, Unavailable), (full, TooManyRequests), (slow, DeadlineExceeded)):
+        for replica in made.replicas:
+            replica._in_flight = {"r": None}  # type: ignore[dict-item]
+        with pytest.raises(kind):
+            await anext(made.generate(SHORT))
+        assert (made.window.requests, made.window.errors) == (1, 1), kind
+    assert slow.window.totals.queued_s.sum >= 0.01
 
 
 def test_if_none_takes_requests_the_refusal_says_why_of_each() -> None:

@@ -32,7 +32,15 @@ async def test_what_a_version_did_is_told_and_outlives_the_gateway(data_dir: Pat
         await until(seen, lambda found: found == (3, 1))  # it is looked at once a second
         running = (await caller.get(f"/api/stats?from={time.time() - 0.5}")).json()
         assert running["series"], "the minute that runs began before that, and is told all the same"
-        for wrong in ("from=yesterday", "from=-5", "step=61", "step=60&from=0", "from=2026-01-02&to=2026-01-01"):
+        for wrong in (
+            "from=20260131",
+            "from=2026",
+            "from=yesterday",
+            "from=-5",
+            "step=61",
+            "step=60&from=0",
+            "from=2026-01-02&to=2026-01-01",
+        ):
             assert (await caller.get(f"/api/stats?{wrong}")).status_code == 400, wrong
         assert (await caller.get("/api/stats?deployment=other")).json()["series"] == []
     await gateway.stop()
