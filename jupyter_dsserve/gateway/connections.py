@@ -64,7 +64,7 @@ class Connections:
 
     def __init__(self, stall_s: float = 0.0, most: int = 0) -> None:
         self.num_cut = self.num_refused = 0
-        self._stall_s = stall_s
+        self.stall_s = stall_s
         self._most = most or 3 * resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
         self._open: dict[IOStream, Taken | None] = {}
 
@@ -89,14 +89,14 @@ class Connections:
             # What went into the kernel's buffer: Tornado has no public name for it.
             after = looked(before, stream._total_write_done_index, stream.writing(), now)
             self._open[stream] = after
-            if after and self._stall_s and now - after.since_s >= self._stall_s:
+            if after and self.stall_s and now - after.since_s >= self.stall_s:
                 self.num_cut += 1
-                log.warning("a caller read nothing for %g s (stall_s): its connection is cut", self._stall_s)
+                log.warning("a caller read nothing for %g s (stall_s): its connection is cut", self.stall_s)
                 stream.close()
 
     async def keep_looking(self) -> None:
         while True:
-            await asyncio.sleep(min(_LOOK_S, self._stall_s / 4 or _LOOK_S))
+            await asyncio.sleep(min(_LOOK_S, self.stall_s / 4 or _LOOK_S))
             self.look(time.monotonic())
 
     def _forget_closed(self) -> None:

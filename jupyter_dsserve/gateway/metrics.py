@@ -223,7 +223,7 @@ def _connections(connections: Connections) -> Iterator[Metric]:
     yield _gauge("dsserve_connections", "Open connections of callers.", (), [((), connections.num_open)])
     yield _counter(
         "dsserve_connections_cut_total",
-        "Connections cut because their reader was stuck, or refused because there were too many.",
+        "Connections and gRPC streams cut because their reader was stuck, or refused because there were too many.",
         ("reason",),
         [(("stalled",), connections.num_cut), (("too_many",), connections.num_refused)],
     )

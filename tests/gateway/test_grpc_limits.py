@@ -4,8 +4,9 @@ and one who reads nothing."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -14,14 +15,23 @@ import pytest_asyncio
 
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol import inference_pb2 as pb
+from jupyter_dsserve.protocol import open_inference_pb2 as oip
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.inference_pb2_grpc import InferenceStub
+from jupyter_dsserve.protocol.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from jupyter_dsserve.protocol.records import ApiKey
 from jupyter_dsserve.protocol.spec import WorkerSpec
+from tests.support import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 MAX_BODY = 1_000_000
 STALL_S = 1.0
+SMALL_WINDOW = (
+    ("grpc.http2.lookahead_bytes", 1024),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", -1),
+)
 PREDICT = "/dsserve.v1.Inference/Predict"
 
 
@@ -115,3 +125,52 @@ async def test_metadata_is_bounded(
     assert await inference.Predict(request, metadata=with_key(gateway, **{"x-some": "x" * 12_000}))
     code, words = await refusal(inference.Predict(request, metadata=(*with_key(gateway), *metadata)))
     assert code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT), words
+
+
+Ask = Callable[[grpc.aio.Channel, Any], Awaitable[Any]]
+
+
+async def ask_server_stream(channel: grpc.aio.Channel, metadata: Any) -> Any:
+    request = pb.InferenceRequest(model="demo", input_text="hello", max_length=2000)
+    return InferenceStub(channel).PredictServerStream(request, metadata=metadata)
+
+
+async def ask_model_stream(channel: grpc.aio.Channel, metadata: Any) -> Any:
+    request = oip.ModelInferRequest(model_name="demo", id="x" * 200_000)  # which each piece repeats
+    tensor = request.inputs.add(name="text_input", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(b"hello")
+    request.parameters["stream"].bool_param = True
+    request.parameters["max_tokens"].int64_param = 2000
+    stream = GRPCInferenceServiceStub(channel).ModelStreamInfer(metadata=metadata)
+    await stream.write(request)
+    return stream
+
+
+async def ask_predict_stream(channel: grpc.aio.Channel, metadata: Any) -> Any:
+    stream = InferenceStub(channel).PredictStream(metadata=metadata)
+    for number in range(3):
+        asked = pb.InferenceRequest(model="demo", input_text="hello", max_length=1 if number < 2 else 2000)
+        await stream.write(pb.StreamRequest(id=str(number) + "x" * 200_000, request=asked))
+    return stream
+
+
+@pytest.mark.parametrize("ask", [ask_server_stream, ask_model_stream, ask_predict_stream])
+async def test_who_reads_nothing_of_a_stream_is_cut_and_told_why(gateway: Gateway, ask: Ask) -> None:
+    num_cut, began = gateway.context.connections.num_cut, time.monotonic()
+    async with grpc.aio.insecure_channel(gateway.context.grpc_address, options=SMALL_WINDOW) as channel:
+        stream = await ask(channel, with_key(gateway))
+        await until(lambda: gateway.fleet.in_flight > 0)
+        await until(lambda: gateway.fleet.in_flight == 0, timeout_s=15)
+        assert time.monotonic() - began < 15  # of 20 that it would run
+        assert gateway.context.connections.num_cut == num_cut + 1
+        await until(lambda: gateway.context.calls.num_running == 0)
+        code = await asyncio.wait_for(_read_to_the_end(stream), 10)
+        assert code is grpc.StatusCode.CANCELLED
+        assert "stall_s" in await stream.details()
+
+
+async def _read_to_the_end(stream: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError):
+        async for _ in stream:
+            pass
+    return cast(grpc.StatusCode, await stream.code())

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 from tornado.httputil import HTTPHeaders
 
 from jupyter_dsserve.fleet.answering import Answering
@@ -36,6 +37,16 @@ ServicerContext = grpc.aio.ServicerContext[Any, Any]
 R = TypeVar("R")
 
 
+# A caller that has read nothing is told that it is cut, and waited for so long: it may go on reading.
+_TOLD_S = 1.0
+# Bytes a second: how much of a message a caller takes is not known before all of it is, and a large one takes its time.
+_SLOWEST = 100_000
+
+
+class Stalled(Exception):
+    """A caller took nothing of what was written for the gateway's ``stall_s``."""
+
+
 class GrpcAsker(Asker):
     """The caller of ``method``; several of one ``call``, if that is a stream of many requests."""
 
@@ -45,6 +56,7 @@ class GrpcAsker(Asker):
         self.code = grpc.StatusCode.OK
         self._headers = headers_of(call.invocation_metadata())
         self._began = time.monotonic()
+        self._has_begun = False  # to answer on a stream
 
     @property
     def sent_headers(self) -> HTTPHeaders:
@@ -86,6 +98,33 @@ class GrpcAsker(Asker):
             requests = [replace(r, timeout_s=min(left_s, r.timeout_s or left_s)) for r in requests]
         return await start(self, model or self.only_model(), requests, task=task, check=check)
 
+    async def tell(self, message: Message) -> None:
+        """Write it on the stream, which takes one at a time. Raises `Stalled`; nothing may be written after that."""
+        if not self._has_begun:  # with the first message they would wait as that does, and no end could be sent
+            self._has_begun = True
+            await self.call.send_initial_metadata(())
+        writing = asyncio.ensure_future(self.call.write(message))
+        # Never cancelled, for gRPC still holds what it was given: it ends with the call.
+        stall_s = self.context.connections.stall_s
+        await asyncio.wait((_heard(writing),), timeout=(stall_s and stall_s + message.ByteSize() / _SLOWEST) or None)
+        if not writing.done():
+            raise Stalled
+        try:
+            writing.result()
+        except grpc.aio.InternalError:  # the call has ended meanwhile
+            raise asyncio.CancelledError from None
+
+    async def cut(self) -> None:
+        """End the call of one that has stalled. All that ran for it has ended; what is left is the message that was
+        being written, and this end, which wait in gRPC for its reader, or for the end of its connection."""
+        connections = self.context.connections
+        connections.num_cut += 1
+        stall_s = connections.stall_s
+        log.warning("a caller read nothing of %s for %g s (stall_s): its call is cut", self.method, stall_s)
+        told = f"nothing of the answer was read for {stall_s:g} s, which is the gateway's stall_s: read faster"
+        ending = asyncio.ensure_future(self.call.abort(self.code, told, self.trailing))
+        await asyncio.wait((_heard(ending),), timeout=_TOLD_S)
+
     def only_model(self) -> str:
         names = sorted(d.name for d in self.fleet.deployments() if self.may_ask(d.name))
         if len(names) > 1:
@@ -121,10 +160,10 @@ class GrpcAsker(Asker):
 
 @asynccontextmanager
 async def calling(asker: GrpcAsker) -> AsyncIterator[GrpcAsker]:
-    """A call of a model from here to its end. Raises `DSServeError` for whatever it ends with."""
+    """A call of a model from here to its end. Raises `DSServeError` for whatever it ends with, `Stalled` as it is."""
     try:
         yield asker
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, Stalled):
         asker.left()
         raise
     except Exception as fault:
@@ -147,6 +186,8 @@ async def asked(
         call.set_trailing_metadata(asker.trailing)
     except DSServeError as fault:
         await call.abort(asker.code, fault.message, asker.trailing)
+    except Stalled:
+        await asker.cut()
 
 
 async def each(requests: AsyncIterator[R], answer: Callable[[R], Awaitable[None]]) -> None:
@@ -198,6 +239,12 @@ def headers_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> HTTPHeader
         if isinstance(value, str):
             headers.add(name, value)
     return headers
+
+
+def _heard(task: asyncio.Future[Any]) -> asyncio.Future[Any]:
+    """One whose fault asyncio does not log: who waits for it looks, or has gone."""
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
 
 
 def _late() -> DeadlineExceeded:

@@ -47,7 +47,7 @@ class Inference(InferenceServicer):
                         raise chunk.error
                     reason = chunk.finish_reason.value if chunk.finish_reason and not chunk.error else ""
                     if chunk.text or reason:  # a token may complete no character
-                        await call.write(pb.InferencePiece(text=chunk.text, finish_reason=reason, version=version))
+                        await asker.tell(pb.InferencePiece(text=chunk.text, finish_reason=reason, version=version))
                     if chunk.error:
                         raise chunk.error
 
@@ -60,7 +60,7 @@ class Inference(InferenceServicer):
         async def answer(request: pb.StreamRequest) -> None:
             answered = await _answered(stream, request, running)
             async with writing:
-                await call.write(answered)
+                await stream.tell(answered)
 
         async with asked(self._context, call, "Inference/PredictStream") as stream:
             await each(requests, answer)

@@ -126,7 +126,7 @@ class OpenInference(GRPCInferenceServiceServicer):
 
         async def tell(response: pb.ModelInferResponse, error: str = "") -> None:
             async with writing:
-                await call.write(pb.ModelStreamInferResponse(infer_response=response, error_message=error))
+                await stream.tell(pb.ModelStreamInferResponse(infer_response=response, error_message=error))
 
         async def answer(request: pb.ModelInferRequest) -> None:
             try:
