@@ -29,6 +29,7 @@ from jupyter_dsserve.engine.loader import (
 from jupyter_dsserve.engine.memory import held_bytes
 from jupyter_dsserve.engine.pooling import Pooling, activation_named
 from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
+from jupyter_dsserve.protocol.export import is_onnx
 from jupyter_dsserve.protocol.request import Pair, Request, Texts
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from jupyter_dsserve.protocol.tensors import ModelInfo, TensorInfo
@@ -72,7 +73,7 @@ class EncoderRunner:
         self._output = output
         self._max_length = tokenizer.max_length
         self._written = written
-        self._takes_types = tokenizer.has_types and _takes_types(engine.module)
+        self._takes_types = tokenizer.has_types and takes_types(engine.module)
         self._device: torch.device = engine.module.device
         self._pad = engine.module.config.pad_token_id or 0
 
@@ -166,7 +167,7 @@ def _type_rows(batch: Seq[Item], longest: int) -> list[list[int]]:
     return [(item.value.types or []) + [0] * (longest - len(item.value.types or ())) for item in batch]
 
 
-def _takes_types(model: Any) -> bool:
+def takes_types(model: Any) -> bool:
     """Whether the model's own forward pass knows tokens of more than one type."""
     known = inspect.signature(model.forward).parameters
     return "token_type_ids" in known and getattr(model.config, "type_vocab_size", 2) > 1
@@ -174,16 +175,20 @@ def _takes_types(model: Any) -> bool:
 
 def load_encoder(spec: WorkerSpec, model_path: str, progress: Progress) -> EncoderRunner:
     """Load what ``spec`` says from ``model_path``. Raises `InvalidRequest` with the reason if it is no such model."""
+    if is_onnx(model_path):
+        from jupyter_dsserve.engine.onnx_encoder import load_onnx_encoder  # here: it imports this file
+
+        return load_onnx_encoder(spec, model_path, progress)
     torch.set_num_threads(spec.num_threads or max(1, num_cores() - 1))
     progress("config", 0.0)
     if os.path.isdir(model_path):
         refuse_directory(Path(model_path))
     device = named_device(spec.device)
     is_classifier = spec.task == "classify"
-    config = _config(model_path, is_classifier)
+    config = encoder_config(model_path, is_classifier)
     pooling = Pooling() if is_classifier else Pooling.read(model_path)
     dtype = dtype_for(spec.dtype, config, device)
-    model = _model(model_path, config, dtype, is_classifier, lambda done: progress("weights", 0.05 + 0.8 * done))
+    model = encoder_model(model_path, config, dtype, is_classifier, lambda done: progress("weights", 0.05 + 0.8 * done))
     progress("deepspeed", 0.85)
     engine = wrapped(model.to(device), dtype)
     if can_pack(engine.module):
@@ -191,7 +196,7 @@ def load_encoder(spec: WorkerSpec, model_path: str, progress: Progress) -> Encod
         pack_linears(engine.module)
     progress("tokenizer", 0.95)
     tokenizer = HFTokenizer.load(model_path, frozenset(), model.get_input_embeddings().num_embeddings)
-    max_length = _max_length(spec, model, pooling, tokenizer)
+    max_length = longest_text(spec, model, pooling, tokenizer)
     progress("loaded", 1.0)
     return _runner(spec, model_path, engine, tokenizer.cutting(max_length), pooling.to(device))
 
@@ -201,7 +206,7 @@ def _runner(spec: WorkerSpec, model_path: str, engine: Any, tokenizer: HFTokeniz
     config = engine.module.config
     if spec.task == "classify":
         labels = tuple(config.id2label[number] for number in range(config.num_labels))
-        name, activation = _activation(config, model_path)
+        name, activation = activation_of(config, model_path)
         output = TensorInfo("probs", "FP32", (-1, len(labels)))
         return EncoderRunner(
             engine,
@@ -224,7 +229,7 @@ def _runner(spec: WorkerSpec, model_path: str, engine: Any, tokenizer: HFTokeniz
     )
 
 
-def _activation(config: Any, model_path: str) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:
+def activation_of(config: Any, model_path: str) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:
     """What makes scores of logits: by the config's problem_type, of a reranker by what sentence-transformers' files
     name, or else by the number of labels."""
     named = activation_named(model_path, config) if config.num_labels == 1 else None
@@ -241,7 +246,7 @@ def _activation(config: Any, model_path: str) -> tuple[str, Callable[[torch.Tens
     return "softmax", lambda logits: torch.softmax(logits, dim=-1)
 
 
-def _config(model_path: str, is_classifier: bool) -> Any:
+def encoder_config(model_path: str, is_classifier: bool) -> Any:
     try:
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
     except LOAD_FAULTS as fault:
@@ -262,7 +267,7 @@ def _config(model_path: str, is_classifier: bool) -> Any:
     return config
 
 
-def _model(
+def encoder_model(
     model_path: str, config: Any, dtype: torch.dtype, is_classifier: bool, progress: Callable[[float], None]
 ) -> Any:
     """The model, every weight that it computes with from the checkpoint."""
@@ -290,7 +295,7 @@ def _model(
     return model.eval()
 
 
-def _max_length(spec: WorkerSpec, model: Any, pooling: Pooling, tokenizer: HFTokenizer) -> int:
+def longest_text(spec: WorkerSpec, model: Any, pooling: Pooling, tokenizer: HFTokenizer) -> int:
     """The longest text in tokens: the least of what the version, the files and the position table allow."""
     if 0 < spec.max_context < _LEAST_LENGTH:
         raise InvalidRequest(

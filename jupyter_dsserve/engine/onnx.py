@@ -52,6 +52,12 @@ class OnnxProgram:
         self._is_on_gpu = "CUDAExecutionProvider" in self._session.get_providers()
 
     @property
+    def facts(self) -> Mapping[str, str]:
+        """What whoever made the file wrote into it."""
+        found: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        return found
+
+    @property
     def device(self) -> str:
         return "cuda" if self._is_on_gpu else "cpu"
 

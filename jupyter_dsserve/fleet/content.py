@@ -14,6 +14,7 @@ from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest
 
 # What a load reads. A training run writes other things beside it (optimizer states, logs), and a person a README.
 _SUFFIXES = frozenset((".gguf", ".jinja", ".json", ".model", ".onnx", ".onnx_data", ".pt2", ".safetensors", ".txt"))
+_BESIDE_ONNX = ".onnx.data"  # weights over protobuf's limit
 _NOT_READ = frozenset(("trainer_state.json", "training_args.json", "all_results.json", "train_results.json"))
 _WHOLE_BYTES = 1 << 20  # a file up to this size is read whole
 # Of a larger one: its beginning, its end and pieces between. A training step changes nearly every weight, so that any
@@ -70,7 +71,8 @@ def _files(place: Path) -> Iterator[tuple[str, Path]]:
     inside = [d for d in place.iterdir() if d.is_dir() and not d.name.startswith((".", "checkpoint-"))]
     found += [p for d in inside for p in d.iterdir() if p.is_file()]
     for file in sorted(found):
-        if file.suffix in _SUFFIXES and file.name not in _NOT_READ:
+        is_read = file.suffix in _SUFFIXES or file.name.endswith(_BESIDE_ONNX)
+        if is_read and file.name not in _NOT_READ:
             yield str(file.relative_to(place)), file
 
 

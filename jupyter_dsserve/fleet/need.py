@@ -13,6 +13,7 @@ from typing import Any
 from jupyter_dsserve.adapter import Adapter
 from jupyter_dsserve.headers import TensorHeader, tensors_in
 from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.export import FILE, is_onnx
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from jupyter_dsserve.protocol.toy import ToySettings
 
@@ -67,13 +68,21 @@ def need_of(spec: WorkerSpec, path: str, *, on_gpu: bool, measured_bytes: int = 
     if spec.runner == "toy":
         return Need(ToySettings.parse(spec.model).bytes)
     try:
-        need = _program(path) if spec.runner == "program" else _checkpoint(spec, path, on_gpu)
+        need = _need(spec, path, on_gpu)
     except (OSError, ValueError, KeyError, TypeError, InvalidRequest) as fault:
         # The worker says what is wrong with it, and better.
         need = replace(_unknown(spec, on_gpu), note=f"its files cannot be read ({fault}), so its need is not known")
     if measured_bytes:
         need = replace(need, fixed_bytes=measured_bytes, note="as much as its last load took")
     return need
+
+
+def _need(spec: WorkerSpec, path: str, on_gpu: bool) -> Need:
+    if spec.runner == "program":
+        return _program(path, TORCH_BYTES if path.endswith(".pt2") else ONNX_BYTES)
+    if spec.runner == "encoder" and is_onnx(path):
+        return _program(str(Path(path) / FILE), TORCH_BYTES)
+    return _checkpoint(spec, path, on_gpu)
 
 
 def has_fast_bf16() -> bool:
@@ -89,11 +98,10 @@ def _overhead(spec: WorkerSpec, on_gpu: bool) -> int:
     return (CUDA_BYTES if on_gpu else TORCH_BYTES) * spec.tp
 
 
-def _program(path: str) -> Need:
+def _program(path: str, own: int) -> Need:
     """An exported program: its file, and what lies beside an ONNX file under its name."""
     beside = (Path(f"{path}{end}") for end in ("", ".data", "_data"))
     size = sum(file.stat().st_size for file in beside if file.is_file())
-    own = TORCH_BYTES if path.endswith(".pt2") else ONNX_BYTES
     return Need(size + own, read_bytes=size + own, note="the size of its file, and its worker")
 
 

@@ -17,6 +17,7 @@ from jupyter_dsserve.adapter import Adapter
 from jupyter_dsserve.demo import builtin_names, builtin_path
 from jupyter_dsserve.protocol.combinations import check_combination, check_split
 from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.export import ENCODER_OUTPUT, is_onnx
 from jupyter_dsserve.protocol.spec import RUNNERS, RunnerName, Task, WorkerSpec
 from jupyter_dsserve.protocol.toy import ToySettings
 
@@ -150,7 +151,8 @@ def _check_directory(path: Path, task: Task) -> None:
             f"model {str(path)!r} is a {', '.join(map(str, architectures)) or 'model without architectures'}, which "
             f"classifies no texts: the task classify wants a …{_CLASSIFIER}"
         )
-    if not any(path.glob("*.safetensors")):
+    is_encoder = task in ENCODER_OUTPUT
+    if not any(path.glob("*.safetensors")) and not (is_encoder and is_onnx(path)):
         _refuse_without_safetensors(path)
 
 

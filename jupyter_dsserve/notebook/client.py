@@ -7,6 +7,7 @@ import inspect
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from functools import wraps
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import httpx
@@ -21,12 +22,14 @@ from jupyter_dsserve.bench.validate import validate
 from jupyter_dsserve.bench.verdict import Verdict
 from jupyter_dsserve.notebook.address import is_remote
 from jupyter_dsserve.notebook.answers import Pieces, Prompt, asked
+from jupyter_dsserve.notebook.onnx import onnx_of
 from jupyter_dsserve.notebook.options import shown
 from jupyter_dsserve.notebook.pool import Pool
 from jupyter_dsserve.notebook.verbs import Verbs
 from jupyter_dsserve.notebook.verbs.talk import Send, Talk
 from jupyter_dsserve.notebook.views import Answer
 from jupyter_dsserve.protocol.errors import Unavailable
+from jupyter_dsserve.protocol.export import Exported
 from jupyter_dsserve.protocol.records import Event, VersionStats
 
 _EVENT = TypeAdapter(Event)
@@ -171,6 +174,15 @@ class Client:
         address = self.address()
         target = Target.at(address.url, address.key, candidate)
         return validate(trial_of(target, baseline, prompts, rounds=rounds, **options), on_progress)
+
+    def export_onnx(
+        self, name: str, version: str, out: str | Path, *, tolerance: float = 1e-4, allow_code: bool = False
+    ) -> Exported:
+        """Write what ``version`` serves (an encoder, or a ``*.pt2``) as ONNX into the new directory ``out``.
+
+        See `jupyter_dsserve.notebook.onnx.export_onnx`, which takes a model that nobody serves.
+        """
+        return onnx_of(self.version(name, version), out, tolerance=tolerance, allow_code=allow_code)
 
     def close(self) -> None:
         self._http.close()

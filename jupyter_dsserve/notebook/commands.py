@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Literal
 
-from traitlets import Bool, Float, Int, Unicode
+from traitlets import Bool, Enum, Float, Int, Unicode
 
 from jupyter_dsserve import __version__
 from jupyter_dsserve.command import SHARED_ALIASES, SHARED_FLAGS, Command
 from jupyter_dsserve.data_dir import holder, read_admin_key
 from jupyter_dsserve.manifest import watch
 from jupyter_dsserve.notebook.client import Client
+from jupyter_dsserve.notebook.onnx import export_onnx
 from jupyter_dsserve.notebook.views import Applied
 from jupyter_dsserve.protocol.errors import DSServeError
+from jupyter_dsserve.protocol.spec import Task
 
 
 class _AskingCommand(Command):
@@ -97,7 +100,7 @@ class ExportApp(_AskingCommand):
     description = (
         "Write the deployments file of what is registered, loaded and routed now: jupyter dsserve export [FILE], or "
         "export deployments [FILE]. Without FILE it is printed. export grafana DIR and export alerts DIR write what "
-        "jupyter dsserve monitoring DIR does."
+        "jupyter dsserve monitoring DIR does. export onnx MODEL --out DIR writes an encoder or a program as ONNX."
     )
     examples = "jupyter dsserve export deployments.yaml"
 
@@ -115,6 +118,7 @@ class ExportApp(_AskingCommand):
         "deployments": (f"{__name__}.DeploymentsApp", "Write the deployments file of what is served."),
         "grafana": _monitoring,
         "alerts": _monitoring,
+        "onnx": (f"{__name__}.OnnxApp", "Write an encoder or a torch.export program as ONNX."),
     }
 
     def ask(self, file: str) -> None:  # type: ignore[override]
@@ -126,6 +130,52 @@ class ExportApp(_AskingCommand):
 class DeploymentsApp(ExportApp):
     name = "jupyter-dsserve-export-deployments"
     subcommands = {}
+
+
+class OnnxApp(Command):
+    name = "jupyter-dsserve-export-onnx"
+    version = __version__
+    description = (
+        "Write an encoder (a directory or hub name) or a *.pt2 as ONNX into a new directory: jupyter dsserve export "
+        "onnx MODEL --out DIR. What onnxruntime answers is compared with torch; if they differ, nothing is written."
+    )
+    examples = "jupyter dsserve export onnx sentence-transformers/all-MiniLM-L6-v2 --out emb-onnx --task embed"
+
+    out = Unicode("", help="The directory to make.").tag(config=True)
+    task: Task | Literal[""] = Enum(  # type: ignore[assignment]
+        ("", "embed", "classify", "tensor"), "", help="What it is for; empty is as its files say."
+    ).tag(config=True)
+    tolerance = Float(1e-4, help="How far an answer may be from torch's, as a share of its largest number.").tag(
+        config=True
+    )
+    allow_code = Bool(False, help="Load a *.pt2, which can run code from the file.").tag(config=True)
+
+    aliases = {
+        **SHARED_ALIASES,
+        "out": "OnnxApp.out",
+        "task": "OnnxApp.task",
+        "tolerance": "OnnxApp.tolerance",
+    }
+    flags = {**SHARED_FLAGS, "allow-code": ({"OnnxApp": {"allow_code": True}}, "Load a *.pt2, which can run code.")}
+
+    def start(self) -> None:
+        super().start()
+        if len(self.extra_args) != 1 or not self.out:
+            self.quit("name one model and the directory to make: jupyter dsserve export onnx MODEL --out DIR")
+        try:
+            print(
+                export_onnx(
+                    self.extra_args[0],
+                    self.out,
+                    task=self.task,
+                    tolerance=self.tolerance,
+                    allow_code=self.allow_code,
+                )
+            )
+        except DSServeError as fault:
+            self.quit(fault.message)
+        except KeyboardInterrupt:
+            self.quit("interrupted: nothing was written")
 
 
 class KeyApp(_AskingCommand):

@@ -51,6 +51,7 @@ from jupyter_dsserve.notebook.views import (
     Version,
 )
 from jupyter_dsserve.protocol.errors import DSServeError
+from jupyter_dsserve.protocol.export import Exported
 
 
 class Moving:
@@ -342,12 +343,27 @@ class DSServeMagics(Magics):
         return None
 
     @magic_arguments("dsserve export")
-    @argument("file", nargs="?", default="", help="Where to write it; none shows it.")
-    def export(self, line: str) -> None:
-        """Write the deployments file of what is served."""
-        file = parsed(self.export, line).file
+    @argument("file", nargs="?", default="", help="Where to write the deployments file; none shows it. Or: onnx.")
+    @argument("model", nargs="?", default="", help="Of onnx: the version, such as emb@v1.")
+    @argument("--out", help="Of onnx: the directory to make.")
+    @argument("--tolerance", type=float, default=1e-4, help="Of onnx: how far an answer may be from torch's, a share.")
+    @argument("--allow-code", action="store_true", help="Of onnx: load a *.pt2, which can run code from the file.")
+    def export(self, line: str) -> Exported | None:
+        """Write the deployments file of what is served; or as ONNX what a version serves."""
+        given = parsed(self.export, line)
+        file = given.file
+        if file == "onnx":
+            if not given.out:
+                raise UsageError("%dsserve export onnx: name the directory to make, such as --out emb-onnx")
+            name, version = pinned("export onnx", given.model)
+            return session.client().export_onnx(
+                name, version, given.out, tolerance=given.tolerance, allow_code=given.allow_code
+            )
+        if given.model or given.out:
+            raise UsageError(f"%dsserve export {file}: only onnx takes a version and --out")
         text = session.client().export(file)
         print(f"written to {file}" if file else text)
+        return None
 
     @magic_arguments("dsserve key")
     @argument("action", choices=["create", "list", "revoke"], help="What to do.")

@@ -201,6 +201,13 @@ def test_a_deployments_file_is_written_applied_and_told_in_history(loaded: Kerne
     loaded.run("%dsserve load filed@v2 --model toy: --no-wait")
     assert f"written to {file}" in loaded.run(f"%dsserve export {file}").text
     text = loaded.run("%dsserve export").text.strip() + "\n"
+    for line, words in (
+        ("onnx demo@v1", "name the directory to make"),
+        ("onnx demo --out x", "name the version too"),
+        ("onnx demo@v1 --out x", "demo@v1 has the task generate and the runner toy"),
+        (f"{file} demo@v1", "only onnx takes a version"),
+    ):
+        assert words in loaded.run(f"%dsserve export {line}").errors
     assert "loss: 2.5\n          run: r7" in text
     assert "nothing to do" in loaded.run(f"%dsserve apply {file} --prune").shown[-1]["text/plain"]
     filed = "deployments:\n  filed:" + text.partition("  filed:")[2].replace("      v1: 100.0", "      v2: 100.0")
