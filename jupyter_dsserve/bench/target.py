@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
 
 from jupyter_dsserve.bench.outcome import Json, Outcome, Reading, message_in
 from jupyter_dsserve.bench.workload import Scale, Task, text_of
@@ -97,7 +98,7 @@ class Server:
     async def _only_model(self) -> str:
         """Of those it lists. Raises `InvalidRequest` if there is not just one."""
         try:
-            async with self._session.get(f"{self._target.url}/models") as response:
+            async with self._session.get(self._at("models")) as response:
                 raw = await response.read()
                 if response.status != 200:
                     raise error_with(response.status, f"{self._target.url}/models: {_said(raw)}")
@@ -124,8 +125,8 @@ class Server:
             return reading.outcome(asked_s, time.monotonic(), "not understood", _words(fault))
 
     async def _ask(self, body: Json, chat: bool, asked_s: float, reading: Reading) -> Outcome:
-        url = f"{self._target.url}/{'chat/completions' if chat else 'completions'}"
-        async with self._session.post(url, json=body, allow_redirects=False) as response:
+        path = "chat/completions" if chat else "completions"
+        async with self._session.post(self._at(path), json=body, allow_redirects=False) as response:
             self._is_ours = "X-DSServe-Version" in response.headers
             if response.status != 200:
                 said = _said(await response.read())
@@ -133,6 +134,10 @@ class Server:
             async for line in response.content:
                 reading.feed(line, time.monotonic())
         return reading.outcome(asked_s, time.monotonic())
+
+    def _at(self, path: str) -> URL:
+        """As it was given: a JupyterHub's ``/user/a%40b/`` is another place than ``/user/a@b/``."""
+        return URL(f"{self._target.url}/{path}", encoded=True)
 
 
 def request_body(model: str, task: Task, *, chat: bool, ignore_eos: bool) -> Json:

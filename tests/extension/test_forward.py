@@ -22,6 +22,9 @@ from tornado.web import HTTPError
 from tritonclient.http import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
+from jupyter_dsserve.bench.plan import Plan
+from jupyter_dsserve.bench.run import Bench
+from jupyter_dsserve.bench.target import Target
 from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.extension.handlers import ForwardHandler
 from jupyter_dsserve.protocol.records import GatewayAddress, GatewayState, GatewayStatus
@@ -65,6 +68,12 @@ async def test_the_page_of_the_routes_is_there_and_may_style_itself(server: Jupy
     [policy] = page.headers.get_list("Content-Security-Policy")
     assert "style-src 'sha256-" in policy
     assert "post_v1_chat_completions" in page.text
+
+
+async def test_a_load_test_goes_through_jupyter_below_any_base_url(server: JupyterServer, through: Caller) -> None:
+    plan = Plan.read(concurrency=2, requests=4, output_tokens=5)
+    report = await Bench(Target.at(f"{server.url}/dsserve", server.token), plan).run()
+    assert (report.points[0].answered, report.points[0].errors) == (4, {})
 
 
 async def test_raw_tensors_go_there_and_back_and_shared_memory_does_not(server: JupyterServer, through: Caller) -> None:
