@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from playwright.sync_api import Locator, Page
 
-from tests.browser.conftest import Demo, Pictures, eventually
+from tests.browser.conftest import Demo, Pictures, eventually, nodes, used_by
 from tests.support import Json
 
 
@@ -268,3 +268,67 @@ def test_the_playground_shows_two_answers_side_by_side_and_folds_open_and_shut(
     panel.screenshot(path=pictures.folder / "folds.png")
     for name in ("Playground", "Events", "Memory", "Logs"):
         panel.get_by_text(name, exact=True).click()
+
+
+# Runs in the kernel: ``NUM`` seconds in which two versions answer, told to the panel as the feed tells them, one after
+# another as fast as it draws them. What time it is the panel asks us.
+_PASS_TIME = """
+import gc, sys, time, types
+from dataclasses import replace
+import ipywidgets, psutil
+from jupyter_dsserve.notebook import panel as _panels
+from jupyter_dsserve.protocol.records import Event as _Event
+_view = _panels._live["assistant"]
+_view._feed.forget(_view._on_records)
+_now = globals().get("_now", int(time.time()))
+_panels.time = types.SimpleNamespace(time=lambda: _now)
+for _ in range(NUM):
+    _now += 1
+    _told = [replace(_view.series.latest(_name), at=_now, requests=_now, p95_s=0.01 + _now % 7 / 1000)
+             for _name in ("v1", "v2")]
+    if _now % 10 == 0:
+        _told.append(_Event(_now, _now, "route", "assistant", reason=f"by hand at {_now}"))
+    _view._on_records(_told, "")
+gc.collect()
+"""
+_USED = "[psutil.Process().memory_info().rss, sys.getallocatedblocks(), len(ipywidgets.widgets.widget._instances)]"
+
+
+@pytest.fixture
+def open_panel(page: Page, demo: Demo) -> Locator:
+    """The panel that the tests before left; for a test that runs alone one of two versions, as in their notebook."""
+    if "03_gray" not in page.url:
+        page.goto(f"{demo.notebook.replace('01_first_answer', '03_gray_release')}&reset")
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=30_000)
+        for source in ("%load_ext jupyter_dsserve", "%dsserve panel assistant"):
+            run(page, source)
+            page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=30_000)
+        told(demo, "%dsserve load assistant --model toy: --version v2", "1")
+    panel = cell(page, "%dsserve panel assistant").locator(".jp-OutputArea-output > .widget-vbox")
+    panel.scroll_into_view_if_needed()  # out of view it rests
+    eventually(lambda: curves(page), lambda p: p and "v2 p95" in p[0], timeout_s=60)
+    return panel
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [(60, 60), pytest.param(600, 3600, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
+)
+def test_a_panel_that_stays_open_takes_no_more_memory(
+    demo: Demo, page: Page, open_panel: Locator, first: int, then: int
+) -> None:
+    """``first`` until all is loaded and the plots are full; 3,600 are an hour. The kernel's objects are counted too,
+    for what the system gave it grows in leaps at first."""
+    open_panel.get_by_text("Events", exact=True).click()
+    seen = []
+    for num in (10, first, then):  # what the page says of the plots the kernel hears only after the first
+        kernel, blocks, widgets = told(demo, _PASS_TIME.replace("NUM", str(num)), _USED)
+        clock = told(demo, "", "_now")
+        eventually(lambda: open_panel.text_content(), lambda text, at=clock - clock % 10: f"by hand at {at}" in text)
+        assert eventually(lambda: curves(page)[0]["v1 p95"]["x"], lambda x: x[-1] == 0), "the newest is not drawn"
+        in_kernel = {"kernel": kernel, "blocks": blocks, "widgets": widgets}
+        seen.append({**in_kernel, "page": used_by(page), "nodes": nodes(page)})
+    open_panel.get_by_text("Events", exact=True).click()
+    _, before, after = seen
+    allowed = {"blocks": 1.02, "page": 1.1, "nodes": 1.1} | ({"kernel": 1.1} if first >= 600 else {})
+    assert {what: after[what] / before[what] for what in allowed if after[what] > allowed[what] * before[what]} == {}
+    assert after["widgets"] == before["widgets"], seen
