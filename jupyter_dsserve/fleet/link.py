@@ -28,6 +28,7 @@ from jupyter_dsserve.protocol.worker_pb2_grpc import LinkServicer, add_LinkServi
 
 log = logging.getLogger(__name__)
 
+_MAX_TOGETHER_BYTES = 1 << 20
 _MAX_SOCKET_PATH = 107  # gRPC refuses longer ones, after the kernel's sockaddr_un
 
 _Context = grpc.aio.ServicerContext[pb.FromWorker, pb.ToWorker]
@@ -108,8 +109,23 @@ class Link(LinkServicer):
 
 async def _send(replica: Replica, context: _Context) -> None:
     with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError, grpc.aio.BaseError):  # the worker is gone
-        while (command := await replica.commands.get()) is not None:
-            await context.write(command)
+        async for message in messages(replica.commands):
+            await context.write(message)
+
+
+async def messages(commands: asyncio.Queue[pb.ToWorker | None]) -> AsyncIterator[pb.ToWorker]:
+    """What a worker is to hear, in order, up to the None. A message costs the gateway as much as the rest of a short
+    request does: what has come while the one before was written goes together, up to some size."""
+    command = await commands.get()
+    while command is not None:
+        several, num_bytes = [command], command.ByteSize()
+        while not commands.empty() and num_bytes < _MAX_TOGETHER_BYTES:
+            if (command := commands.get_nowait()) is None:
+                break
+            several.append(command)
+            num_bytes += command.ByteSize()
+        yield several[0] if len(several) == 1 else pb.ToWorker(several=pb.Several(commands=several))
+        command = command and await commands.get()
 
 
 def _refusal(hello: pb.Hello, replica: Replica | None) -> str:

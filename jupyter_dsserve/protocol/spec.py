@@ -10,7 +10,7 @@ from typing import Literal
 
 # Gateway and worker must agree on it: raise it with every change of worker.proto or of WorkerSpec that an older
 # worker would misread.
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 
 DType = Literal["auto", "fp32", "bf16", "fp16"]
 RunnerName = Literal["auto", "ragged", "padded", "encoder", "program", "toy"]

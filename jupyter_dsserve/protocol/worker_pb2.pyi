@@ -245,16 +245,24 @@ class Draining(_message.Message):
     def __init__(self) -> None: ...
 
 class ToWorker(_message.Message):
-    __slots__ = ("submit", "abort", "drain", "refuse")
+    __slots__ = ("submit", "abort", "drain", "refuse", "several")
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     REFUSE_FIELD_NUMBER: _ClassVar[int]
+    SEVERAL_FIELD_NUMBER: _ClassVar[int]
     submit: Submit
     abort: Abort
     drain: Drain
     refuse: Refuse
-    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ...) -> None: ...
+    several: Several
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., several: _Optional[_Union[Several, _Mapping]] = ...) -> None: ...
+
+class Several(_message.Message):
+    __slots__ = ("commands",)
+    COMMANDS_FIELD_NUMBER: _ClassVar[int]
+    commands: _containers.RepeatedCompositeFieldContainer[ToWorker]
+    def __init__(self, commands: _Optional[_Iterable[_Union[ToWorker, _Mapping]]] = ...) -> None: ...
 
 class Submit(_message.Message):
     __slots__ = ("request_id", "text", "tokens", "chat", "texts", "features", "sampling", "priority", "timeout_s")

@@ -116,19 +116,23 @@ class WorkerApp:
         """Act on what the gateway says until it leaves. True if it refused us."""
         try:
             async for message in stream:
-                kind = message.WhichOneof("kind")
-                if kind == "submit":
-                    self._submit(message.submit)
-                elif kind == "abort":
-                    self._abort(message.abort.request_id)
-                elif kind == "drain":
-                    self._draining.set()
-                elif kind == "refuse":
+                if message.WhichOneof("kind") == "refuse":
                     log.error("the gateway refused this worker: %s", message.refuse.reason)
                     return True
+                for command in message.several.commands or (message,):
+                    self._obey(command)
         except grpc.aio.AioRpcError as fault:
             log.warning("the stream to the gateway broke: %s", fault.details())
         return False
+
+    def _obey(self, command: pb.ToWorker) -> None:
+        kind = command.WhichOneof("kind")
+        if kind == "submit":
+            self._submit(command.submit)
+        elif kind == "abort":
+            self._abort(command.abort.request_id)
+        elif kind == "drain":
+            self._draining.set()
 
     def _submit(self, message: pb.Submit) -> None:
         self._open.add(message.request_id)
