@@ -40,6 +40,7 @@ class DSServeExtension(ExtensionApp):
     max_body_bytes = Int(16 * 1024 * 1024, min=1, help="The most bytes of a request's body.").tag(config=True)
     allow_code = Bool(False, help="Let versions load files that can run code: torch.export.").tag(config=True)
     database_url = Unicode("", help="postgresql://…, or @FILE with it; empty is SQLite.").tag(config=True)
+    limits_url = Unicode("", help="redis://…, or @FILE with it, to share limits of keys.").tag(config=True)
     history_events = Int(100_000, min=0, help="How many events the history keeps; 0: all.").tag(config=True)
     history_days = Float(90.0, min=0, help="Days for which it keeps them; 0 sets no limit.").tag(config=True)
     stats_days = Float(14.0, min=0, help="Days for which it keeps each minute; 0 sets no limit.").tag(config=True)

@@ -11,7 +11,7 @@ import hmac
 import math
 import secrets
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -23,7 +23,7 @@ from jupyter_dsserve.protocol.errors import InvalidRequest, NotFound, TooManyReq
 from jupyter_dsserve.protocol.records import ApiKey, CreatedKey
 from jupyter_dsserve.protocol.request import Request
 
-_MINUTE_S = 60.0
+MINUTE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,13 @@ def digest_of(secret: str) -> str:
 class Grant:
     """A key in use: what it may ask, and what is left of its limits. They begin anew with the gateway."""
 
-    def __init__(self, key: ApiKey, now: float) -> None:
-        """``now`` is monotonic seconds, here as in `admit`."""
+    def __init__(self, key: ApiKey, now: float, name: str = "") -> None:
+        """``now`` is monotonic seconds, here as in `admit`. ``name`` is what other gateways know the key by too."""
         self.key = key
+        self.name = name or key.id
         self.in_flight = 0
         self._calls = TokenBucket(key.rate, key.burst, now) if key.rate else None
-        self._tokens = MovingWindow(key.tokens_per_min, _MINUTE_S) if key.tokens_per_min else None
+        self._tokens = MovingWindow(key.tokens_per_min, MINUTE_S) if key.tokens_per_min else None
 
     def may_ask(self, deployment: str) -> bool:
         return self.key.deployments is None or deployment in self.key.deployments
@@ -105,19 +106,31 @@ class Grant:
                 param="max_tokens",
             )
         if self._tokens and (wait_s := self._tokens.wait_s(now, num_tokens)):
-            raise TooManyRequests(
-                f"this key has {key.tokens_per_min} tokens a minute, and the call may take {num_tokens}: ask again in "
-                f"{wait_s:.1f} s, or with a lower max_tokens",
-                retry_after_s=math.ceil(wait_s),
-            )
+            raise self.refusal("tokens", wait_s, num_tokens)
         if self._calls and (wait_s := self._calls.take(now)):
-            raise TooManyRequests(
-                f"this key takes {key.rate:g} calls a second and {self._calls.burst} at once: ask again in "
-                f"{wait_s:.1f} s",
-                retry_after_s=math.ceil(wait_s),
-            )
+            raise self.refusal("calls", wait_s, num_tokens)
         self.in_flight += 1
-        return Reservation(self, requests, self._tokens.take(now, num_tokens) if self._tokens else None)
+        taken = self._tokens.take(now, num_tokens) if self._tokens else None
+        return Reservation(self, requests, taken, num_tokens)
+
+    @property
+    def burst(self) -> int:
+        """Calls at once; 0 without a rate."""
+        return self._calls.burst if self._calls else 0
+
+    def refusal(self, of: str, wait_s: float, num_tokens: int) -> TooManyRequests:
+        """Of a call that may take ``num_tokens``, for too many ``tokens`` or ``calls``."""
+        if of == "tokens":
+            said = f"this key has {self.key.tokens_per_min} tokens a minute, and the call may take {num_tokens}"
+            remedy = f"ask again in {wait_s:.1f} s, or with a lower max_tokens"
+        else:
+            said = f"this key takes {self.key.rate:g} calls a second and {self.burst} at once"
+            remedy = f"ask again in {wait_s:.1f} s"
+        return TooManyRequests(f"{said}: {remedy}", retry_after_s=math.ceil(wait_s))
+
+    def _give_back(self) -> None:
+        if self._calls:
+            self._calls.give_back()
 
     def _end(self, taken: Taken | None, used: int) -> None:
         self.in_flight -= 1
@@ -126,10 +139,13 @@ class Grant:
 
 
 class Reservation:
-    """A call's place among those of its key, and the tokens it may take. `settle` it, however the call ends."""
+    """A call's place among those of its key, and the tokens it may take. `settle` it, however the call ends: then
+    ``settled`` is called with the tokens it took."""
 
-    def __init__(self, grant: Grant, requests: Sequence[Request], taken: Taken | None) -> None:
-        self._grant, self._requests, self._taken = grant, requests, taken
+    def __init__(self, grant: Grant, requests: Sequence[Request], taken: Taken | None, num_tokens: int) -> None:
+        self.grant, self.num_tokens = grant, num_tokens
+        self.settled: Callable[[int], object] = lambda _used: None
+        self._requests, self._taken = requests, taken
         self._is_settled = self._has_begun = False
         self._came: dict[int, int] = defaultdict(int)  # tokens by answer
         self._said: dict[int, int] = {}  # those of its usage, by answer
@@ -142,9 +158,13 @@ class Reservation:
         """The fleet does not answer: nothing counts."""
         self._has_begun = False
 
+    def give_back(self) -> None:
+        """It was refused elsewhere, and does not count as a call either. To be settled all the same."""
+        self.grant._give_back()
+
     def counted(self, numbered: Numbered) -> Numbered:
         """The same chunks, whose tokens are counted if the key has a limit of them."""
-        return self._counted(numbered) if self._grant.key.tokens_per_min else numbered
+        return self._counted(numbered) if self.grant.key.tokens_per_min else numbered
 
     async def _counted(self, numbered: Numbered) -> Numbered:
         async with aclosing(numbered):
@@ -167,7 +187,8 @@ class Reservation:
         if self._has_begun:
             unsaid = [number for number in range(len(self._requests)) if number not in self._said]
             used += sum(estimated_tokens(self._requests[n])[0] + self._came[n] for n in unsaid)
-        self._grant._end(self._taken, used)
+        self.grant._end(self._taken, used)
+        self.settled(used)
 
 
 class Keys:
@@ -180,7 +201,7 @@ class Keys:
     def add(self, stored: StoredKey, now: float) -> None:
         """``now`` is monotonic seconds."""
         self._stored[stored.digest] = stored
-        self._grants[stored.digest] = Grant(stored.key, now)
+        self._grants[stored.digest] = Grant(stored.key, now, stored.digest)
 
     def remove(self, id: str) -> ApiKey:
         """At once: its next request is refused. Raises `NotFound`."""

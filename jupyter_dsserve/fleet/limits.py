@@ -28,6 +28,10 @@ class TokenBucket:
             return 0.0
         return (num - self._tokens) / self.rate
 
+    def give_back(self, num: float = 1.0) -> None:
+        """What was taken for nothing."""
+        self._tokens = min(self.burst, self._tokens + num)
+
 
 @dataclass(slots=True, eq=False)
 class Taken:

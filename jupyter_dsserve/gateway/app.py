@@ -72,6 +72,11 @@ class DSServeApp(Command):
     )
     watch = Bool(False, help="Apply the deployments file again whenever it was written.").tag(config=True)
 
+    limits_url = Unicode(
+        "",
+        help="A Redis in which gateways share the rate and the tokens a minute of keys: redis://HOST:6379/0, or "
+        "@FILE with such a URL if a password is in it; empty: each gateway its own.",
+    ).tag(config=True)
     max_calls = Int(0, min=0, help="How many calls of models run at once; more get 429. 0 sets no limit.").tag(
         config=True
     )
@@ -134,6 +139,7 @@ class DSServeApp(Command):
         "grpc-keyfile": "DSServeApp.grpc_keyfile",
         "data-dir": "DSServeApp.dsserve_data_dir",
         "database-url": "DSServeApp.database_url",
+        "limits-url": "DSServeApp.limits_url",
         "deployments": "DSServeApp.deployments",
         "load": "DSServeApp.load",
         "drain": "DSServeApp.drain_s",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from jupyter_dsserve.fleet.fleet import Fleet
+from jupyter_dsserve.fleet.shared_limits import SharedLimits
 from jupyter_dsserve.gateway.calls import Calls
 from jupyter_dsserve.gateway.connections import Connections
 from jupyter_dsserve.gateway.feed import Feed
@@ -14,7 +15,8 @@ from jupyter_dsserve.gateway.v2.regions import Regions
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """``grpc_address`` is where gRPC answers, ``host:port``; empty: nowhere."""
+    """``grpc_address`` is where gRPC answers, ``host:port``; empty: nowhere. ``shared_limits`` are those of keys that
+    other gateways have too."""
 
     fleet: Fleet
     admin_key: str = field(repr=False)
@@ -28,3 +30,4 @@ class Context:
     log_prompts: bool = False
     regions: Regions = field(default_factory=Regions)
     grpc_address: str = ""
+    shared_limits: SharedLimits | None = None

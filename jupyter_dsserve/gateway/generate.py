@@ -68,6 +68,8 @@ async def start(
         asker.check_model(model)
         requests = grant.limited(requests)
         asker.reservation = grant.admit(requests, time.monotonic())
+        if shared := asker.context.shared_limits:
+            await shared.take(asker.reservation)
         asker.reservation.begin()
     try:
         answering = await asker.fleet.answer(Call(model, user or "", headers, asker.trace), requests, checked)

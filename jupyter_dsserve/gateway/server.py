@@ -6,6 +6,7 @@ import asyncio
 import errno
 import math
 import socket
+import time
 
 from tornado.netutil import bind_sockets
 from tornado.web import Application
@@ -13,6 +14,7 @@ from tornado.web import Application
 from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.registry import Retention
+from jupyter_dsserve.fleet.shared_limits import SharedLimits
 from jupyter_dsserve.fleet.source import canonical
 from jupyter_dsserve.gateway import (
     apply,
@@ -73,6 +75,7 @@ class Gateway:
                 memory_budget_bytes=config.memory_budget_bytes,
                 admission=config.admission,
             )
+            self._limits = SharedLimits(config.limits_url, self._say) if config.limits_url else None
             self._sockets = _bind(config.ip, config.port)
             self._grpc = _grpc_front(config, self._sockets)
         except BaseException:
@@ -94,6 +97,7 @@ class Gateway:
             self._connections,
             log_prompts=config.log_prompts,
             grpc_address=self._grpc.address if self._grpc else "",
+            shared_limits=self._limits,
         )
         self.app = make_app(self.context)
         self._server = Server(
@@ -140,11 +144,16 @@ class Gateway:
         await self._server.close_all_connections()
         if self._otlp:
             await self._otlp.close()
+        if self._limits:
+            await self._limits.close()
         await asyncio.sleep(0)
         for listening in self._sockets:
             listening.close()
         self.context.regions.close()
         self.data_dir.release()
+
+    def _say(self, kind: str, reason: str) -> None:
+        self.fleet.events.record(time.time(), kind, reason=reason)
 
     def hurry(self) -> None:
         """End a `stop` that is under way without waiting for running requests."""

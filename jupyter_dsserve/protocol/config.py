@@ -78,6 +78,7 @@ class GatewayConfig:
     ``history_events`` of the last ``history_days`` are kept, and what versions did each minute for ``stats_days``; zero
     sets no such limit. ``memory_budget_bytes``: the most
     that we hold of each device; 0 is 75 % of what is free at the start.
+    ``limits_url`` is a Redis in which gateways share the limits of keys, or ``@FILE`` with its URL; empty is none.
     ``max_calls`` of models run at once, and more get 429; 0 sets no limit. Pages from ``cors_origins`` may ask from a
     browser (``*``: any). ``open_metrics``: ``/metrics`` needs no key. Of the last ``traces`` calls
     of models is kept what happened when; 0 keeps none. ``otlp_endpoint`` is where traces are sent, a URL of OTLP over
@@ -103,6 +104,7 @@ class GatewayConfig:
     restore: bool = True
     allow_code: bool = False
     database_url: str = field(default="", repr=False)  # a password may be in it
+    limits_url: str = field(default="", repr=False)  # likewise
     history_events: int = 100_000
     history_days: float = 90.0
     stats_days: float = 14.0

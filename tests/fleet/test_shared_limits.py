@@ -1,0 +1,202 @@
+"""Limits that gateways share in a real Redis: together they let in what one would, and alone when it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from jupyter_dsserve.fleet import shared_limits
+from jupyter_dsserve.fleet.keys import Grant, Reservation
+from jupyter_dsserve.fleet.shared_limits import SharedLimits
+from jupyter_dsserve.gateway.server import Gateway
+from jupyter_dsserve.protocol.config import GatewayConfig
+from jupyter_dsserve.protocol.errors import Conflict, TooManyRequests
+from jupyter_dsserve.protocol.records import ApiKey
+from jupyter_dsserve.protocol.request import Request, SamplingParams
+from tests.redis_server import PASSWORD, RedisServer, running
+from tests.support import Caller
+
+SAID: list[tuple[str, str]] = []
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with running() as server:
+        if server is None:
+            pytest.skip("Redis is not installed here: apt-get install redis-server")
+        yield server
+
+
+@pytest.fixture
+async def two(redis: RedisServer) -> AsyncIterator[tuple[SharedLimits, SharedLimits]]:
+    """Those of two gateways."""
+    SAID.clear()
+    first, second = (SharedLimits(redis.url, lambda kind, reason: SAID.append((kind, reason))) for _ in range(2))
+    yield first, second
+    await first.close()
+    await second.close()
+
+
+def grants(name: str, **limits: float) -> tuple[Grant, Grant]:
+    """One key, as two gateways hold it."""
+    first, second = (Grant(ApiKey(f"id-{i}", "app", **limits), time.monotonic(), name) for i in range(2))  # type: ignore[arg-type]
+    return first, second
+
+
+async def begun(limits: SharedLimits, grant: Grant, num_tokens: int = 10) -> Reservation:
+    """A call that may take ``num_tokens``, of which the prompt counts as one."""
+    request = Request("r", "", SamplingParams(max_tokens=num_tokens - 1))
+    reservation = grant.admit([request], time.monotonic())
+    try:
+        await limits.take(reservation)
+    except TooManyRequests:
+        reservation.settle()
+        raise
+    reservation.begin()
+    return reservation
+
+
+async def test_two_gateways_let_in_together_what_one_would(two: tuple[SharedLimits, SharedLimits]) -> None:
+    held = grants("rate", rate=0.1, burst=10)
+    came = Counter[int]()
+    refused: list[TooManyRequests] = []
+    for number in range(40):
+        side = number % 2
+        try:
+            await begun(two[side], held[side])
+            came[side] += 1
+        except TooManyRequests as fault:
+            refused.append(fault)
+    assert came == {0: 5, 1: 5}
+    assert refused[-1].retry_after_s in (9, 10)
+    assert [grant.in_flight for grant in held] == [5, 5]
+
+
+async def test_tokens_are_shared_and_what_was_not_used_is_free_for_the_other(
+    two: tuple[SharedLimits, SharedLimits],
+) -> None:
+    here, there = grants("tokens", tokens_per_min=100)
+    first = await begun(two[0], here, 60)
+    with pytest.raises(TooManyRequests, match="100 tokens a minute") as refused:
+        await begun(two[1], there, 60)
+    assert 50 < refused.value.retry_after_s <= 60
+    await begun(two[1], there, 40)
+    first.refused()
+    first.settle()
+    await asyncio.gather(*two[0]._settling)
+    await begun(two[1], there, 60)
+    with pytest.raises(TooManyRequests):
+        await begun(two[0], here, 2)
+
+
+async def test_a_minute_later_all_of_it_is_free(
+    two: tuple[SharedLimits, SharedLimits], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_limits, "MINUTE_S", 0.3)
+    here, there = grants("window", tokens_per_min=100)
+    for _ in range(3):
+        await begun(two[0], here, 30)
+    with pytest.raises(TooManyRequests) as refused:
+        await begun(two[1], there, 30)
+    assert refused.value.retry_after_s == 1
+    await asyncio.sleep(0.35)
+    await begun(two[1], there, 100)
+
+
+async def test_a_call_refused_elsewhere_takes_nothing_here(two: tuple[SharedLimits, SharedLimits]) -> None:
+    here, there = grants("back", rate=0.001, burst=2, tokens_per_min=100)
+    await begun(two[0], here)
+    await begun(two[0], here)
+    for _ in range(5):
+        with pytest.raises(TooManyRequests, match="at once"):
+            await begun(two[1], there)
+    alone = there.admit([Request("r", "", SamplingParams(max_tokens=99))], time.monotonic())
+    assert alone.num_tokens == 100
+
+
+async def test_when_redis_is_gone_each_gateway_holds_to_the_limits_by_itself_and_says_so(
+    two: tuple[SharedLimits, SharedLimits], redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = grants("gone", rate=0.001, burst=5)
+    await begun(two[0], here)
+    redis.stop()
+    try:
+        for _ in range(4):
+            await begun(two[0], here)
+        with pytest.raises(TooManyRequests):
+            await begun(two[0], here)
+        assert [kind for kind, _ in SAID] == ["limits_local"]
+        assert PASSWORD not in str(SAID)
+    finally:
+        redis.start()
+    monkeypatch.setattr(two[0], "_again_at", 0.0)
+    await begun(two[0], grants("back again", rate=1)[0])
+    assert [kind for kind, _ in SAID] == ["limits_local", "limits_shared"]
+
+
+async def test_a_redis_that_hangs_holds_up_one_call_for_a_moment(
+    two: tuple[SharedLimits, SharedLimits], redis: RedisServer
+) -> None:
+    here, _ = grants("hangs", rate=100)
+    await begun(two[0], here)
+    os.kill(redis.process.pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        for _ in range(20):
+            await begun(two[0], here)
+        assert time.monotonic() - started < 2
+    finally:
+        os.kill(redis.process.pid, signal.SIGCONT)
+    assert [kind for kind, _ in SAID] == ["limits_local"]
+
+
+def test_a_url_that_is_none_is_refused_without_being_told(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text(f"http://:{PASSWORD}@nowhere\n")
+    for url in (f"http://:{PASSWORD}@nowhere", f"redis://:{PASSWORD}@nowhere:port", f"@{tmp_path}/url", "@/no/file"):
+        with pytest.raises(Conflict) as refused:
+            SharedLimits(url, lambda *_: None)
+        assert PASSWORD not in refused.value.message
+
+
+async def test_two_gateways_with_one_key_answer_together_as_many_calls_as_it_may_make(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    (tmp_path / "url").write_text(redis.url)
+
+    def gateway(name: str) -> Gateway:
+        return Gateway(GatewayConfig(tmp_path / name, port=0, drain_s=1, limits_url=f"@{tmp_path}/url"))
+
+    first = gateway("first")
+    await first.start()
+    async with Caller(first.url, first.admin_key) as admin:
+        await admin.load("demo", "v1", "toy:step_s=0")
+        key = (await admin.post("/api/keys", json={"name": "app", "rate": 0.1, "burst": 6})).json()["key"]
+    await first.stop()
+    shutil.copytree(tmp_path / "first", tmp_path / "second", ignore=shutil.ignore_patterns("gateway.lock"))
+    both = [gateway("first"), gateway("second")]
+    for each in both:
+        await each.start()
+    try:
+        statuses = Counter[int]()
+        for each in both:
+            async with Caller(each.url, each.admin_key) as admin, Caller(each.url, key) as app:
+                await admin.settled("demo", "v1")
+                for _ in range(4):
+                    answer = await app.complete()
+                    statuses[answer.status_code] += 1
+        assert statuses == {200: 6, 429: 2}
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert "6 at once" in answer.json()["error"]["message"]
+    finally:
+        with suppress(Exception):
+            for each in both:
+                await each.stop()

@@ -1,0 +1,59 @@
+"""A Redis of the tests' own, from the system's package, on a socket; nothing of it is written to a disk."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PASSWORD = "s3cret-and-long"
+
+
+class RedisServer:
+    """It can be stopped and started again, and has forgotten everything then."""
+
+    def __init__(self, folder: Path, program: str) -> None:
+        self._socket, self._program = folder / "redis.sock", program
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"unix://:{PASSWORD}@{self._socket}"
+
+    def start(self) -> None:
+        options = ("--port", "0", "--unixsocket", str(self._socket), "--save", "", "--appendonly", "no")
+        self.process = subprocess.Popen(
+            [self._program, *options, "--requirepass", PASSWORD], stdout=subprocess.DEVNULL, cwd=self._socket.parent
+        )
+        end = time.monotonic() + 30
+        while not self._socket.exists():
+            assert self.process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self.process.kill()  # it may be stopped
+        self.process.wait()
+        self._socket.unlink(missing_ok=True)
+
+
+@contextmanager
+def running() -> Iterator[RedisServer | None]:
+    """None where it is not installed."""
+    program = shutil.which("redis-server")
+    if program is None:
+        yield None
+        return
+    folder = Path(tempfile.mkdtemp(prefix="redis-", dir="/tmp"))  # a socket's path is short
+    try:
+        server = RedisServer(folder, program)
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
