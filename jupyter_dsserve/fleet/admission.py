@@ -137,7 +137,7 @@ class Admission:
         if self._holdings.pop(replica, None):
             self._serve()
 
-    def look(self, version: Version, replica: Replica) -> int:
+    async def look(self, version: Version, replica: Replica) -> int:
         """See what a replica's processes have taken by now, about once a second. Returns, once, when it is READY, what
         it took besides its KV cache in bytes (else 0); from then on that is what it holds."""
         holding = self._holdings.get(replica.id)
@@ -147,7 +147,7 @@ class Admission:
         device = replica.device or holding.grant.device
         is_there = device in self._capacity
         devices = holding.devices if holding.grant.device == device or not is_there else {device}
-        holding.taken = {d: self._taken(version, replica, d) for d in devices}
+        holding.taken = {d: await self._taken(version, replica, d) for d in devices}
         is_first = replica.state is VersionState.READY and replica.heartbeat.device_bytes and not holding.settled
         if not is_first or not (total := sum(holding.taken.values())):
             return 0
@@ -158,9 +158,9 @@ class Admission:
         self._serve()
         return max(1, total - filled)
 
-    def work_s(self, replica: Replica) -> float:
+    async def work_s(self, replica: Replica) -> float:
         """How much its processes have done so far, as `Machine.work_s` counts it."""
-        return self._machine.work_s(replica.pid)
+        return await asyncio.to_thread(self._machine.work_s, replica.pid)
 
     # ---- looking
 
@@ -218,10 +218,11 @@ class Admission:
         measured_bytes = int(measured.get("bytes", 0)) if is_same else 0
         return need_of(version.spec, version.model_path, on_gpu=on_gpu, measured_bytes=measured_bytes)
 
-    def _taken(self, version: Version, replica: Replica, device: str) -> int:
+    async def _taken(self, version: Version, replica: Replica, device: str) -> int:
         if version.spec.runner == "toy":  # its memory is the bytes it was told to take, and not Python's
             return int(replica.heartbeat.device_bytes)
-        return self._machine.taken(device, replica.pid, with_children=version.spec.tp > 1)
+        with_children = version.spec.tp > 1
+        return await asyncio.to_thread(self._machine.taken, device, replica.pid, with_children=with_children)
 
     def _rooms(self, *, everything: bool = False) -> list[Room]:
         """Each device; ``everything``: as if nobody held anything."""

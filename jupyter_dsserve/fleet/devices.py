@@ -80,7 +80,8 @@ class Machine:
     def taken(self, device: str, pid: int, *, with_children: bool) -> int:
         """Bytes of ``device`` that the process ``pid`` holds now; 0 if it is gone or the system does not say.
 
-        Of RAM it is memory of its own: pages of mapped files come and go as the system likes.
+        Of RAM it is memory of its own: pages of mapped files come and go as the system likes. To find children it reads
+        of every process on the machine, milliseconds for each hundred: call it in a thread, and `work_s` too.
         """
         pids = {pid, *_children(pid)} if with_children else {pid}
         if device == CPU:

@@ -230,26 +230,26 @@ class Supervisor:
                     return _reason(replica, code, process.log_path)
                 if not replica.has_dialled and time.monotonic() - watch.started_s > max_dial_s:
                     return f"the worker did not dial in within {max_dial_s:.0f} s: {_is_it_python(version)}"
-                if overdue := self._overdue(watch, replica):
+                if overdue := await self._overdue(watch, replica):
                     return overdue
-                self._look(version, replica, grant)
+                await self._look(version, replica, grant)
             return reason
         finally:
             # Shielded: whoever cancels us must still not leave a process.
             await asyncio.shield(process.kill())
 
-    def _overdue(self, watch: LoadWatch, replica: Replica) -> str:
+    async def _overdue(self, watch: LoadWatch, replica: Replica) -> str:
         """Why a load is given up; empty if it goes on, or is over."""
         if replica.state not in (VersionState.LOADING, VersionState.WARMING) or not replica.has_dialled:
             return ""
         now = time.monotonic()
         if watch.is_quiet(replica.stage, replica.progress, now):
-            watch.worked(self._admission.work_s(replica), now)
+            watch.worked(await self._admission.work_s(replica), now)
         return watch.overdue(now)
 
-    def _look(self, version: Version, replica: Replica, grant: Grant) -> None:
+    async def _look(self, version: Version, replica: Replica, grant: Grant) -> None:
         """Once a load is over, compare what it took with what was expected; the next one expects that."""
-        if not (took := self._admission.look(version, replica)):
+        if not (took := await self._admission.look(version, replica)):
             return
         expected = grant.need.fixed_bytes
         if abs(took - expected) > _NEWS * expected:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -135,7 +137,7 @@ async def test_a_worker_kept_out_by_its_own_versions_share_holds_nobody_else_up(
     grown.pid = 1
     grown.receive(pb.FromWorker(ready=pb.Ready(device="cpu", info=codec.info_to_pb(ModelInfo()))), 0.0)
     grown.receive(pb.FromWorker(heartbeat=pb.Heartbeat(device_bytes=35 * MB)), 0.0)  # of 48 that it may take in all
-    assert admission.look(twice, grown) == 35 * MB
+    assert await admission.look(twice, grown) == 35 * MB
     second = asyncio.create_task(admission.admit(twice, "demo@v1#1"))
     why = await until(lambda: admission.why("demo@v1"))
     assert why.endswith("; a version of priority high may take 80%, of which its other workers leave too little")
@@ -157,5 +159,31 @@ async def test_one_that_leaves_in_the_moment_it_gets_its_place_has_left(tmp_path
         assert asking.cancelled()
         admission.release("demo@v2#0")  # as its slot does at its end
         assert await cpu(admission) == (60 * MB, 60 * MB)
+    finally:
+        admission.stop()
+
+
+async def test_processes_are_looked_at_beside_the_loop() -> None:
+    threads = set()
+
+    class Noted(Machine):
+        def work_s(self, pid: int) -> float:
+            threads.add(threading.current_thread())
+            return super().work_s(pid)
+
+        def taken(self, device: str, pid: int, *, with_children: bool) -> int:
+            threads.add(threading.current_thread())
+            return super().taken(device, pid, with_children=with_children)
+
+    admission = Admission(AdmissionSettings(), machine=Noted())
+    admission.start()
+    replica = Replica("demo@v1#0", "", lambda _: None)
+    replica.pid = os.getpid()
+    loaded = Version("demo", "v1", WorkerSpec("builtin:demo-v1", tp=2), "", 1, Origin(), 0.0, is_wanted=True)
+    try:
+        assert await admission.work_s(replica) > 0
+        assert await admission._taken(loaded, replica, "cpu") > MB
+        assert len(threads) >= 1
+        assert threading.main_thread() not in threads
     finally:
         admission.stop()
