@@ -28,6 +28,7 @@ from jupyter_dsserve.fleet.keyring import Keyring
 from jupyter_dsserve.fleet.keys import Keys
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.link import Link
+from jupyter_dsserve.fleet.listener import JoinSettings
 from jupyter_dsserve.fleet.moves import Moves, refuse_while_activating
 from jupyter_dsserve.fleet.past import Past
 from jupyter_dsserve.fleet.registry import EVENT, Registry, Retention, VersionRow, written
@@ -72,7 +73,8 @@ _UNKNOWN = Origin()
 class Fleet:
     """Lives on one event loop. ``drain_s``: how long running requests may take to end when their version stops.
     ``allow_code``: versions may load files that can run code. ``database``: where the registry lies
-    (`database.database_url`). ``memory_budget_bytes`` and ``admission``: what loads may take, as in `GatewayConfig`."""
+    (`database.database_url`). ``memory_budget_bytes`` and ``admission``: what loads may take, as in `GatewayConfig`.
+    ``joining``: where workers of other machines join."""
 
     def __init__(
         self,
@@ -84,14 +86,15 @@ class Fleet:
         retention: Retention = Retention(),  # noqa: B008  # it is immutable
         memory_budget_bytes: int = 0,
         admission: AdmissionSettings = AdmissionSettings(),  # noqa: B008  # likewise
+        joining: JoinSettings = JoinSettings(),  # noqa: B008
     ) -> None:
         self._drain_s = drain_s
         self._allow_code = allow_code
         self._registry = Registry(database_url(database, data_dir), retention)
         self._registry.on_failure = self._say_unwritten
         self._launcher = LocalLauncher(data_dir / "logs")
-        self._joins = Joins(self)
         self._link = Link(data_dir, self._admit)
+        self.joins = Joins(self, self._link, joining, data_dir)
         self._admission = Admission(admission, memory_budget_bytes)
         self._supervisor = Supervisor(self._link, self._launcher, self._admission, self._record)
         self._deployments: dict[str, Deployment] = {}
@@ -116,6 +119,7 @@ class Fleet:
         self.events = Events(self._registry.add_event, stored.events)
         self._keyring.bring_back(stored.keys)
         await self._link.start()
+        await self.joins.start()
         self._admission.start()
         for row in stored.versions:
             if row.deployment not in self._deployments:
@@ -156,6 +160,7 @@ class Fleet:
         await self._ending.ended()
         self._admission.stop()
         self.events.close()
+        await self.joins.stop()
         await self._link.stop()
         self._past.close()
         self._registry.close()
@@ -328,11 +333,11 @@ class Fleet:
 
     def join(self, deployment: str, version: str) -> Joining:
         """How a worker that people start, from another environment say, joins a version as one more replica."""
-        return self._joins.told(self.version(deployment, version))
+        return self.joins.told(self.version(deployment, version))
 
-    def _admit(self, request: pb.JoinRequest) -> WorkerLaunch:
+    def _admit(self, request: pb.JoinRequest, is_here: bool) -> WorkerLaunch:
         self._refuse_while_stopping()
-        return self._joins.admit(request, self._supervisor)
+        return self.joins.admit(request, is_here, self._supervisor)
 
     # ---- verbs: all of it
 
@@ -510,11 +515,6 @@ class Fleet:
         return self._keyring.held
 
     # ---- looking
-
-    @property
-    def link_address(self) -> str:
-        """Where workers dial in."""
-        return self._link.address
 
     def has_deployment(self, name: str) -> bool:
         return name in self._deployments

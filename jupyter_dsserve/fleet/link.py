@@ -37,8 +37,9 @@ _Context = grpc.aio.ServicerContext[pb.FromWorker, pb.ToWorker]
 class Link(LinkServicer):
     """Matches a dialling worker with the `Replica` that expects it, and carries messages between the two."""
 
-    def __init__(self, data_dir: Path, admit: Callable[[pb.JoinRequest], WorkerLaunch]) -> None:
-        """``admit`` says what a worker that people started is to load, or raises why it may not join."""
+    def __init__(self, data_dir: Path, admit: Callable[[pb.JoinRequest, bool], WorkerLaunch]) -> None:
+        """``admit`` says what a worker that people started is to load, or raises why it may not join. It is
+        told whether that worker is on this machine."""
         self._admit = admit
         self._expected: dict[str, Replica] = {}
         self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
@@ -68,6 +69,10 @@ class Link(LinkServicer):
     def forget(self, replica: Replica) -> None:
         if self._expected.get(replica.id) is replica:
             del self._expected[replica.id]
+
+    def knows(self, token: str) -> bool:
+        """Whether a worker is expected that has it."""
+        return any(hmac.compare_digest(token.encode(), r.token.encode()) for r in self._expected.values())
 
     async def Connect(  # noqa: N802  (the name is the .proto's)
         self, request_iterator: AsyncIterator[pb.FromWorker], context: _Context
@@ -101,8 +106,11 @@ class Link(LinkServicer):
         self, request: pb.JoinRequest, context: grpc.aio.ServicerContext[pb.JoinRequest, pb.JoinReply]
     ) -> pb.JoinReply:
         refusal = _other_protocol(request.protocol_version, request.package_version)
+        is_here = context.peer().startswith("unix:")
         try:
-            return pb.JoinReply(refusal=refusal) if refusal else pb.JoinReply(launch=self._admit(request).to_json())
+            if refusal:
+                return pb.JoinReply(refusal=refusal)
+            return pb.JoinReply(launch=self._admit(request, is_here).to_json())
         except DSServeError as fault:
             return pb.JoinReply(refusal=fault.message)
 

@@ -78,19 +78,20 @@ class Supervisor:
             slot = slots[id] = Slot(id, asyncio.create_task(self._keep(version, id), name=id))
             slot.task.add_done_callback(partial(self._forget, version, id))
 
-    def adopt(self, version: Version, pid: int) -> WorkerLaunch:
-        """Expect a worker that people started; what it is to be told. It is dropped when its stream ends."""
+    def adopt(self, version: Version, pid: int, *, is_here: bool) -> WorkerLaunch:
+        """Expect a worker that people started; what it is to be told. It is dropped when its stream ends. Of one that
+        is not ``is_here`` (on this machine) the process cannot be looked at."""
         replica = self._replica(version, f"{version.id}#joined-{next(self._num_joined)}", _Kept(version, self._record))
         replica.launched(pid)
         self._link.expect(replica)
-        task = asyncio.create_task(self._host(version, replica), name=replica.id)
+        task = asyncio.create_task(self._host(version, replica, pid if is_here else 0), name=replica.id)
         self._slots.setdefault(version, {})[replica.id] = Slot(replica.id, task, is_joined=True)
         task.add_done_callback(partial(self._forget, version, replica.id))
         return WorkerLaunch(replica.id, self._link.address, replica.token, version.model_path, version.spec)
 
-    async def _host(self, version: Version, replica: Replica) -> None:
+    async def _host(self, version: Version, replica: Replica, pid: int) -> None:
         """The stay of a joined worker: nobody starts it again, and its process is not ours to end."""
-        life, started, reason = Watch(version, replica, replica.pid), time.monotonic(), ""
+        life, started, reason = Watch(version, replica, pid), time.monotonic(), ""
         try:
             while not (reason or replica.has_left):
                 await asyncio.sleep(TICK_S)

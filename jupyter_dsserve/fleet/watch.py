@@ -23,6 +23,7 @@ class Watch:
     """Looks at a worker every `TICK_S` once it is READY: closes its door in time, and probes it when it is idle."""
 
     def __init__(self, version: Version, replica: Replica, pid: int) -> None:
+        """``pid`` 0: its process is on another machine, and whether it is stopped cannot be seen."""
         self._version, self._replica, self._pid = version, replica, pid
         self._watched = Watched()
         self._probe: asyncio.Task[None] | None = None
@@ -36,7 +37,7 @@ class Watch:
         beat = replica.heartbeat
         is_silent = now - replica.heard_at >= SILENT_S
         has_work = beat.running + beat.waiting > 0
-        stopped = is_silent and is_stopped(self._pid)
+        stopped = is_silent and self._pid > 0 and is_stopped(self._pid)
         is_bounded = not replica.runner.startswith(_UNBOUNDED)
         signs = Signs(replica.heard_at, beat.num_steps, has_work, stopped, is_bounded)
         self._watched = self._watched.after(signs)

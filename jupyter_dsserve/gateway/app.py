@@ -38,6 +38,13 @@ class DSServeApp(Command):
     ).tag(config=True)
     grpc_certfile = Unicode("", help="The certificate of gRPC with its chain, PEM; empty is no TLS.").tag(config=True)
     grpc_keyfile = Unicode("", help="The private key of grpc_certfile, PEM.").tag(config=True)
+    join_address = Unicode(
+        "", help="HOST:PORT where workers of other machines may join, over TLS (port 0: a free one); empty is nowhere."
+    ).tag(config=True)
+    join_certfile = Unicode(
+        "", help="The certificate they are shown, PEM; empty is one that the gateway makes for itself."
+    ).tag(config=True)
+    join_keyfile = Unicode("", help="The private key of join_certfile, PEM.").tag(config=True)
     load = List(
         Unicode(), help="NAME=MODEL to serve from the start, as version v1 if NAME is new; may be given several times."
     ).tag(config=True)
@@ -138,6 +145,9 @@ class DSServeApp(Command):
         "grpc-certfile": "DSServeApp.grpc_certfile",
         "grpc-keyfile": "DSServeApp.grpc_keyfile",
         "data-dir": "DSServeApp.dsserve_data_dir",
+        "join-address": "DSServeApp.join_address",
+        "join-certfile": "DSServeApp.join_certfile",
+        "join-keyfile": "DSServeApp.join_keyfile",
         "database-url": "DSServeApp.database_url",
         "limits-url": "DSServeApp.limits_url",
         "deployments": "DSServeApp.deployments",
@@ -210,6 +220,8 @@ class DSServeApp(Command):
         log.info("serving at %s", gateway.url)
         if gateway.context.grpc_address:
             log.info("gRPC at %s", gateway.context.grpc_address)
+        if gateway.fleet.joins.address:
+            log.info("workers of other machines join at %s", gateway.fleet.joins.address)
         log.info("the admin key lies in %s", gateway.config.data_dir / "admin.key")
 
 

@@ -13,6 +13,7 @@ from tornado.web import Application
 
 from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.fleet.fleet import Fleet
+from jupyter_dsserve.fleet.listener import JoinSettings
 from jupyter_dsserve.fleet.registry import Retention
 from jupyter_dsserve.fleet.shared_limits import SharedLimits
 from jupyter_dsserve.fleet.source import canonical
@@ -74,6 +75,7 @@ class Gateway:
                 retention=Retention(config.history_events, config.history_days, config.stats_days),
                 memory_budget_bytes=config.memory_budget_bytes,
                 admission=config.admission,
+                joining=JoinSettings(config.join_address, config.join_certfile, config.join_keyfile),
             )
             self._limits = SharedLimits(config.limits_url, self._say) if config.limits_url else None
             self._sockets = _bind(config.ip, config.port)

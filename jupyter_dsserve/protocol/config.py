@@ -88,7 +88,9 @@ class GatewayConfig:
     not there after ``body_s``, or that asks nothing for ``idle_s`` (0: never, each of them). Beyond ``max_connections``
     new ones get 503 (0: three quarters of the files that the process may open).
     ``grpc_port`` is that of gRPC, on ``grpc_ip`` (empty: ``ip``): 0 takes a free one, None is no gRPC; with
-    ``grpc_certfile`` and ``grpc_keyfile``, both PEM, it speaks TLS.
+    ``grpc_certfile`` and ``grpc_keyfile``, both PEM, it speaks TLS. At ``join_address`` (``HOST:PORT``; empty: nowhere)
+    workers of other machines join, over TLS with ``join_certfile`` and ``join_keyfile``, or with a certificate that the
+    gateway makes.
     ``deployments`` is a file whose deployments are applied at the start, and with ``watch`` whenever it was written."""
 
     data_dir: Path
@@ -98,6 +100,9 @@ class GatewayConfig:
     grpc_ip: str = ""
     grpc_certfile: str = ""
     grpc_keyfile: str = ""
+    join_address: str = ""
+    join_certfile: str = ""
+    join_keyfile: str = ""
     drain_s: float = 30.0
     max_body_bytes: int = 16 * 1024 * 1024
     loads: tuple[tuple[str, str], ...] = ()

@@ -14,19 +14,21 @@ import sys
 from jupyter_dsserve.parent import end_with_parent, launch_line
 from jupyter_dsserve.protocol.spec import WorkerLaunch
 from jupyter_dsserve.worker.app import WorkerApp
+from jupyter_dsserve.worker.dial import Dial
 from jupyter_dsserve.worker.join import launch_asked
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if sys.argv[1:]:
-        launch = launch_asked(sys.argv[1:])
+        launch, dial = launch_asked(sys.argv[1:])
     else:
         # Ctrl-C in the gateway's terminal is the gateway's to handle: it drains us.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         launch = WorkerLaunch.from_json(launch_line("a gateway starts workers; people join with --join"))
+        dial = Dial(launch.gateway)
         end_with_parent()
-    code = asyncio.run(WorkerApp(launch).run())
+    code = asyncio.run(WorkerApp(launch, dial).run())
     logging.shutdown()
     # Not sys.exit: threads inside native libraries can hold up a normal exit, and only exit returns GPU memory.
     os._exit(code)

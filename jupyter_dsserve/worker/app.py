@@ -44,6 +44,7 @@ from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION, WorkerLaunch
 from jupyter_dsserve.protocol.tensors import ModelInfo
 from jupyter_dsserve.protocol.tools import structure_with
 from jupyter_dsserve.protocol.worker_pb2_grpc import LinkStub
+from jupyter_dsserve.worker.dial import Dial
 from jupyter_dsserve.worker.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,9 @@ _LOADED = 0.9  # of the progress to READY; the rest is warming
 class WorkerApp:
     """Dials the gateway, loads, says ready, serves, drains. `run` gives the exit code."""
 
-    def __init__(self, launch: WorkerLaunch) -> None:
+    def __init__(self, launch: WorkerLaunch, dial: Dial) -> None:
         self._launch = launch
+        self._dial = dial
         self._outbox = Outbox()
         self._engine: Engine | Batcher | None = None
         self._group: RankGroup | None = None
@@ -80,8 +82,8 @@ class WorkerApp:
         """Serve until drained or cut off. 0: drained or the gateway left; 1: the load failed or Hello was refused."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_signal_handler(signal.SIGTERM, self._outbox.put, pb.FromWorker(draining=pb.Draining()))
-        async with grpc.aio.insecure_channel(self._launch.gateway, options=_UNLIMITED_MESSAGES) as channel:
-            stream = LinkStub(channel).Connect()
+        async with self._dial.aio_channel(_UNLIMITED_MESSAGES) as channel:
+            stream = LinkStub(channel).Connect(metadata=self._dial.metadata(self._launch.token))
             self._outbox.put(self._hello())
             sending = asyncio.create_task(self._outbox.send_to(stream))
             reading = asyncio.create_task(self._read(stream))

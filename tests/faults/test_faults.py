@@ -93,7 +93,7 @@ async def test_a_slow_worker_gets_less_of_the_work(caller: Caller) -> None:
 async def test_garbage_on_the_workers_socket_harms_nobody(caller: Caller, gateway: Gateway) -> None:
     await two_replicas(caller)
     draw = random.Random(3)
-    path = gateway.fleet.link_address.removeprefix("unix:")
+    path = gateway.fleet._link.address.removeprefix("unix:")
     async with Load(caller).running(CLIENTS) as load:
         await load.answered(50)
         for size in (1, 100, 10_000):
@@ -112,7 +112,7 @@ async def test_garbage_on_the_workers_socket_harms_nobody(caller: Caller, gatewa
 
 
 async def _say(gateway: Gateway, message: pb.FromWorker) -> None:
-    async with grpc.aio.insecure_channel(gateway.fleet.link_address) as channel:
+    async with grpc.aio.insecure_channel(gateway.fleet._link.address) as channel:
         stream = LinkStub(channel).Connect()
         await stream.write(message)
         await stream.done_writing()

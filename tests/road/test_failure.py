@@ -209,7 +209,7 @@ async def test_a_worker_that_does_not_fit_is_refused_with_the_remedy(
         "spec_digest": replica.spec_digest,
         "protocol_version": PROTOCOL_VERSION,
     }
-    async with grpc.aio.insecure_channel(gateway.fleet.link_address) as channel:
+    async with grpc.aio.insecure_channel(gateway.fleet._link.address) as channel:
         stream = LinkStub(channel).Connect()
         await stream.write(pb.FromWorker(hello=pb.Hello(**{**right, **change})))  # type: ignore[arg-type]
         answer = await stream.read()
@@ -217,7 +217,7 @@ async def test_a_worker_that_does_not_fit_is_refused_with_the_remedy(
 
 
 async def test_the_workers_socket_is_reachable_by_its_owner_only(gateway: Gateway) -> None:
-    folder = os.path.dirname(gateway.fleet.link_address.removeprefix("unix:"))
+    folder = os.path.dirname(gateway.fleet._link.address.removeprefix("unix:"))
     assert os.stat(folder).st_mode & 0o777 == 0o700
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import shlex
 import signal
@@ -22,6 +23,16 @@ from tests.engine.test_loop import toy_text
 from tests.support import Caller, Command, Json, is_running, until
 
 
+def parts(command: str) -> tuple[str, list[str]]:
+    """Of ``printf TOKEN | python …``: the token, and the words after python."""
+    told, _, words = command.partition(" | ")
+    return shlex.split(told)[-1], shlex.split(words)[1:]
+
+
+def put_together(token: str, words: list[str]) -> str:
+    return f"printf '%s\\n' {token} | python {shlex.join(words)}"
+
+
 class Hands:
     """Starts workers as a person would in a shell, and ends them with the test."""
 
@@ -29,11 +40,14 @@ class Hands:
         self._log = log
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, command: str) -> subprocess.Popen[bytes]:
-        arguments = [sys.executable, *shlex.split(command)[1:]]
+    def start(self, command: str, python: str = sys.executable) -> subprocess.Popen[bytes]:
+        token, words = parts(command)
         with self._log.open("ab") as log:
-            process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen([python, *words], stdin=subprocess.PIPE, stdout=log, stderr=log)
         self.processes.append(process)
+        assert process.stdin
+        with process.stdin:
+            process.stdin.write(f"{token}\n".encode())
         return process
 
     @property
@@ -138,7 +152,7 @@ async def test_it_is_none_of_those_that_scale_counts(caller: Caller, gateway: Ga
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("--token", "guessed"), "the token is not one of demo@v1"),
+        (("", "guessed"), "the token is not one of demo@v1"),
         (("--version", "v9"), "version 'v9' of demo does not exist"),
         (("--join", "unix:/nowhere"), "no gateway answers at unix:/nowhere"),
     ],
@@ -147,9 +161,10 @@ async def test_one_that_may_not_is_told_why_and_ends(
     caller: Caller, gateway: Gateway, hands: Hands, change: tuple[str, str], said: str
 ) -> None:
     await caller.load("demo", "v1", "toy:")
-    words = shlex.split(await command(gateway))
-    words[words.index(change[0]) + 1] = change[1]
-    process = hands.start(shlex.join(words))
+    token, words = parts(await command(gateway))
+    if change[0]:
+        words[words.index(change[0]) + 1] = change[1]
+    process = hands.start(put_together(token if change[0] else change[1], words))
     await until(lambda: process.poll() is not None)
     assert (process.returncode, said in hands.said) == (1, True), hands.said
     assert len(await replicas(caller)) == 1
@@ -169,7 +184,8 @@ async def test_another_protocol_is_refused_with_the_remedy(
 ) -> None:
     await caller.load("demo", "v1", "toy:")
     monkeypatch.setattr(join, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
-    words = shlex.split(await command(gateway))
+    token, words = parts(await command(gateway))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(token))
     with pytest.raises(SystemExit, match="pip install jupyter_dsserve=="):
-        await asyncio.to_thread(join.launch_asked, words[3:])
+        await asyncio.to_thread(join.launch_asked, words[2:])
     assert os.getpid() not in {r["pid"] for r in await replicas(caller)}

@@ -12,6 +12,7 @@ from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.request import Chunk, FinishReason
 from jupyter_dsserve.protocol.spec import WorkerLaunch, WorkerSpec
 from jupyter_dsserve.worker.app import WorkerApp
+from jupyter_dsserve.worker.dial import Dial
 from jupyter_dsserve.worker.outbox import Outbox
 from tests.support import until
 
@@ -40,7 +41,8 @@ class SlowTokenizer(ToyTokenizer):
 
 
 async def test_an_abort_that_overtakes_tokenizing_keeps_the_request_from_the_engine() -> None:
-    app = WorkerApp(WorkerLaunch("demo@v1#0", "unix:/nowhere", "t", "toy:", WorkerSpec("toy:", runner="toy")))
+    launch = WorkerLaunch("demo@v1#0", "unix:/nowhere", "t", "toy:", WorkerSpec("toy:", runner="toy"))
+    app = WorkerApp(launch, Dial(launch.gateway))
     engine, tokenizer = Listening(), SlowTokenizer()
     app._loop = asyncio.get_running_loop()
     app._engine, app._request_tokenizer = engine, tokenizer  # type: ignore[assignment]

@@ -1,0 +1,101 @@
+"""`Listener`: the second way in for workers, over TCP and TLS, for those on other machines."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+from jupyter_dsserve.fleet.certificate import given_certificate, own_certificate
+from jupyter_dsserve.protocol.errors import Conflict
+from jupyter_dsserve.protocol.worker_pb2_grpc import LinkServicer, add_LinkServicer_to_server
+
+_MAX_MESSAGE_BYTES = 256 * 1024 * 1024  # of one step's answers
+_PING_S = 10  # a connection is asked so often whether its machine is still there
+_PING_WAIT_S = 5
+_MIN_PING_S = 5  # workers may ask as often
+_WILDCARDS = ("0.0.0.0", "[::]", "*")
+
+Knows: TypeAlias = Callable[[str], bool]
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinSettings:
+    """``address`` is ``HOST:PORT``, where port 0 takes a free one; empty: workers join over the unix socket only.
+    Without ``certfile`` and ``keyfile`` (PEM) the gateway makes a certificate of its own."""
+
+    address: str = ""
+    certfile: str = ""
+    keyfile: str = ""
+
+
+class Listener:
+    """Made and started once. `address` and `certificate` are what a worker has to know."""
+
+    def __init__(self, settings: JoinSettings, data_dir: Path, link: LinkServicer, knows: Knows) -> None:
+        """``knows`` says whether a token opens anything here. Raises `Conflict` for what cannot be listened at."""
+        host, colon, port = settings.address.rpartition(":")
+        if not (host and colon and port.isdecimal() and int(port) < 65536):
+            raise Conflict(f"--join-address {settings.address}: write HOST:PORT, such as 0.0.0.0:8870")
+        is_given = settings.certfile or settings.keyfile
+        self.certificate = (
+            given_certificate(settings.certfile, settings.keyfile) if is_given else own_certificate(data_dir)
+        )
+        self._server = grpc.aio.server(
+            interceptors=[_Door(knows)],
+            options=[
+                ("grpc.so_reuseport", 0),  # else a second gateway would get half of the workers
+                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.keepalive_time_ms", 1000 * _PING_S),
+                ("grpc.keepalive_timeout_ms", 1000 * _PING_WAIT_S),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 1000 * _MIN_PING_S),
+            ],
+        )
+        add_LinkServicer_to_server(link, self._server)
+        pair = (self.certificate.key, self.certificate.certificate)
+        try:
+            taken = self._server.add_secure_port(settings.address, grpc.ssl_server_credentials([pair]))
+        except RuntimeError as fault:
+            raise Conflict(
+                f"workers cannot join at {settings.address} ({fault}): give another --join-address"
+            ) from None
+        self.address = f"{socket.getfqdn() if host in _WILDCARDS else host}:{taken}"
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def stop(self) -> None:
+        await self._server.stop(grace=0)
+
+
+class _Door(grpc.aio.ServerInterceptor):
+    """Before every call: who brings no token in its metadata, which come first, sends nothing else."""
+
+    def __init__(self, knows: Knows) -> None:
+        self._knows = knows
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        details: grpc.HandlerCallDetails,
+    ) -> _Handler | None:
+        brought = dict(details.invocation_metadata or ()).get("authorization", "")
+        if isinstance(brought, str) and self._knows(brought.removeprefix("Bearer ")):
+            return await continuation(details)
+        return grpc.stream_stream_rpc_method_handler(_refuse)
+
+
+async def _refuse(_messages: object, call: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """A stream is not read before somebody asks for a message, and to a caller it looks like any other method."""
+    await call.abort(
+        grpc.StatusCode.UNAUTHENTICATED,
+        "the token opens nothing here: ask for the command again, it changes with the gateway",
+    )

@@ -1,0 +1,222 @@
+"""Workers of other machines join over TCP and TLS: here they are of another interpreter, and know the address only."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import psutil
+import pytest
+import pytest_asyncio
+
+from jupyter_dsserve.fleet.certificate import given_certificate, own_certificate
+from jupyter_dsserve.gateway.server import Gateway
+from jupyter_dsserve.protocol import worker_pb2 as pb
+from jupyter_dsserve.protocol.config import GatewayConfig
+from jupyter_dsserve.protocol.errors import Conflict
+from jupyter_dsserve.protocol.worker_pb2_grpc import LinkStub
+from jupyter_dsserve.worker import join
+from jupyter_dsserve.worker.dial import Dial, pinned
+from tests.engine.test_loop import toy_text
+from tests.gateway.test_grpc_doors import certificate
+from tests.road.test_join import Hands, command, parts, put_together, replicas
+from tests.support import Caller, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another interpreter, which finds the same packages."""
+    folder = tmp_path_factory.mktemp("other")
+    venv.create(folder, symlinks=True)
+    [site] = folder.glob("lib/python3*/site-packages")
+    (site / "same.pth").write_text("\n".join(path for path in sys.path if path))
+    return folder / "bin/python"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
+    config = GatewayConfig(tmp_path_factory.mktemp("data"), port=0, drain_s=5, join_address="127.0.0.1:0")
+    gateway = Gateway(config)
+    await gateway.start()
+    yield gateway
+    await gateway.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def caller(gateway: Gateway) -> AsyncIterator[Caller]:
+    async with Caller(gateway.url, gateway.admin_key) as caller:
+        await caller.load("demo", "v1", "toy:step_s=0.005")
+        yield caller
+
+
+@pytest.fixture
+def hands(tmp_path: Path) -> Iterator[Hands]:
+    hands = Hands(tmp_path / "joined.log")
+    yield hands
+    for process in hands.processes:
+        process.kill()
+        process.wait()
+
+
+def in_a_shell(line: str, log: Path) -> subprocess.Popen[bytes]:
+    """In a group of its own, as a terminal has it."""
+    with log.open("wb") as out:
+        return subprocess.Popen(["sh", "-c", line], stdout=out, stderr=out, start_new_session=True)
+
+
+async def test_one_of_another_interpreter_joins_serves_and_is_dropped_within_5_s_of_its_death(
+    caller: Caller, gateway: Gateway, hands: Hands, python: Path
+) -> None:
+    told = await command(gateway)
+    token, words = parts(told)
+    assert words[words.index("--join") + 1] == gateway.fleet.joins.address
+    process = hands.start(told, str(python))
+    found = await until(lambda: replicas(caller), lambda found: [r["state"] for r in found] == ["READY"] * 2)
+    assert found[1]["pid"] == process.pid
+    assert token not in " ".join(psutil.Process(process.pid).cmdline())
+    version = gateway.fleet.version("demo", "v1")
+    asking = asyncio.gather(*(caller.complete(max_tokens=40) for _ in range(16)))
+    await until(lambda: [r.in_flight for r in version.replicas] == [8, 8])
+    answers = await asking
+    assert {(a.status_code, a.json()["choices"][0]["text"]) for a in answers} == {(200, toy_text("hello", 40))}
+    process.send_signal(signal.SIGKILL)
+    begun = time.monotonic()
+    await until(lambda: replicas(caller), lambda found: len(found) == 1, timeout_s=5)
+    assert time.monotonic() - begun < 5
+
+
+async def test_the_command_works_as_it_stands_in_a_shell_and_the_worker_leaves_on_ctrl_c(
+    caller: Caller, gateway: Gateway, tmp_path: Path
+) -> None:
+    line = (await command(gateway)).replace("| python ", f"| exec {sys.executable} ")
+    shell = in_a_shell(line, tmp_path / "log")
+    try:
+        await until(lambda: replicas(caller), lambda found: [r["state"] for r in found] == ["READY"] * 2)
+        os.killpg(shell.pid, signal.SIGINT)
+        await until(lambda: replicas(caller), lambda found: len(found) == 1)
+        await until(lambda: shell.poll() is not None)
+    finally:
+        if shell.poll() is None:
+            os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("--fingerprint", "ab" * 32, "shows a certificate with the fingerprint"),
+        ("--name", "another", "no gateway answers at"),
+        ("--join", "127.0.0.1:9", "no gateway answers at 127.0.0.1:9"),
+        ("--version", "v9", "version 'v9' of demo does not exist"),
+        ("", "guessed", "the token opens nothing here: ask for the command again"),
+    ],
+)
+async def test_one_that_may_not_is_told_why(
+    caller: Caller,
+    gateway: Gateway,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    said: str,
+) -> None:
+    token, words = parts(await command(gateway))
+    if name:
+        words[words.index(name) + 1] = value
+    monkeypatch.setattr(sys, "stdin", io.StringIO(token if name else value))
+    with pytest.raises(SystemExit) as ended:
+        await asyncio.to_thread(join.launch_asked, words[2:])
+    assert said in str(ended.value)
+    assert token not in str(ended.value)
+    assert len(await replicas(caller)) == 1
+
+
+async def test_an_address_without_a_fingerprint_and_an_empty_stdin_are_refused(
+    caller: Caller, gateway: Gateway, hands: Hands
+) -> None:
+    token, words = parts(await command(gateway))
+    at = words.index("--fingerprint")
+    await until(lambda: hands.start(put_together(token, words[:at] + words[at + 2 :])).wait(10) is not None)
+    assert "give --fingerprint too" in hands.said
+    await until(lambda: hands.start(put_together("''", words)).wait(10) is not None)
+    assert "stdin has no token" in hands.said
+
+
+async def test_the_port_speaks_tls_only_and_takes_no_message_of_whom_it_does_not_know(
+    caller: Caller, gateway: Gateway
+) -> None:
+    address, shown = gateway.fleet.joins.address, gateway.fleet.joins._listener.certificate  # type: ignore[union-attr]
+    request = pb.JoinRequest(deployment="demo", version="v1", token=gateway.fleet.join("demo", "v1").token)
+    async with grpc.aio.insecure_channel(address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await LinkStub(channel).Join(request, timeout=5)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    dial = await asyncio.to_thread(pinned, address, shown.fingerprint, shown.name)
+    async with dial.aio_channel([]) as channel:
+        for metadata in ((), (("authorization", "Bearer guessed"),)):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await LinkStub(channel).Join(request, timeout=5, metadata=metadata)
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            stream = LinkStub(channel).Connect(metadata=metadata)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stream.read()
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        # With a token of a version one may ask to join, and no more: a stream takes the token that Join gave.
+        stream = LinkStub(channel).Connect(metadata=dial.metadata(request.token))
+        await stream.write(pb.FromWorker(hello=pb.Hello(replica="demo@v1#0", token=request.token)))
+        assert "no replica 'demo@v1#0' with this token" in (await stream.read()).refuse.reason  # type: ignore[union-attr]
+
+
+async def test_the_certificate_is_made_once_and_its_key_is_the_owners_alone(tmp_path: Path) -> None:
+    first = own_certificate(tmp_path)
+    assert own_certificate(tmp_path) == first
+    assert ((tmp_path / "join.key").stat().st_mode & 0o777) == 0o600
+    (tmp_path / "join.crt").write_bytes(b"spoilt")
+    assert own_certificate(tmp_path).fingerprint != first.fingerprint
+
+
+async def test_a_certificate_that_is_given_is_shown(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    config = GatewayConfig(
+        tmp_path / "data", port=0, join_address="127.0.0.1:0", join_certfile=str(cert), join_keyfile=str(key)
+    )
+    gateway = Gateway(config)
+    await gateway.start()
+    try:
+        shown = given_certificate(str(cert), str(key))
+        assert shown.name == "localhost"
+        dial = await asyncio.to_thread(pinned, gateway.fleet.joins.address, shown.fingerprint, shown.name)
+        assert dial == Dial(gateway.fleet.joins.address, cert.read_bytes(), "localhost")
+        async with dial.aio_channel([]) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await LinkStub(channel).Join(pb.JoinRequest(), timeout=5)
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED  # so it was trusted
+    finally:
+        await gateway.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"join_address": "8870"}, "write HOST:PORT"),
+        ({"join_address": "127.0.0.1:99999"}, "write HOST:PORT"),
+        ({"join_address": "127.0.0.1:0", "join_certfile": "nowhere.pem"}, "takes both"),
+        ({"join_address": "127.0.0.1:0", "join_certfile": "no.pem", "join_keyfile": "no.key"}, "cannot be used"),
+        ({"join_address": "192.0.2.1:0"}, "give another --join-address"),
+    ],
+)
+async def test_what_cannot_be_is_refused_at_the_start(tmp_path: Path, settings: dict[str, str], said: str) -> None:
+    gateway = Gateway(GatewayConfig(tmp_path / "data", port=0, **settings))  # type: ignore[arg-type]
+    with pytest.raises(Conflict, match=said):
+        await gateway.start()
