@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 import time
 from dataclasses import asdict, dataclass
@@ -61,26 +62,45 @@ class DataDir:
 
     def admin_key(self) -> str:
         """The key in ``admin.key``; made on first use, readable by its owner only."""
-        path = self.path / "admin.key"
+        self._made_once("admin.key", f"dsk_{secrets.token_urlsafe(32)}")
+        return read_admin_key(self.path)
+
+    def id(self) -> str:
+        """What tells this directory's gateway from others, whatever its address and its keys: 16 hexadecimal digits in
+        ``gateway.id``, made on first use. Raises `Conflict` if they cannot be read, or are none."""
+        self._made_once("gateway.id", secrets.token_hex(8))
+        found = _read(self.path / "gateway.id")
+        if not re.fullmatch("[0-9a-f]{16}", found):
+            raise Conflict(
+                f"{self.path / 'gateway.id'} holds no 16 hexadecimal digits: delete it to have new ones made"
+            )
+        return found
+
+    def _made_once(self, name: str, content: str) -> None:
+        path = self.path / name
         if not path.exists():
-            # Written aside and then moved: a crash in between must not leave an empty key.
+            # Written aside and then moved: a crash in between must not leave an empty file.
             new = path.with_suffix(".new")
             with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(f"dsk_{secrets.token_urlsafe(32)}\n")
+                file.write(f"{content}\n")
             new.rename(path)
-        return read_admin_key(self.path)
 
 
 def read_admin_key(path: Path) -> str:
     """The admin key of the data directory ``path``. Raises `Conflict` if its file is empty or cannot be read."""
     file = path / "admin.key"
-    try:
-        key = file.read_text().strip()
-    except OSError as fault:
-        raise Conflict(f"{file} cannot be read ({fault.strerror}): check its permissions") from None
+    key = _read(file)
     if not key:
         raise Conflict(f"{file} is empty: delete it to have a new key made, or put a key into it")
     return key
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as fault:
+        why = getattr(fault, "strerror", None) or "it is no text"
+        raise Conflict(f"{file} cannot be read ({why}): check its permissions") from None
 
 
 def holder(path: Path) -> Holder | None:

@@ -47,9 +47,10 @@ class OIPFaultAnswer(TypedDict):
 
 
 class Served(TypedDict):
-    """Everything now. ``num_requests`` were taken since the start, ``in_flight`` of them run. ``grpc`` is where gRPC
-    answers, ``host:port``; empty: nowhere."""
+    """Everything now. ``id`` is that of the gateway's data directory. ``num_requests`` were taken since the start,
+    ``in_flight`` of them run. ``grpc`` is where gRPC answers, ``host:port``; empty: nowhere."""
 
+    id: str
     deployments: list[DeploymentStatus]
     num_requests: int
     in_flight: int

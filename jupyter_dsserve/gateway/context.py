@@ -15,8 +15,8 @@ from jupyter_dsserve.gateway.v2.regions import Regions
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """``grpc_address`` is where gRPC answers, ``host:port``; empty: nowhere. ``shared_limits`` are those of keys that
-    other gateways have too."""
+    """``id`` is that of the data directory. ``grpc_address`` is where gRPC answers, ``host:port``; empty: nowhere.
+    ``shared_limits`` are those of keys that other gateways have too."""
 
     fleet: Fleet
     admin_key: str = field(repr=False)
@@ -30,4 +30,5 @@ class Context:
     log_prompts: bool = False
     regions: Regions = field(default_factory=Regions)
     grpc_address: str = ""
+    id: str = ""
     shared_limits: SharedLimits | None = None

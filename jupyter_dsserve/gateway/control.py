@@ -133,6 +133,7 @@ class Status(Handler):
     def get(self) -> None:
         fleet = self.fleet
         found: Served = {
+            "id": self.context.id,
             "deployments": fleet.status(),
             "num_requests": fleet.num_requests,
             "in_flight": fleet.in_flight,

@@ -66,7 +66,7 @@ class Gateway:
         self.data_dir = DataDir(config.data_dir)
         try:
             self._otlp = otlp_exporter(config.otlp_endpoint, config.trace_sample)
-            self.admin_key = self.data_dir.admin_key()
+            self.admin_key, id = self.data_dir.admin_key(), self.data_dir.id()
             self.fleet = Fleet(
                 config.data_dir,
                 config.drain_s,
@@ -100,6 +100,7 @@ class Gateway:
             log_prompts=config.log_prompts,
             grpc_address=self._grpc.address if self._grpc else "",
             shared_limits=self._limits,
+            id=id,
         )
         self.app = make_app(self.context)
         self._server = Server(

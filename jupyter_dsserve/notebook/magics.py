@@ -45,6 +45,7 @@ from jupyter_dsserve.notebook.views import (
     Applied,
     Deployment,
     History,
+    Models,
     Policy,
     Rollout,
     Status,
@@ -461,7 +462,7 @@ class DSServeMagics(Magics):
     @magic_arguments("dsserve connect")
     @argument("url", nargs="?", default="", help="Of a gateway: http://127.0.0.1:8899; none is the kernel's own.")
     @argument("--key", default="", help="The key that opens it; without it you are asked.")
-    def connect(self, line: str) -> Status:
+    def connect(self, line: str) -> Status | Models:
         """Talk to another gateway from now on."""
         given = parsed(self.connect, line)
         key = given.key or (getpass.getpass(f"Key for {given.url}: ") if given.url else "")

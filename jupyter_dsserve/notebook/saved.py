@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -85,17 +86,20 @@ class Store:
     home: Path
 
     @staticmethod
-    def of(address: GatewayAddress) -> Store:
-        """In Jupyter's data directory, which this kernel and the gateway share. Raises `InvalidRequest` for a gateway
-        on another machine."""
+    def of(address: GatewayAddress, id: str) -> Store:
+        """In Jupyter's data directory, which this kernel and the gateway share; ``id`` is what the gateway's status
+        says. Raises `InvalidRequest` for a gateway on another machine, `Unavailable` for what can be no id."""
         if is_remote(address.url):
             raise InvalidRequest(
                 f"the gateway at {address.url} is on another machine, and does not see what this kernel saves: save "
                 "the model where it does (model.save_pretrained, tokenizer.save_pretrained), and load that directory",
                 param="model",
             )
-        gateway = hashlib.sha256(address.key.encode()).hexdigest()[:8]  # of 256 random bits: it tells nothing
-        return Store(Path(jupyter_data_dir()).resolve() / "dsserve" / "saved" / gateway)
+        if not re.fullmatch("[0-9a-f]{16}", id):  # it names a folder
+            raise Unavailable(
+                f"the gateway at {address.url} has the id {id!r}, which is none: is it a dsserve gateway?"
+            )
+        return Store(Path(jupyter_data_dir()).resolve() / "dsserve" / "saved" / id)
 
     def forget(self, models: Iterable[str], in_use: Iterable[str]) -> None:
         """Delete those of ``models`` (as versions name them) that lie here, unless ``in_use`` has them too."""

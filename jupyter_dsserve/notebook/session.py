@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from jupyter_dsserve.notebook.client import AsyncClient, Client
 from jupyter_dsserve.notebook.feed import Feed
-from jupyter_dsserve.notebook.views import Status
+from jupyter_dsserve.notebook.views import Models, Status
+from jupyter_dsserve.protocol.errors import Forbidden
 
 # The event stream says something every 15 s.
 _SILENT_S = 30.0
@@ -30,21 +31,29 @@ class Session:
 _session: Session | None = None
 
 
-def connect(url: str = "", key: str = "") -> Status:
-    """Talk to the gateway at ``url`` from now on; without one, to the one of the kernel's own Jupyter server.
+def connect(url: str = "", key: str = "") -> Status | Models:
+    """Talk to the gateway at ``url`` from now on; without one, to the one of the kernel's own Jupyter server. Says what
+    is there, or with a key that only asks models which ones.
 
     Raises what `Client.status` raises, and then everything stays as it was.
     """
     global _session
     new = _opened(url, key)
     try:
-        status = new.client.status()
+        found = _looked(new.client)
     except BaseException:
         new.client.close()
         new.quick.close()
         raise
     _session = new
-    return status
+    return found
+
+
+def _looked(client: Client) -> Status | Models:
+    try:
+        return client.status()
+    except Forbidden:  # an app's key, or a colleague's
+        return client.models()
 
 
 def session() -> Session:

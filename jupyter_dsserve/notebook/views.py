@@ -190,6 +190,19 @@ class Status(Shown):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class Models(Shown):
+    """The deployments at ``url`` that a key may ask now."""
+
+    url: str
+    names: list[str]
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        names = ", ".join(self.names) or "nothing yet: no deployment that it is for has a READY version"
+        text = f"with this key you may ask, at {self.url}: {names}"
+        return {"text/plain": text, "text/html": escape(text)}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Policy(Shown, PolicyRecord):
     """A deployment's policy as it was when it was asked for. Shows what differs from the defaults."""
 

@@ -384,6 +384,11 @@ def test_a_key_is_shown_once_with_a_warning_and_a_snippet_that_names_no_key(load
     assert f"{id[0].split()[-1]}  app   infer  demo         5 calls/s, 9 at once" in listed["text/plain"]
     assert "<th" in listed["text/html"]
     assert "dsk_" not in str(listed)
+    url = loaded.run("from jupyter_dsserve import Client\nprint(Client().address().url)").text.strip()
+    there = loaded.run(f"%dsserve connect {url} --key {key[0]}").shown[0]["text/plain"]
+    assert there == f"with this key you may ask, at {url}: demo"
+    assert loaded.run("%%dsserve demo --max-tokens 3\nhi").text
+    assert "demo: " in loaded.run("%dsserve connect").shown[0]["text/plain"]
     left = loaded.run(f"%dsserve key revoke {id[0].split()[-1]}").shown[0]
     assert left["text/plain"] == "There are no keys but the admin key."
     assert "name its id" in loaded.run("%dsserve key revoke").errors

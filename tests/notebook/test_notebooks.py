@@ -109,14 +109,16 @@ async def test_embeddings(server: JupyterServer) -> None:
 async def test_call_from_an_app(server: JupyterServer) -> None:
     with server:
         said = [outputs(cell) for cell in await executed("05_call_from_an_app.ipynb", server)]
-    keys, first, limited, refused, another, revoked = said[1], *said[2:7]
+    keys, first, limited, refused, another, colleague, revoked = said[1], *said[2:8]
     assert "5 at once" in keys
     assert "dsk_" not in "".join(said), "a key stands in the notebook"
     assert re.fullmatch(r"(v1 '.*'\n){2}\n", first)
     assert 1 <= len(re.findall(r"^v1 ", limited, re.MULTILINE)) <= 6
     assert re.search(r"^429 .*again in \d+ s\)$", limited, re.MULTILINE)
     assert [line.split()[0] for line in refused.splitlines()] == ["Forbidden", "Forbidden", "NotFound"]
-    assert "demo@v1" in another
+    assert re.search(r"demo@v1 · \d+ tokens", another)
+    assert re.search(r"with this key you may ask, at http://127\.0\.0\.1:\d+: demo", colleague)
+    assert re.search(r"demo@v1 · \d+ tokens", colleague)
     assert revoked.strip().splitlines()[-1].startswith("401 ")
 
 

@@ -20,17 +20,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from jupyter_dsserve import AsyncClient, Client
 from jupyter_dsserve.adapter import Adapter
+from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.notebook.saved import Job, Saved, Store
 from jupyter_dsserve.notebook.verbs import Verbs
 from jupyter_dsserve.notebook.verbs.talk import Talk
 from jupyter_dsserve.notebook.views import Deployment, Version
-from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest
+from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest, Unavailable
 from jupyter_dsserve.protocol.records import GatewayAddress, VersionState
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from tests.engine.tiny_encoders import MINILM
 from tests.engine.tiny_models import byte_tokenizer, make_config
 
+ID = "0123456789abcdef"
+STATUS = httpx.Response(200, json={"id": ID, "deployments": []})
 PROMPT = "the model that was just trained"
 
 
@@ -77,7 +80,7 @@ def read(saved: Saved) -> Any:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of what is saved, in a data directory of Jupyter's of the test's own."""
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
-    return Store.of(GatewayAddress("http://127.0.0.1:1", "k")).home
+    return Store.of(GatewayAddress("http://127.0.0.1:1", "k"), ID).home
 
 
 async def test_a_model_of_this_kernel_is_served_as_it_answers_here_and_goes_with_its_version(
@@ -174,7 +177,28 @@ def test_what_no_worker_could_load_is_refused_by_its_class(
 
 def test_a_gateway_on_another_machine_cannot_see_it() -> None:
     with pytest.raises(InvalidRequest, match=r"https://gpu\.example/dsserve is on another machine"):
-        Store.of(GatewayAddress("https://gpu.example/dsserve", "k"))
+        Store.of(GatewayAddress("https://gpu.example/dsserve", "k"), ID)
+
+
+@pytest.mark.parametrize("id", ["", "../../../etc", "0123456789ABCDEF"])
+def test_what_can_be_no_id_names_no_folder(id: str) -> None:
+    with pytest.raises(Unavailable, match="which is none"):
+        Store.of(GatewayAddress("http://127.0.0.1:1", "k"), id)
+
+
+async def test_whichever_admin_key_deletes_a_version_its_files_go(gateway: Gateway, home: Path, tmp_path: Path) -> None:
+    mine = AsyncClient(gateway.url, gateway.admin_key)
+    colleague = AsyncClient(gateway.url, (await mine.key("colleague", scope="admin")).key)
+    try:
+        options: dict[str, Any] = {"tokenizer": byte_tokenizer(), "say": lambda _: None, "wait": False}
+        place = Path((await mine.load("demo", trained(), **options)).spec.model)
+        assert os.listdir(place.parent) == [place.name]
+        await colleague.delete("demo")
+        assert os.listdir(place.parent) == []
+        assert DataDir.id(gateway.data_dir) == place.parent.name, "it is the gateway's own"
+    finally:
+        await mine.aclose()
+        await colleague.aclose()
 
 
 def test_a_save_that_fails_leaves_nothing(home: Path) -> None:
@@ -290,6 +314,8 @@ def test_a_load_that_may_have_been_registered_leaves_its_files(home: Path, outco
     posted: list[str] = []
 
     def reply(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/status":
+            return STATUS
         if request.method == "GET":
             return listed(*(map(made, posted) if outcome == "registered, not loaded" else ()))
         posted.append(json.loads(request.content)["model"])
@@ -311,6 +337,8 @@ def test_what_was_loaded_while_others_were_deleted_keeps_its_files(home: Path) -
     since = [made(str(home / "again"), "v2", at=5.0), made(str(home / "beside"), "v4", at=4.0)]
 
     def reply(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/status":
+            return STATUS
         if request.method == "GET":  # v1 still drains
             return listed(deleted[0], *since)
         return httpx.Response(202, content=TypeAdapter(list[Version]).dump_json(deleted))
@@ -332,9 +360,13 @@ def test_a_save_that_is_interrupted_leaves_nothing(home: Path, when: str) -> Non
     if when != "while it saves":
         go_on.set()
     client = Client(GATEWAY, "k")
-    client._do = (  # type: ignore[method-assign]
-        lambda step: time.sleep(step) if isinstance(step, float) and when != "while it saves" else interrupt()
-    )
+
+    def do(step: Any) -> Any:
+        if not isinstance(step, float) and step.request.url.path == "/api/status":
+            return STATUS
+        return time.sleep(step) if isinstance(step, float) and when != "while it saves" else interrupt()
+
+    client._do = do  # type: ignore[method-assign]
     say = interrupt if when == "once it is saved" else lambda _: None
     with pytest.raises(KeyboardInterrupt) as held:  # with its traceback, as a notebook holds it
         client.load("demo", model, tokenizer=byte_tokenizer(), say=say)

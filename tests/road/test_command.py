@@ -33,8 +33,13 @@ async def test_the_admin_key_is_its_owners_alone_and_stays_the_same(data_dir: Pa
     key = first.admin_key()
     assert key.startswith("dsk_")
     assert (data_dir / "admin.key").stat().st_mode & 0o777 == 0o600
+    id = first.id()
     first.release()
-    assert DataDir(data_dir).admin_key() == key
+    again = DataDir(data_dir)
+    assert (again.admin_key(), again.id()) == (key, id)
+    (data_dir / "gateway.id").write_text("../..\n")
+    with pytest.raises(Conflict, match=r"gateway\.id holds no 16"):
+        again.id()
 
 
 def _lay_key(data_dir: Path, key: str) -> None:

@@ -20,11 +20,16 @@ from jupyter_dsserve.notebook.answers import (
     vectors_of,
 )
 from jupyter_dsserve.notebook.verbs.talk import Talk, Talking
-from jupyter_dsserve.notebook.views import Answer, Classified
+from jupyter_dsserve.notebook.views import Answer, Classified, Models
 
 
 class Asking(Talking):
     """What models answer."""
+
+    def models(self) -> Talk[Models]:
+        """The deployments that this key may ask, of those with a READY version."""
+        found = yield from self.send("GET", "/v1/models", start=False)
+        return Models(self.url, [each["id"] for each in found.json()["data"]])
 
     def generate(
         self,

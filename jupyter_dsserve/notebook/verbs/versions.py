@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -26,12 +27,22 @@ from jupyter_dsserve.notebook.verbs.talk import (
 )
 from jupyter_dsserve.notebook.views import Deployment, Version
 from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest, Unavailable
-from jupyter_dsserve.protocol.records import Joining, VersionState
+from jupyter_dsserve.protocol.records import GatewayAddress, Joining, VersionState
 from jupyter_dsserve.protocol.spec import Strategy
 
 _SETTLED = (VersionState.READY, VersionState.FAILED, VersionState.STOPPED)
 
 _JOINING = TypeAdapter(Joining)
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """What we read of ``/api/status``."""
+
+    id: str
+
+
+_IDENTITY = TypeAdapter(_Identity)
 _DELETED = TypeAdapter(list[Version] | Version)
 
 
@@ -146,12 +157,12 @@ class Versions(Looking):
         address = yield from self._address(start=True)
         if is_remote(address.url):
             return
+        store = yield from self._store(address)
         # They stand there until their workers have ended; one of the name that was made since is another.
         found = yield from self._look(DEPLOYMENTS, "/api/deployments", start=True)
         gone = {(name, v.version, v.created_at) for v in deleted}
         there = [v for d in found for v in d.versions if (v.deployment, v.version, v.created_at) not in gone]
         left = [v.spec.model for v in there]
-        store = Store.of(address)
         store.forget([v.spec.model for v in deleted], left)
         store.sweep(left, time.time())
 
@@ -185,10 +196,15 @@ class Versions(Looking):
 
     # ---- inside
 
+    def _store(self, address: GatewayAddress) -> Talk[Store]:
+        """The gateway's own, whichever key opens it."""
+        known = not is_remote(address.url)
+        return Store.of(address, (yield from self._look(_IDENTITY, "/api/status", start=True)).id if known else "")
+
     def _saved(
         self, model: object, tokenizer: object, on_progress: OnProgress | None, say: Callable[[str], object]
     ) -> Talk[Saved]:
-        store = Store.of((yield from self._address(start=True)))
+        store = yield from self._store((yield from self._address(start=True)))
         job = Job(store.home, model, tokenizer)
         try:
             while not job.is_done:
