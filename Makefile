@@ -45,6 +45,7 @@ screenshots: install
 bench: install
 	$(BIN)/python -m tests.bench.bench_http
 	$(BIN)/python -m tests.bench.bench_curves --out tests/bench/results
+	$(BIN)/python -m tests.bench.bench_mixed --out tests/bench/results
 	$(BIN)/python -m tests.bench.bench_busy
 	$(BIN)/python -m tests.bench.bench_load
 	$(BIN)/python -m tests.bench.bench_forward

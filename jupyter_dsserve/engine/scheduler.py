@@ -2,13 +2,15 @@
 
 Every running sequence that decodes gets its one token; what is left of the step's token budget goes to prompts, the
 oldest first, cut into chunks (Sarathi-Serve, Agrawal et al. 2024): a long prompt never stalls the others' tokens for
-longer than one step of the budget's length. When the KV cache is full the last in line among the running leaves, and is
-computed again later (recomputation, as in vLLM): its answer is the same.
+longer than one step of the budget's length, nor does it keep short prompts behind it waiting (`shares`). When the KV
+cache is full the last in line among the running leaves, and is computed again later (recomputation, as in vLLM): its
+answer is the same.
 """
 
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence as Seq
 
 from jupyter_dsserve.engine.runner import KVRoom, Span, Step
 from jupyter_dsserve.engine.sequence import Sequence
@@ -16,6 +18,8 @@ from jupyter_dsserve.engine.slots import Slots
 
 # A sequence that has waited so long goes before one of the next better priority that comes now: none waits for ever.
 AGEING_S = 10.0
+# A prompt passes a long one that needs so many times as many tokens.
+_WORTH_PASSING = 4
 # Blocks of a prompt that another sequence is about to compute, for which it is worth waiting.
 _WORTH_WAITING = 2
 
@@ -81,14 +85,8 @@ class Scheduler:
         spans = [Span(s, s.num_computed, 1, True) for s in decoding]
         # However many decode, prompts come in as fast as answers end, or a full house would wait for newcomers.
         budget = max(self.max_step_tokens - len(spans), self.max_step_tokens * 3 // 4, 1)
-        for sequence in self.running:
-            if budget <= 0:
-                break
-            if not sequence.is_decoding:
-                missing = len(sequence.tokens) - sequence.num_computed
-                num_tokens = min(missing, budget)
-                spans.append(Span(sequence, sequence.num_computed, num_tokens, num_tokens == missing))
-                budget -= num_tokens
+        prompts = [s for s in self.running if not s.is_decoding]
+        spans += [Span(s, s.num_computed, num, num == _missing(s)) for s, num in shares(prompts, budget)]
         if not spans:
             return None
         moves, self.slots.moves = tuple(self.slots.moves), []
@@ -138,6 +136,36 @@ class Scheduler:
         for s in self.running:
             assert s.num_computed < len(s.tokens), f"sequence {s.id} has nothing left to compute"
             self.slots.check_held(s.slot, s.tokens, s.num_computed)
+
+
+def shares(prompts: Seq[Sequence], budget: int) -> list[tuple[Sequence, int]]:
+    """How many tokens of which ``prompts``, the oldest first, go into a step that has room for ``budget`` of them.
+
+    The oldest goes first. But one that needs several steps leaves up to half of each to those that need at most a
+    quarter of what it still does: so a short prompt gets its first token after a step or two, and a long one takes
+    twice as long at most, however many short ones pass.
+    """
+    found: list[tuple[Sequence, int]] = []
+    for place, sequence in enumerate(prompts):
+        missing = _missing(sequence)
+        if missing > budget:
+            left = budget - budget // 2
+            short = [s for s in prompts[place + 1 :] if _WORTH_PASSING * _missing(s) <= missing]
+            for passing in sorted(short, key=lambda s: (s.priority, _missing(s))):
+                num_tokens = min(_missing(passing), budget - left)
+                if num_tokens:
+                    found.append((passing, num_tokens))
+                    budget -= num_tokens
+            return [*found, (sequence, budget)] if budget else found
+        found.append((sequence, missing))
+        budget -= missing
+        if not budget:
+            break
+    return found
+
+
+def _missing(sequence: Sequence) -> int:
+    return len(sequence.tokens) - sequence.num_computed
 
 
 def _line(sequence: Sequence) -> tuple[float, float]:

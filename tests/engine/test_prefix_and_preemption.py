@@ -47,6 +47,7 @@ class Machine:
         self.cache = PaperCache()
         self.scheduler = Scheduler(KVRoom(num_slots, CONTEXT, num_blocks, BLOCK), max_step_tokens)
         self.num_computed = 0
+        self.num_forgotten = 0  # bystanders of steps that failed, who count as preempted
 
     def add(self, tokens: list[int], num_output: int = 4, **fields: float) -> Sequence:
         sequence = Sequence("s", list(tokens), SamplingParams(max_tokens=num_output), **fields)  # type: ignore[arg-type]
@@ -80,6 +81,7 @@ class Machine:
             self.cache.compute(replace(step, spans=[]))
         for sequence in {span.sequence for span in step.spans}:
             self.scheduler.remove(sequence)
+        self.num_forgotten += len(self.scheduler.running)
         self.scheduler.forget()
         self.cache.compute(Step([], 0, tuple(self.scheduler.slots.moves)))
         self.scheduler.slots.moves = []
@@ -277,7 +279,7 @@ def test_ten_thousand_random_steps_keep_the_books(num_blocks: int) -> None:
         num_steps += 1
     assert num_right > 100
     assert machine.scheduler.num_cached > 500
-    assert (machine.scheduler.num_preempted > 0) == (num_blocks < 64)
+    assert (machine.scheduler.num_preempted > machine.num_forgotten) == (num_blocks < 64)
 
 
 def test_trims_name_what_is_kept() -> None:

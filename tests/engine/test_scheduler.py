@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jupyter_dsserve.engine.runner import KVRoom, Step
-from jupyter_dsserve.engine.scheduler import Scheduler
+from jupyter_dsserve.engine.scheduler import Scheduler, shares
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.protocol.request import SamplingParams
 
@@ -56,6 +56,34 @@ def test_decoding_goes_first_and_prompts_share_what_is_left_of_the_budget_oldest
     step = do(scheduler)
     assert shape(step) == [("a", 2, 1, True), ("b", 0, 10, True), ("c", 0, 5, False)]
     assert step.num_decoding == 1
+
+
+def told(*missing: int, budget: int, priorities: tuple[int, ...] = ()) -> list[tuple[int, int]]:
+    """Which prompts get how many tokens, by their place."""
+    prompts = [sequence("s", num) for num in missing]
+    for one, priority in zip(prompts, priorities, strict=False):
+        one.priority = priority
+    return [(prompts.index(one), num) for one, num in shares(prompts, budget)]
+
+
+def test_short_prompts_pass_a_long_one_on_half_of_the_budget_the_shortest_first() -> None:
+    assert told(4096, 64, budget=128) == [(1, 64), (0, 64)]
+    assert told(4096, 10, budget=128) == [(1, 10), (0, 118)]
+    assert told(4096, 100, 20, budget=128) == [(2, 20), (1, 44), (0, 64)]
+    assert told(4096, 50, 60, budget=128, priorities=(0, 1, 0)) == [(2, 60), (1, 4), (0, 64)]
+    assert told(4096, 4096, 64, budget=128) == [(2, 64), (0, 64)]
+    assert told(10, 4096, 8, budget=64) == [(0, 10), (2, 8), (1, 46)]
+
+
+def test_but_none_passes_that_is_nearly_as_long_or_one_that_ends_in_this_step() -> None:
+    assert told(4096, 4096, budget=128) == [(0, 128)]
+    assert told(200, 64, budget=128) == [(0, 128)]
+    assert told(100, 20, 20, budget=128) == [(0, 100), (1, 20), (2, 8)]
+    assert told(128, 1, budget=128) == [(0, 128)]
+
+
+def test_a_step_for_one_token_of_a_prompt_is_the_oldests() -> None:
+    assert told(4096, 1, budget=1) == [(0, 1)]
 
 
 def test_prompts_move_on_even_when_decoding_fills_the_budget() -> None:
