@@ -19,7 +19,7 @@ _DAY_S = 86_400.0
 _COMPACT = re.compile(r"\d{4}(\d\d){0,2}")
 _LAST_S = 4e9  # of the year 2096: what is larger is meant as milliseconds
 
-_Moment = Annotated[str, Field(min_length=1, description="ISO 8601 (UTC unless it says otherwise), or seconds.")]
+_Moment = Annotated[str, Field(description="ISO 8601 (UTC unless it says otherwise), or seconds.")]
 _StepS = Annotated[int, Field(ge=60, lt=10**9, multiple_of=60, description="Seconds between points: whole minutes.")]
 _Name = Annotated[str, Field(description="Only of this one.")]
 

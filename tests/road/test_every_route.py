@@ -28,6 +28,7 @@ TOY = "toy:step_s=0.001"
 TIMEOUT_S = 20.0
 # A few of the largest bodies are as long as those of our own tests.
 QUIET = list(HealthCheck)
+UNFIT = [positive_data_acceptance]  # what fits a schema may still not be: a version that is not there
 
 
 def closed(schema: Any) -> Any:
@@ -150,7 +151,7 @@ def ask(case: Any, server: Server) -> None:
         base_url=server.url,
         headers=server.headers,
         timeout=TIMEOUT_S,
-        excluded_checks=[positive_data_acceptance],  # what fits a schema may still not be: a version that is not there
+        excluded_checks=UNFIT,
     )
 
 
@@ -158,3 +159,42 @@ def ask(case: Any, server: Server) -> None:
 @settings(max_examples=2, derandomize=True, database=None, deadline=None, suppress_health_check=QUIET)
 def test_whatever_is_asked_is_answered_as_the_document_says(case: Any, ready: Server) -> None:
     ask(case, ready)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@SCHEMA.parametrize()
+@settings(max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=QUIET)
+def test_the_same_with_more_examples(case: Any, ready: Server) -> None:
+    ask(case, ready)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_what_an_answer_names_is_asked_for_next(ready: Server) -> None:
+    """Keys, deployments, versions and traces that an answer tells of, in calls one after another."""
+    machine: Any = SCHEMA.as_state_machine()
+
+    class Caller(machine):  # type: ignore[misc]
+        def setup(self) -> None:
+            ready.restore()
+
+        def before_call(self, case: Any) -> None:
+            tame(case)
+
+        def get_call_kwargs(self, case: Any) -> dict[str, Any]:
+            return {"base_url": ready.url, "headers": ready.headers, "timeout": TIMEOUT_S}
+
+        def validate_response(self, response: Any, case: Any, additional_checks: Any = (), **_: Any) -> None:
+            case.validate_response(response, excluded_checks=UNFIT, headers=ready.headers)
+
+    Caller.run(
+        settings=settings(
+            max_examples=50,
+            stateful_step_count=8,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=QUIET,
+        )
+    )
