@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Discriminator, Field, Tag, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import PydanticCustomError
 
 from jupyter_dsserve.gateway.bodies import Body, MaxTokens, No, Priority, TimeoutS, TokenId, new_id
@@ -295,6 +295,10 @@ class ToolBody(Body):
     function: FunctionBody
 
 
+ToolChoice = Literal["none", "auto", "required"]
+Chosen = tuple[ToolChoice | None, Sequence[str] | None]  # and among which functions; None: among all
+
+
 class NamedFunction(Body):
     name: str
 
@@ -303,40 +307,81 @@ class NamedTool(Body):
     type: Annotated[Literal["function"], functions_only]
     function: NamedFunction
 
+    def chosen(self) -> Chosen:
+        return "required", [self.function.name]
 
-ToolChoice = Literal["none", "auto", "required"]
+
+class AmongTools(Body):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=128)]
+
+
+class AllowedTools(Body):
+    type: Literal["allowed_tools"]
+    allowed_tools: AmongTools
+
+    def chosen(self) -> Chosen:
+        return self.allowed_tools.mode, [tool.function.name for tool in self.allowed_tools.tools]
+
+
+def kind_of_choice(choice: object) -> str:
+    """Which of three it is to be: so an error is of that one alone. In brackets as a branch's name, for `validated`."""
+    kind = choice.get("type", "") if isinstance(choice, dict) else getattr(choice, "type", None)
+    return "[a word]" if kind is None else "[allowed]" if kind == "allowed_tools" else "[named]"
+
+
+A_WORD, NAMED, ALLOWED = Tag("[a word]"), Tag("[named]"), Tag("[allowed]")
+ChatToolChoice = Annotated[
+    Annotated[ToolChoice, A_WORD] | Annotated[NamedTool, NAMED] | Annotated[AllowedTools, ALLOWED],
+    Discriminator(kind_of_choice),
+]
 
 
 def tools_of(
-    functions: Sequence[FunctionBody], choice: ToolChoice | str | None, is_parallel: bool | None, param: str = "tools"
+    functions: Sequence[FunctionBody], chosen: Chosen, is_parallel: bool | None, param: str = "tools"
 ) -> Tools | None:
-    """What may be called, and what must be; ``choice`` is a function's name if it is no `ToolChoice`.
+    """What may be called, and what must be.
 
+    Of some that only may be called, the model is told of no others. Where one of some must be, it is told of all, and
+    the answer's form leaves it no others: so the prompt's beginning stays the same, and need not be computed again.
     Raises `InvalidRequest` for a choice among no functions, or of none of them.
     """
+    choice, among = chosen
     names = [function.name for function in functions]
     if len(set(names)) < len(names):
         raise InvalidRequest(f"{param} has two functions of one name: {', '.join(names)}", param=param)
     if not names:
-        if choice not in (None, "none", "auto"):
-            raise InvalidRequest(f"tool_choice is {choice!r}, but there are no tools: send some", param="tool_choice")
+        if choice not in (None, "none", "auto") or among:
+            told = ", ".join(among or ()) or choice
+            raise InvalidRequest(f"tool_choice is {told!r}, but there are no tools: send some", param="tool_choice")
         return None
     if choice == "none":
         return None
-    required = {None: [], "auto": [], "required": names}.get(choice, [choice])
-    if unknown := set(required) - set(names):
+    if unknown := set(among or ()) - set(names):
         raise InvalidRequest(
             f"tool_choice is {unknown.pop()!r}, but the functions are {', '.join(names)}: choose one of them",
             param="tool_choice",
         )
-    told = [
+    allowed = [name for name in names if among is None or name in among]
+    is_required = choice == "required"
+    told_of = [
         {
             "type": "function",
             "function": function.model_dump(include={"name", "description", "parameters"}, exclude_none=True),
         }
         for function in functions
+        if is_required or function.name in allowed
     ]
-    return Tools(json.dumps(told), tuple(name for name in required if name), is_parallel is not False)
+    return Tools(json.dumps(told_of), tuple(allowed) if is_required else (), is_parallel is not False)
+
+
+def chosen_by(choice: ToolChoice | Chooses | None) -> Chosen:
+    """Of any route's ``tool_choice``."""
+    return (choice, None) if choice is None or isinstance(choice, str) else choice.chosen()
+
+
+class Chooses(Protocol):
+    def chosen(self) -> Chosen: ...
 
 
 def refuse_two_forms(tools: Tools | None, has_form: bool) -> None:
@@ -394,7 +439,7 @@ class ChatBody(_OpenAIBody):
     logprobs: bool | None = None
     top_logprobs: NumLikely | None = None
     tools: Annotated[list[ToolBody], Field(max_length=128)] | None = None
-    tool_choice: ToolChoice | NamedTool | None = None
+    tool_choice: ChatToolChoice | None = None
     parallel_tool_calls: bool | None = None
     # accepted because they change nothing in the answer
     metadata: dict[str, str] | None = None
@@ -429,8 +474,8 @@ class ChatBody(_OpenAIBody):
 
     def called(self) -> Tools | None:
         """Raises as `tools_of` does."""
-        choice = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else self.tool_choice
-        tools = tools_of([tool.function for tool in self.tools or ()], choice, self.parallel_tool_calls)
+        functions = [tool.function for tool in self.tools or ()]
+        tools = tools_of(functions, chosen_by(self.tool_choice), self.parallel_tool_calls)
         refuse_two_forms(tools, self.response_format is not None and self.response_format.type != "text")
         return tools
 

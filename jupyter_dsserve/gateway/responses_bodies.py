@@ -6,15 +6,21 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field
 
 from jupyter_dsserve.gateway.bodies import Body, MaxTokens, Priority, TimeoutS, new_id
 from jupyter_dsserve.gateway.openai_bodies import (
+    A_WORD,
+    ALLOWED,
+    NAMED,
+    Chosen,
     FunctionBody,
     NumLikely,
     ToolChoice,
     checked_arguments,
+    chosen_by,
     functions_only,
+    kind_of_choice,
     no,
     refuse_two_forms,
     tools_of,
@@ -115,6 +121,24 @@ class ResponseNamedTool(Body):
     type: Annotated[Literal["function"], functions_only]
     name: str
 
+    def chosen(self) -> Chosen:
+        return "required", [self.name]
+
+
+class ResponseAllowedTools(Body):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ResponseNamedTool], Field(min_length=1, max_length=128)]
+
+    def chosen(self) -> Chosen:
+        return self.mode, [tool.name for tool in self.tools]
+
+
+ResponseToolChoice = Annotated[
+    Annotated[ToolChoice, A_WORD] | Annotated[ResponseNamedTool, NAMED] | Annotated[ResponseAllowedTools, ALLOWED],
+    Discriminator(kind_of_choice),
+]
+
 
 class ReasoningBody(Body):
     """Asks for nothing: models are not told how long to think."""
@@ -139,7 +163,7 @@ class ResponseBody(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     text: TextBody | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=128)] | None = None
-    tool_choice: ToolChoice | ResponseNamedTool | None = None
+    tool_choice: ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
     include: list[str] | None = None
     top_logprobs: NumLikely | None = None
@@ -197,8 +221,7 @@ class ResponseBody(Body):
         return LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
 
     def _called(self) -> Tools | None:
-        choice = self.tool_choice.name if isinstance(self.tool_choice, ResponseNamedTool) else self.tool_choice
-        return tools_of(self.tools or (), choice, self.parallel_tool_calls)
+        return tools_of(self.tools or (), chosen_by(self.tool_choice), self.parallel_tool_calls)
 
     def _turns(self) -> tuple[Message, ...]:
         turns = [Message("system", self.instructions)] if self.instructions else []

@@ -30,7 +30,10 @@ class Exact(ResponseAnswer):
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("body", [LEAST, MORE])
+ALLOWED = {"type": "allowed_tools", "mode": "auto", "tools": [MORE["tool_choice"]]}
+
+
+@pytest.mark.parametrize("body", [LEAST, MORE, MORE | {"tool_choice": ALLOWED}])
 def test_a_response_has_the_fields_that_are_told_and_no_others(body: dict[str, Any]) -> None:
     told = Told("a", ResponseBody.model_validate(body), cast(Reader, None))
     pydantic.TypeAdapter(Exact).validate_python(told.response("completed"))

@@ -37,6 +37,15 @@ async def events(caller: Caller, body: Any) -> list[Any]:
     return found
 
 
+async def test_tools_that_are_allowed_are_called_and_told_again(caller: Caller) -> None:
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "get_time"}]}
+    other = {"type": "function", "name": "other", "parameters": {}, "strict": False}
+    answer = (await caller.post("/v1/responses", json={**CALL, "tools": [other, ZONE], "tool_choice": allowed})).json()
+    valid(Response, answer)
+    assert answer["tool_choice"] == allowed
+    assert [item["name"] for item in answer["output"]] == ["get_time"]
+
+
 @pytest.mark.parametrize("more", [{}, LOGPROBS], ids=["text", "logprobs"])
 async def test_a_text_whole_and_as_events_in_openais_order(caller: Caller, more: Any) -> None:
     whole = (await caller.post("/v1/responses", json={**TEXT, **more})).json()

@@ -29,12 +29,18 @@ TOOLS = {tool["function"]["name"]: tool["function"]["parameters"] for tool in (W
 NAMED = {"type": "function", "function": {"name": "get_time"}}
 
 
+def allowed(mode: str, *tools: Any) -> Any:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 def check(name: str, arguments: str) -> None:
     jsonschema.validate(json.loads(arguments), TOOLS[name])
 
 
 @pytest.mark.parametrize("model", ["hermes", "mistral", "demo"])
-@pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
+@pytest.mark.parametrize(
+    "choice", ["required", NAMED, allowed("required", NAMED)], ids=["required", "named", "allowed"]
+)
 async def test_a_call_that_must_come_comes_and_is_valid(caller: Caller, model: str, choice: Any) -> None:
     asked = {**ASK, "model": model, "tool_choice": choice, "n": 3}
     answer = (await caller.post("/v1/chat/completions", json=asked)).json()
@@ -45,7 +51,7 @@ async def test_a_call_that_must_come_comes_and_is_valid(caller: Caller, model: s
         assert one.message.content is None
         (call,) = one.message.tool_calls or []
         assert call.type == "function"
-        assert call.function.name in (["get_time"] if choice is NAMED else TOOLS)
+        assert call.function.name in (TOOLS if choice == "required" else ["get_time"])
         check(call.function.name, call.function.arguments)
         assert call.id.isalnum() and len(call.id) == 9 if model == "mistral" else call.id.startswith("call_")
         ids.add(call.id)
@@ -119,6 +125,21 @@ async def test_a_call_and_its_result_go_back_through_the_template(client: AsyncO
     assert none.usage.prompt_tokens == lengths[1]
 
 
+async def test_of_tools_that_may_be_called_the_model_is_told_and_of_all_where_one_must_be(client: AsyncOpenAI) -> None:
+    lengths = []
+    for tools, choice in [
+        ([WEATHER, TIME], allowed("auto", NAMED)),
+        ([TIME], "auto"),
+        ([WEATHER, TIME], allowed("required", NAMED)),
+        ([WEATHER, TIME], "auto"),
+    ]:
+        asked: Any = {**ASK, "tools": tools, "tool_choice": choice, "max_tokens": 2}
+        answer = await client.chat.completions.create(model="hermes", **asked)
+        assert answer.usage
+        lengths.append(answer.usage.prompt_tokens)
+    assert lengths[0] == lengths[1] < lengths[2] == lengths[3]
+
+
 async def test_an_answer_is_a_call_or_has_the_form_that_is_asked_for(client: AsyncOpenAI) -> None:
     schema = {"name": "n", "schema": {"enum": [1, 2]}}
     asked = {**ASK, "model": "hermes", "response_format": {"type": "json_schema", "json_schema": schema}}
@@ -139,6 +160,17 @@ async def test_an_answer_is_a_call_or_has_the_form_that_is_asked_for(client: Asy
     [
         ("demo", {}, "tools", "knows no functions"),
         ("hermes", {"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "get_weather"),
+        (
+            "hermes",
+            {"tool_choice": allowed("auto", NAMED | {"function": {"name": "f"}})},
+            "tool_choice",
+            "get_weather",
+        ),
+        ("hermes", {"tool_choice": allowed("none", NAMED)}, "tool_choice.allowed_tools.mode", "'auto' or 'required'"),
+        ("hermes", {"tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools", "at least 1"),
+        ("hermes", {"tool_choice": {"type": "custom"}}, "tool_choice.type", "functions only"),
+        ("hermes", {"tool_choice": "some"}, "tool_choice", "'none', 'auto' or 'required'"),
+        ("hermes", {"tools": [], "tool_choice": allowed("auto", NAMED)}, "tool_choice", "no tools"),
         ("hermes", {"tools": [], "tool_choice": "required"}, "tool_choice", "no tools"),
         ("hermes", {"tools": [TIME, TIME]}, "tools", "two functions of one name"),
         ("hermes", {"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type", "functions only"),
