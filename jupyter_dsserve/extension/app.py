@@ -14,6 +14,7 @@ from jupyter_core.paths import jupyter_data_dir
 from jupyter_server.extension.application import ExtensionApp
 from traitlets import Bool, Dict, Float, Int, Unicode
 
+from jupyter_dsserve.extension.events import EventRelay
 from jupyter_dsserve.extension.forward import Forwarder
 from jupyter_dsserve.extension.handlers import HANDLERS
 from jupyter_dsserve.extension.keeper import Keeper
@@ -46,31 +47,40 @@ class DSServeExtension(ExtensionApp):
     history_days = Float(90.0, min=0, help="Days for which it keeps them; 0 sets no limit.").tag(config=True)
     stats_days = Float(14.0, min=0, help="Days for which it keeps each minute; 0 sets no limit.").tag(config=True)
     memory_budget = Unicode("", help="The most to hold of a device: 4GiB; empty: 75 % of the free.").tag(config=True)
+    log_json = Bool(False, help="Have the gateway and its workers log in JSON, a record a line.").tag(config=True)
+    access_log = Bool(False, help="Log a line for each request of the gateway, beside Jupyter's own.").tag(config=True)
+    log_prompts = Bool(False, help="Log the beginning of each prompt: while building; else a leak.").tag(config=True)
     admission = Dict(help="When loads may start, how long they take: the fields of AdmissionSettings.").tag(config=True)
 
     keeper: Keeper
+
+    @cached_property
+    def relay(self) -> EventRelay:
+        assert self.serverapp
+        assert self.serverapp.event_logger
+        return EventRelay(self.keeper, self.forwarder, self.serverapp.event_logger, self.log)
 
     @cached_property
     def forwarder(self) -> Forwarder:
         return Forwarder()
 
     def initialize_settings(self) -> None:
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._in_flight = 0
         config = GatewayConfig.told(
             self.trait_values(), data_dir=Path(self.dsserve_data_dir).expanduser(), restore=self.autostart
         )
-        self.keeper = Keeper(config, self.stop_s, self.log)
+        self.keeper = Keeper(config, self.stop_s, self.log, lambda reason: self.relay.gateway_lost(reason))
 
     def initialize_handlers(self) -> None:
         self.handlers.extend(HANDLERS)
 
     async def _start_jupyter_server_extension(self, _serverapp: Any) -> None:
-        self._watching = asyncio.create_task(self._watch())
+        self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self.relay.run())]
 
     async def stop_extension(self) -> None:
-        if self._watching:
-            self._watching.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self.keeper.stop()
         await self.forwarder.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from urllib.parse import parse_qsl, urlencode
 
 import aiohttp
@@ -22,6 +23,7 @@ _SECRETS = {"authorization", "cookie", "x-xsrftoken"}
 _JUPYTERS_ARGUMENTS = {"token", "_xsrf", "no_track_activity"}
 # Set anew on this side, or telling of the other one.
 _ANSWER_ONLY = {"date", "server", "set-cookie"}
+_SILENT_S = 40.0  # the gateway says every 15 s that it is still there
 
 
 class Forwarder:
@@ -53,6 +55,13 @@ class Forwarder:
         async with self._session.get(f"{of.url}/api/status", headers=headers, raise_for_status=True) as answer:
             status = await answer.json()
             return status["num_requests"], status["in_flight"]
+
+    def listen(self, to: GatewayAddress, last_id: int) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """The gateway's events after ``last_id``, server-sent. Raises aiohttp's errors, and `TimeoutError` when it is
+        silent for longer than it ever is."""
+        headers = {"Authorization": f"Bearer {to.key}", "Last-Event-ID": str(last_id)}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=_SILENT_S)
+        return self._session.get(f"{to.url}/api/events", headers=headers, timeout=timeout, raise_for_status=True)
 
     async def close(self) -> None:
         await self._session.close()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -23,6 +25,7 @@ HEALTHY_S = 60.0
 MAX_START_S = 60.0  # one that does not answer by then hangs
 _HURRY_S = 1.0  # for one that was told twice to end, before it is killed
 _LOOK_S = 0.05
+_MAX_LINE = 1_000_000
 
 
 def backoff_s(num_crashes: int) -> float:
@@ -34,8 +37,16 @@ class Keeper:
     """Lives on the Jupyter server's loop. The data directory says who serves: a gateway that another server of the
     user runs is used, not owned."""
 
-    def __init__(self, config: GatewayConfig, stop_s: float, log: logging.Logger) -> None:
-        """``stop_s``: seconds that running requests get when the server stops."""
+    def __init__(
+        self,
+        config: GatewayConfig,
+        stop_s: float,
+        log: logging.Logger,
+        on_crash: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        """``stop_s``: seconds that running requests get when the server stops. ``on_crash`` hears why our gateway ended
+        that had answered."""
+        self._on_crash = on_crash
         self._config = config
         self._stop_s = stop_s
         self._log = log
@@ -113,6 +124,8 @@ class Keeper:
                 has_answered, code, reason = await self._run(config)
                 if self._is_stopping or code == 0 or holder(self._config.data_dir):  # held: by a faster server's
                     return
+                if has_answered:
+                    self._on_crash(reason)
                 num_crashes = 1 if time.monotonic() - started > HEALTHY_S else num_crashes + 1
                 if num_crashes > MAX_CRASHES or not (has_answered or config.restore):
                     self._failure = reason
@@ -175,6 +188,23 @@ class Keeper:
         return False
 
     async def _listen(self, stderr: asyncio.StreamReader, last_words: deque[str]) -> None:
+        begun = b""
         while piece := await stderr.read(65536):  # not by lines: one that is too long would end the reading
-            last_words.extend(line[:1000] for line in piece.decode(errors="replace").splitlines())
-            self._log.info("gateway: %s", piece[:4000].decode(errors="replace").rstrip())
+            if not self._config.log_json:
+                last_words.extend(line[:1000] for line in piece.decode(errors="replace").splitlines())
+                self._log.info("gateway: %s", piece[:4000].decode(errors="replace").rstrip())
+                continue
+            # Whole records go on as they are, beside the server's own lines, which have its own format.
+            whole, sign, begun = (begun + piece).rpartition(b"\n")
+            sys.stderr.write((whole + sign).decode(errors="replace"))
+            sys.stderr.flush()
+            last_words.extend(message_of(line)[:1000] for line in whole.decode(errors="replace").splitlines())
+            begun = begun[-_MAX_LINE:]
+
+
+def message_of(line: str) -> str:
+    """Of a record in JSON; a line that is none is its own."""
+    try:
+        return str(json.loads(line)["message"])
+    except (ValueError, KeyError, TypeError):
+        return line

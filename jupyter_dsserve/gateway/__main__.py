@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sys
 
+from jupyter_dsserve.gateway.logs import follow_workers, set_up_logs
 from jupyter_dsserve.gateway.serve import serve
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.parent import launch_line
@@ -18,18 +19,25 @@ from jupyter_dsserve.protocol.errors import DSServeError
 
 
 def main() -> None:
-    logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s")
-    logging.getLogger("jupyter_dsserve").setLevel(logging.INFO)
-    logging.getLogger("jupyter_dsserve.gateway.access").setLevel(logging.CRITICAL)  # Jupyter's log has its own
     config = GatewayConfig.from_json(launch_line("people start `jupyter dsserve`"))
+    ours, handler = logging.getLogger("jupyter_dsserve"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    set_up_logs(ours, is_json=config.log_json, access=config.access_log)
     try:
-        asyncio.run(serve(config, _nothing_more, ends_with_parent=True))
+        asyncio.run(serve(config, _tell_workers_lines, ends_with_parent=True))
     except DSServeError as fault:
-        sys.exit(fault.message)
+        if not config.log_json:
+            sys.exit(fault.message)
+        ours.critical(fault.message)
+        sys.exit(1)
 
 
-async def _nothing_more(_gateway: Gateway) -> None:
-    pass
+async def _tell_workers_lines(gateway: Gateway) -> None:
+    """Until the gateway stops; without ``log_json`` they are in their files only."""
+    if gateway.config.log_json:
+        await follow_workers(gateway.config.data_dir / "logs")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ class GatewayConfig:
     of models is kept what happened when; 0 keeps none. ``otlp_endpoint`` is where traces are sent, a URL of OTLP over
     gRPC or HTTP; empty is the environment's. ``trace_sample``: the share of them, 0 to 1, where the caller says
     nothing; None is the environment's, or all. ``log_prompts``: the beginning of each prompt is logged.
+    ``log_json``: so are workers' lines, all of it in JSON. ``access_log``: each request has a line.
     A connection is cut whose reader takes nothing of what waits for it for ``stall_s`` seconds, whose request's body is
     not there after ``body_s``, or that asks nothing for ``idle_s`` (0: never, each of them). Beyond ``max_connections``
     new ones get 503 (0: three quarters of the files that the process may open).
@@ -125,6 +126,8 @@ class GatewayConfig:
     otlp_endpoint: str = ""
     trace_sample: float | None = None
     log_prompts: bool = False
+    log_json: bool = False
+    access_log: bool = True
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     deployments: str = ""
     watch: bool = False
