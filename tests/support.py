@@ -221,8 +221,10 @@ class JupyterServer:
         path = self.home / "runtime" / f"jpserver-{self.process.pid}.json"
         end = time.monotonic() + 30
         while True:
-            with contextlib.suppress(OSError, ValueError):  # not there yet, or not written yet
-                return json.loads(path.read_text())
+            with contextlib.suppress(OSError, ValueError):  # not there yet, or not written yet; or nobody listens yet
+                found = json.loads(path.read_text())
+                socket.create_connection(("127.0.0.1", found["port"]), timeout=5).close()
+                return found
             assert self.process.poll() is None, self.log_path.read_text()
             assert time.monotonic() < end, self.log_path.read_text()
             time.sleep(0.05)

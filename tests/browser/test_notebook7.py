@@ -50,7 +50,7 @@ def test_the_panel_shows_its_rows_and_its_plots(page: Page) -> None:
 
         eventually(prompt, lambda text: text != "[ ]:")
     panel = page.locator(".dsserve-panel")
-    panel.get_by_text("READY").first.wait_for()
+    panel.get_by_text("READY").first.wait_for(timeout=90_000)
     eventually(lambda: curves(page), lambda p: p and len(p[0].get("v1 p95", {"x": []})["x"]) >= 2)
 
 
