@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from jupyter_dsserve.adapter import Adapter
 from jupyter_dsserve.headers import tensors_in
@@ -17,6 +18,26 @@ def checkpoint_at(path: str) -> dict[str, str]:
     if path.endswith(".gguf"):
         return {"pretrained_model_name_or_path": str(Path(path).parent), "gguf_file": Path(path).name}
     return {"pretrained_model_name_or_path": path}
+
+
+def refuse_unknown_quantization(config: Any, model_path: str) -> None:
+    """Raises `InvalidRequest` for weights in fewer bits of a kind that transformers does not know: it would only warn,
+    and take the numbers without their scales.
+
+    What it knows and cannot load here (a library or a GPU is missing) it says itself, before it reads a weight.
+    """
+    settings = getattr(config, "quantization_config", None) or {}
+    kind = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+    if not settings and (Path(model_path) / "hf_quant_config.json").is_file():
+        kind = "modelopt"  # whose older versions wrote nothing into config.json
+    kind = str(getattr(kind, "value", kind or ""))
+    known = AUTO_QUANTIZER_MAPPING
+    if kind and not any(name in known for name in (kind, f"{kind}_4bit")):
+        raise InvalidRequest(
+            f"model {model_path} is quantised by {kind}, which transformers does not load (it loads "
+            f"{', '.join(sorted(known))}): take the model unquantised, or in one of these",
+            param="model",
+        )
 
 
 def weight_bytes(path: str) -> dict[str, int]:

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from jupyter_dsserve.engine.batcher import Arrays, Item, Limits, Work
+from jupyter_dsserve.engine.checkpoint import refuse_unknown_quantization
 from jupyter_dsserve.engine.device import named_device
 from jupyter_dsserve.engine.hf_tokenizer import HFTokenizer
 from jupyter_dsserve.engine.host import num_cores
@@ -251,6 +252,7 @@ def encoder_config(model_path: str, is_classifier: bool) -> Any:
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
     except LOAD_FAULTS as fault:
         raise InvalidRequest(f"model {model_path} has no config that loads: {fault}", param="model") from fault
+    refuse_unknown_quantization(config, model_path)
     named = config.architectures or []
     if is_classifier and not any(name.endswith("ForSequenceClassification") for name in named):
         raise InvalidRequest(

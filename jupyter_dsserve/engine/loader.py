@@ -24,7 +24,14 @@ from transformers.utils import logging as transformers_logging
 
 from jupyter_dsserve.engine import attention
 from jupyter_dsserve.engine.attention import NotRagged
-from jupyter_dsserve.engine.checkpoint import base_path, checkpoint_at, merged, tokenizer_path, weight_bytes
+from jupyter_dsserve.engine.checkpoint import (
+    base_path,
+    checkpoint_at,
+    merged,
+    refuse_unknown_quantization,
+    tokenizer_path,
+    weight_bytes,
+)
 from jupyter_dsserve.engine.device import named_device
 from jupyter_dsserve.engine.equivalence import Least, least_agreement, reference
 from jupyter_dsserve.engine.group import FollowerLaunch, RankGroup
@@ -197,6 +204,7 @@ def _config(model_path: str) -> Any:
         config = AutoConfig.from_pretrained(**checkpoint_at(model_path), trust_remote_code=False)
     except LOAD_FAULTS as fault:
         raise InvalidRequest(f"model {model_path} has no config that loads: {fault}", param="model") from fault
+    refuse_unknown_quantization(config, model_path)
     causal = _causal_architectures(config.model_type)
     named = config.architectures or sorted(causal)
     if not causal.intersection(named):

@@ -97,11 +97,18 @@ def test_a_gguf_file_answers_as_what_its_weights_stand_for(tmp_path: Path) -> No
     assert runner.tokenizer.encode_batch(["the"]) == [[ord("t") - ord("!"), 298]]
 
 
+def cut_weights(folder: Path) -> Path:
+    """So that whoever reads them fails in another way."""
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"quant_method": "awq", "bits": 4, "group_size": 32}, "AWQ quantized model requires gptqmodel"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 32}, "GPTQ quantized model requires|GPU is required"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "requires bitsandbytes: `pip install"),
         ({"quant_method": "fbgemm_fp8"}, "fbgemm fp8 quantization requires"),
     ],
 )
@@ -109,4 +116,13 @@ def test_what_transformers_cannot_load_here_is_refused_by_name(
     settings: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidRequest, match=words):
-        tiny_models.load(save_llama(tmp_path, settings))
+        tiny_models.load(cut_weights(save_llama(tmp_path, settings)))
+
+
+def test_what_transformers_would_take_without_its_scales_is_refused_by_name(tmp_path: Path) -> None:
+    named = cut_weights(save_llama(tmp_path / "named", {"quant_method": "modelopt", "quant_algo": "FP8"}))
+    beside = cut_weights(save_llama(tmp_path / "beside"))
+    (beside / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    for folder in (named, beside):
+        with pytest.raises(InvalidRequest, match="is quantised by modelopt, which transformers does not load"):
+            tiny_models.load(folder)
