@@ -96,7 +96,11 @@ def models_asked(name: str, compare: list[str] | None, num: int) -> list[str]:
 
 def parsed(method: Callable[..., Any], line: str) -> Namespace:
     """The arguments of a line. IPython leaves the quotes on that hold an argument together: they come off here."""
-    given: Namespace = parse_argstring(method, line)
+    try:
+        given: Namespace = parse_argstring(method, line)
+    except UsageError as fault:
+        verb = method.parser.prog.partition(" ")[2] or "cell"  # type: ignore[attr-defined]
+        raise UsageError(f"{fault} (%dsserve help {verb} says more)") from None
     for name, value in vars(given).items():
         if isinstance(value, str):
             setattr(given, name, unquoted(value))

@@ -79,13 +79,18 @@ class DSServeMagics(Magics):
         %dsserve VERB …   load, unload, delete, status, route, policy, join, activate, rollout, pause, resume, promote,
                           rollback, logs, ledger, scale, autoscale, key, history, trace, apply, export, panel,
                           bench, validate, connect; %dsserve VERB --help says more
-        %%dsserve NAME …  the cell is the prompt, and the answer streams into the output
+        %%dsserve NAME …  the cell is the prompt, and the answer streams into the output; %dsserve help cell says more
         """
         if cell is not None:
             return _in_one_line(self.ask, line, cell)
         verb, _, rest = line.strip().partition(" ")
+        if verb == "help" and rest.strip():
+            verb, rest = rest.split()[0], "--help"
         if verb in ("", "help", "--help", "-h"):
             print(_help())
+            return None
+        if (verb, rest) == ("cell", "--help"):
+            print(_said(self.ask).replace("%dsserve", "%%dsserve", 1))
             return None
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1)
@@ -94,7 +99,7 @@ class DSServeMagics(Magics):
             )
         method: Callable[[str], object] = getattr(self, verb)
         if {"--help", "-h"} & set(rest.split()):
-            print(textwrap.dedent((method.__doc__ or "").removeprefix("::\n")).strip())
+            print(_said(method))
             return None
         return _in_one_line(method, rest)
 
@@ -566,4 +571,10 @@ def _in_one_line(verb: Callable[..., Any], *arguments: str) -> Any:
 def _help() -> str:
     said = {verb: getattr(DSServeMagics, verb).parser.description.strip().splitlines()[0] for verb in VERBS}
     lines = [f"%dsserve {verb:<9} {text}" for verb, text in said.items()]
-    return "\n".join([*lines, "%%dsserve NAME     The cell is the prompt; the answer streams into the output."])
+    cell = "%%dsserve NAME     The cell is the prompt; the answer streams into the output."
+    return "\n".join([*lines, cell, "", "%dsserve help VERB and %dsserve help cell say more."])
+
+
+def _said(method: Callable[..., Any]) -> str:
+    """What IPython made of its arguments."""
+    return textwrap.dedent((method.__doc__ or "").removeprefix("::\n")).strip()

@@ -321,6 +321,12 @@ def test_every_verb_has_help(loaded: Kernel) -> None:
     for verb in VERBS:
         assert f"%dsserve {verb}" in overview
         assert f"%dsserve {verb}" in loaded.run(f"%dsserve {verb} --help").text.splitlines()[0]
+    assert loaded.run("%dsserve help load").text == loaded.run("%dsserve load --help").text
+    cell = loaded.run("%dsserve help cell").text
+    assert cell.startswith("%%dsserve [--max-tokens")
+    assert "--compare VERSION VERSION" in cell
+    assert "(%dsserve help cell says more)" in loaded.run("%%dsserve --seed 1\nhi").errors
+    assert "(%dsserve help load says more)" in loaded.run("%dsserve load").errors
 
 
 async def test_another_gateway_can_be_named_and_the_own_one_again(loaded: Kernel) -> None:

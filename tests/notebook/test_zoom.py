@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
+
 from jupyter_dsserve.notebook.figures import TIME_AXES
 from jupyter_dsserve.notebook.parts.plots import Plots
 from jupyter_dsserve.notebook.series import Series
@@ -28,6 +34,18 @@ def test_a_zoom_ends_with_a_double_click_and_when_its_moment_is_gone() -> None:
     assert zoom.after(LIVE, (-61, -31), NOW + 1) == Zoom()
     assert zoom.range(NOW + 89) == (-149, -119)
     assert zoom.range(NOW + 91) == LIVE
+
+
+def test_while_a_cell_imports_pandas_nothing_is_drawn_and_nothing_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    plots, coming = Plots("demo"), ModuleType("pandas")
+    coming.__spec__ = ModuleSpec("pandas", None)
+    coming.__spec__._initializing = True  # type: ignore[attr-defined]
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "pandas", coming)
+        plots.draw(["v1"], Series(), [], NOW)
+    plots.draw(["v1"], Series(), [], NOW)
+    assert "v1" in [trace.name for trace in plots.figure.data]
+    plots.figure.close()
 
 
 def test_the_figure_goes_with_what_the_page_says() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,6 +64,14 @@ class Plots:
 
     def draw(self, versions: Sequence[str], series: Series, marks: Sequence[Mark], now: float) -> None:
         """Everything, in one message to the browser. ``now``: seconds since the epoch."""
+        try:
+            self._draw(versions, series, marks, now)
+        except AttributeError:
+            # plotly looks at pandas as soon as a cell begins to import it; what is not drawn now is a second later.
+            if not _is_half_imported("pandas"):
+                self._draw(versions, series, marks, now)
+
+    def _draw(self, versions: Sequence[str], series: Series, marks: Sequence[Mark], now: float) -> None:
         if list(versions) != self._versions:
             self._exchange(versions)
         window_s = self._zoom.window_s
@@ -108,3 +117,7 @@ class Plots:
         self.figure.data = self.figure.data[:NUM_HEADS]
         self.figure.add_traces([trace for version in versions for trace in live_traces(version)])
         self._versions = list(versions)
+
+
+def _is_half_imported(name: str) -> bool:
+    return bool(getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False))
