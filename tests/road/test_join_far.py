@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -26,7 +26,7 @@ from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict
 from jupyter_dsserve.protocol.worker_pb2_grpc import LinkStub
 from jupyter_dsserve.worker import join
-from jupyter_dsserve.worker.dial import Dial, pinned
+from jupyter_dsserve.worker.dial import pinned
 from tests.engine.test_loop import toy_text
 from tests.gateway.test_grpc_doors import certificate
 from tests.road.test_join import Hands, command, parts, put_together, replicas
@@ -186,8 +186,25 @@ async def test_the_certificate_is_made_once_and_its_key_is_the_owners_alone(tmp_
     assert own_certificate(tmp_path).fingerprint != first.fingerprint
 
 
-async def test_a_certificate_that_is_given_is_shown(tmp_path: Path) -> None:
-    cert, key = certificate(tmp_path)
+def issued(folder: Path) -> tuple[Path, Path]:
+    """A certificate of box.example that an authority signed, with the authority's behind it, and its key."""
+    authority, authoritys_key = certificate(folder)
+    key, asked, cert = folder / "box.key", folder / "box.csr", folder / "box.pem"
+    names = folder / "names"
+    names.write_text("subjectAltName=DNS:box.example\n")
+    new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=box"]
+    subprocess.run([*new, "-keyout", key, "-out", asked], check=True, capture_output=True)
+    sign = ["openssl", "x509", "-req", "-days", "2", "-CA", authority, "-CAkey", authoritys_key, "-CAcreateserial"]
+    subprocess.run([*sign, "-in", asked, "-extfile", names, "-out", cert], check=True, capture_output=True)
+    cert.write_bytes(cert.read_bytes() + authority.read_bytes())
+    return cert, key
+
+
+@pytest.mark.parametrize(("make", "name"), [(certificate, "localhost"), (issued, "box.example")])
+async def test_a_certificate_that_is_given_is_shown_whoever_signed_it(
+    tmp_path: Path, make: Callable[[Path], tuple[Path, Path]], name: str
+) -> None:
+    cert, key = make(tmp_path)
     config = GatewayConfig(
         tmp_path / "data", port=0, join_address="127.0.0.1:0", join_certfile=str(cert), join_keyfile=str(key)
     )
@@ -195,9 +212,9 @@ async def test_a_certificate_that_is_given_is_shown(tmp_path: Path) -> None:
     await gateway.start()
     try:
         shown = given_certificate(str(cert), str(key))
-        assert shown.name == "localhost"
+        assert shown.name == name
         dial = await asyncio.to_thread(pinned, gateway.fleet.joins.address, shown.fingerprint, shown.name)
-        assert dial == Dial(gateway.fleet.joins.address, cert.read_bytes(), "localhost")
+        assert dial.certificate in cert.read_bytes()
         async with dial.aio_channel([]) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await LinkStub(channel).Join(pb.JoinRequest(), timeout=5)
