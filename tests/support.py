@@ -219,7 +219,7 @@ class JupyterServer:
     def info(self) -> Json:
         """What it wrote down about itself, once it answers."""
         path = self.home / "runtime" / f"jpserver-{self.process.pid}.json"
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while True:
             with contextlib.suppress(OSError, ValueError):  # not there yet, or not written yet; or nobody listens yet
                 found = json.loads(path.read_text())

@@ -138,6 +138,7 @@ function Version({ version: v, commands }: IVersionProps): JSX.Element {
     v.requestsPerS === null ? '' : rate(v.requestsPerS),
     v.p95Ms === null ? '' : `p95 ${milliseconds(v.p95Ms)}`
   ].filter(Boolean);
+  const made = v.note ? `${v.model} · ${v.note}` : v.model;
   return (
     <li className="jp-DSServe-version" data-state={v.state} aria-label={v.id}>
       <div className="jp-DSServe-line">
@@ -164,8 +165,8 @@ function Version({ version: v, commands }: IVersionProps): JSX.Element {
         <progress value={v.progress} aria-label={`${v.id} loads`} />
       )}
       <div className="jp-DSServe-line">
-        <span className="jp-DSServe-model" title={v.model}>
-          {v.note ? `${v.model} · ${v.note}` : v.model}
+        <span className="jp-DSServe-model" title={made}>
+          {made}
         </span>
       </div>
       {v.state === 'READY' && (

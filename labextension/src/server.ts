@@ -60,7 +60,11 @@ export class JupyterDoor implements IDoor {
       url,
       init,
       this._settings
-    );
+    ).catch(fault => {
+      throw init.signal?.aborted
+        ? fault
+        : new Error('the Jupyter server does not answer: is it running?');
+    });
     if (!response.ok) {
       throw new Error(await said(response));
     }

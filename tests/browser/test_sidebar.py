@@ -364,6 +364,13 @@ def test_a_gateway_that_hangs_is_told_and_so_is_its_return(lab: Lab, page: Page)
     sidebar(page).get_by_role("alert").wait_for(state="detached")
 
 
+def test_a_jupyter_server_that_is_gone_is_told_and_so_is_its_return(page: Page) -> None:
+    page.route(re.compile("/dsserve/gateway"), lambda route: route.abort("connectionrefused"))
+    sidebar(page).get_by_role("alert").get_by_text("the Jupyter server does not answer: is it running?").wait_for()
+    page.unroute(re.compile("/dsserve/gateway"))
+    sidebar(page).get_by_role("alert").wait_for(state="detached")
+
+
 def test_the_launcher_makes_a_notebook_that_serves(page: Page) -> None:
     page.locator(".jp-LauncherCard:visible", has_text="Serving Notebook").click()
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=30_000)
