@@ -211,6 +211,29 @@ async def test_a_program_predicts_from_features(served: Served, channel: grpc.ai
     assert "3 features" in (refused.value.details() or "")
 
 
+async def test_a_call_wakes_what_rests(served: Served, channel: grpc.aio.Channel) -> None:
+    for name in ("demo", "relu"):
+        autoscale = {"min": 0, "max": 1, "idle_s": 0.2}
+        await served.caller.put(f"/api/deployments/{name}/versions/v1/autoscale", json=autoscale)
+    for name in ("demo", "relu"):
+        await served.caller.settled(name, "v1", "STOPPED")
+    inference, model, with_key = InferenceStub(channel), ModelServiceStub(channel), served.with_key()
+    stream = inference.PredictServerStream(asking(), metadata=with_key)
+    features = pb.PredictRequest(features=[0.5, -1.0, 2.0, 0.25], model="relu")
+    answer, first = await asyncio.gather(model.Predict(features, metadata=with_key), stream.read())
+    assert (answer.version, first.version) == ("v1", "v1")
+    for name in ("demo", "relu"):
+        await served.caller.delete(f"/api/deployments/{name}/versions/v1/autoscale")
+
+
+async def test_features_wait_for_a_program_that_is_on_its_way(served: Served, channel: grpc.aio.Channel) -> None:
+    await served.caller.post("/api/deployments/relu/versions/v1/unload")
+    await served.caller.put("/api/deployments/relu/policy", json={"queue_timeout_s": 30})
+    await served.caller.post("/api/deployments/relu/versions/v1/load")
+    features = pb.PredictRequest(features=[0.5, -1.0, 2.0, 0.25], model="relu@v1")
+    assert (await ModelServiceStub(channel).Predict(features, metadata=served.with_key())).version == "v1"
+
+
 async def test_health_follows_readiness_and_needs_no_key(served: Served, channel: grpc.aio.Channel) -> None:
     health = HealthStub(channel)
     serving_, not_ = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING

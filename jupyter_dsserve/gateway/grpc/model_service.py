@@ -29,6 +29,8 @@ class ModelService(ModelServiceServicer):
             asker.check_model(model)
             version = likely(asker.fleet, model)
             check_task(version, "tensor")
+            if not version.info.inputs and version.takes:  # what it takes is known once it is there
+                await version.settled()
             if not version.info.inputs:
                 raise Unavailable(f"{version.id} is {version.state.value}: what it takes is known once it is READY")
             tensor = tensor_of(request.features, version.info.inputs)
