@@ -60,6 +60,11 @@ class Asker:
         """Forget one that `keep_header` has set."""
         self.kept.pop(name, None)
 
+    @property
+    def owner(self) -> str:
+        """Whose regions of shared memory a call may use: its key's id, or empty for the admin key."""
+        return self.grant.key.id if self.grant else ""
+
     # ---- checks
 
     def check_key(self) -> None:

@@ -1,10 +1,11 @@
-"""The Open Inference Protocol over gRPC, with Triton's client as it is."""
+"""The Open Inference Protocol over gRPC with what Triton adds to it, with Triton's client as it is."""
 
 from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc.aio
@@ -13,7 +14,7 @@ import pytest
 import pytest_asyncio
 import tritonclient.grpc as triton
 from tritonclient.grpc import aio as triton_aio
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, shared_memory
 
 from jupyter_dsserve.protocol import open_inference_pb2 as pb
 from jupyter_dsserve.protocol.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -39,6 +40,22 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 async def client(served: Served) -> AsyncIterator[triton_aio.InferenceServerClient]:
     async with triton_aio.InferenceServerClient(served.address) as client:
         yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def app(served: Served) -> dict[str, str]:
+    """Metadata with a key that only asks models."""
+    key = (await served.caller.post("/api/keys", json={"name": "app", "scope": "infer"})).json()["key"]
+    return dict(served.with_key(key))
+
+
+@pytest.fixture
+def region() -> Iterator[tuple[str, Any]]:
+    """4 KB of shared memory, and its key."""
+    key = f"dsserve-test-{uuid.uuid4().hex}"
+    held = shared_memory.create_shared_memory_region("mine", key, 4096)
+    yield key, held
+    shared_memory.destroy_shared_memory_region(held)
 
 
 def headers(served: Served) -> dict[str, str]:
@@ -146,3 +163,155 @@ async def test_typed_contents_are_taken_and_what_does_not_fit_is_refused(served:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await infer(**(good | change))
             assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_statistics_count_what_was_asked(
+    served: Served, client: triton_aio.InferenceServerClient, app: dict[str, str]
+) -> None:
+    async def stats() -> Any:
+        (found,) = (await client.get_inference_statistics("relu", "v1", headers=app)).model_stats
+        return found
+
+    before = await stats()
+    await client.infer("relu", [tensor("x", X, "FP32")], headers=app)
+    after = await stats()
+    assert after.inference_count == before.inference_count + 1
+    assert after.inference_stats.success.count == before.inference_stats.success.count + 1
+    assert after.inference_stats.success.ns > before.inference_stats.success.ns
+    assert after.last_inference > 1e12
+    every = (await client.get_inference_statistics(headers=app)).model_stats
+    assert {"demo", "relu"} == {each.name for each in every}
+    rest = (await served.caller.get("/v2/models/relu/stats")).json()["model_stats"][0]
+    assert rest["inference_stats"]["success"]["count"] == after.inference_stats.success.count
+
+
+async def test_tensors_lie_in_shared_memory_both_ways(
+    served: Served, app: dict[str, str], region: tuple[str, Any]
+) -> None:
+    key, held = region
+
+    def work() -> None:
+        with triton.InferenceServerClient(served.address) as client:
+            shared_memory.set_shared_memory_region(held, [X])
+            client.register_system_shared_memory("mine", f"/{key}", 4096, headers=app)
+            told = client.get_system_shared_memory_status(headers=app).regions["mine"]
+            assert (told.key, told.offset, told.byte_size) == (f"/{key}", 0, 4096)
+            given = triton.InferInput("x", [2, 4], "FP32")
+            given.set_shared_memory("mine", X.nbytes)
+            wanted = triton.InferRequestedOutput("y")
+            wanted.set_shared_memory("mine", RELU.nbytes, offset=1024)
+            answer = client.infer("relu", [given], outputs=[wanted], headers=app)
+            assert answer.get_output("y").parameters["shared_memory_region"].string_param == "mine"
+            assert list(answer.get_response().raw_output_contents) == [b""]
+            there = shared_memory.get_contents_as_numpy(held, np.float32, [2, 3], offset=1024)
+            assert np.allclose(there, RELU)
+            half = client.infer("relu", [given], headers=app)  # only the input lies there
+            assert np.allclose(half.as_numpy("y"), RELU)
+            for said, change in (
+                ("output 'y' has 24 bytes", lambda: wanted.set_shared_memory("mine", RELU.nbytes - 1)),
+                ("region 'mine' has 4096 bytes", lambda: given.set_shared_memory("mine", X.nbytes, offset=4090)),
+                ("'other' is not registered", lambda: given.set_shared_memory("other", X.nbytes)),
+            ):
+                change()
+                with pytest.raises(InferenceServerException, match=said):
+                    client.infer("relu", [given], outputs=[wanted], headers=app)
+            client.unregister_system_shared_memory("mine", headers=app)
+            assert not client.get_system_shared_memory_status(headers=app).regions
+
+    await asyncio.to_thread(work)
+
+
+async def test_a_stream_takes_shared_memory_but_gives_no_pieces_in_it(
+    served: Served, app: dict[str, str], region: tuple[str, Any], client: triton_aio.InferenceServerClient
+) -> None:
+    key, held = region
+    shared_memory.set_shared_memory_region(held, [X])
+    await client.register_system_shared_memory("mine", key, 4096, headers=app)
+    given = triton.InferInput("x", [2, 4], "FP32")
+    wanted, spoken = map(triton.InferRequestedOutput, ("y", "text_output"))
+    given.set_shared_memory("mine", X.nbytes)
+    wanted.set_shared_memory("mine", RELU.nbytes, offset=1024)
+    spoken.set_shared_memory("mine", 64)
+
+    async def requests() -> AsyncIterator[dict[str, Any]]:
+        yield {"model_name": "relu", "inputs": [given], "outputs": [wanted]}
+        yield {"model_name": "demo", "inputs": [text()], "outputs": [spoken], "parameters": {"stream": True}}
+
+    found = [each async for each in client.stream_infer(requests(), headers=app)]
+    ((_, fault),) = [each for each in found if each[1]]
+    assert "in a stream each piece would lie where the one before lay" in str(fault)
+    there = shared_memory.get_contents_as_numpy(held, np.float32, [2, 3], offset=1024)
+    assert np.allclose(there, RELU)
+    await client.unregister_system_shared_memory(headers=app)
+
+
+async def test_a_region_is_its_keys_own_and_for_callers_here(
+    served: Served, app: dict[str, str], region: tuple[str, Any], client: triton_aio.InferenceServerClient
+) -> None:
+    key, _ = region
+    admin = headers(served)
+    await client.register_system_shared_memory("mine", key, 4096, headers=app)
+    given = triton.InferInput("x", [2, 4], "FP32")
+    given.set_shared_memory("mine", X.nbytes)
+    assert not (await client.get_system_shared_memory_status(headers=admin)).regions
+    with pytest.raises(InferenceServerException, match=r"NOT_FOUND.*'mine' is not registered with this key"):
+        await client.infer("relu", [given], headers=admin)
+    for header in ("via", "x-forwarded-for", "forwarded"):
+        proxied = app | {header: "1.1 elsewhere"}
+        with pytest.raises(InferenceServerException, match=r"PERMISSION_DENIED.*own user on its machine"):
+            await client.register_system_shared_memory("more", key, 64, headers=proxied)
+        with pytest.raises(InferenceServerException, match=r"PERMISSION_DENIED.*callers on this machine"):
+            await client.infer("relu", [given], headers=proxied)
+    for name, path, size, code in (
+        ("more", "../x", 64, "INVALID_ARGUMENT"),
+        ("more", key, 0, "INVALID_ARGUMENT"),
+        ("more", key, 99_999, "INVALID_ARGUMENT"),
+        ("", key, 64, "INVALID_ARGUMENT"),
+        ("more", "no-such", 64, "NOT_FOUND"),
+        ("mine", key, 64, "FAILED_PRECONDITION"),
+    ):
+        with pytest.raises(InferenceServerException, match=code):
+            await client.register_system_shared_memory(name, path, size, headers=app)
+    mine = (await served.caller.get("/v2/systemsharedmemory/status", headers=rest(app))).json()
+    assert [each["name"] for each in mine] == ["mine"]  # one key has the same regions over REST
+    await client.unregister_system_shared_memory(headers=app)
+
+
+def rest(metadata: dict[str, str]) -> dict[str, str]:
+    return {"Authorization": metadata["authorization"]}
+
+
+@pytest.mark.parametrize(
+    ("ask", "name"),
+    [
+        (lambda c, h: c.get_trace_settings(headers=h), "TraceSetting"),
+        (lambda c, h: c.get_log_settings(headers=h), "LogSettings"),
+        (lambda c, h: c.get_cuda_shared_memory_status(headers=h), "CudaSharedMemoryStatus"),
+    ],
+)
+async def test_what_is_not_served_is_refused_by_name(
+    client: triton_aio.InferenceServerClient, app: dict[str, str], ask: Callable[[Any, Any], Any], name: str
+) -> None:
+    with pytest.raises(InferenceServerException, match=rf"UNIMPLEMENTED.*GRPCInferenceService/{name} is not served"):
+        await ask(client, app)
+
+
+async def test_the_repository_lists_loads_and_unloads(
+    served: Served, client: triton_aio.InferenceServerClient, app: dict[str, str]
+) -> None:
+    admin = headers(served)
+    await client.unload_model("demo", headers=admin)
+    await served.caller.settled("demo", "v1", "STOPPED")
+    found = (await client.get_model_repository_index(admin)).models
+    assert [(m.name, m.state) for m in found] == [("demo", "UNAVAILABLE"), ("relu", "READY")]
+    with pytest.raises(InferenceServerException, match=r"PERMISSION_DENIED.*'app' only asks models"):
+        await client.load_model("demo", headers=app)
+    with pytest.raises(InferenceServerException, match=r"INVALID_ARGUMENT.*config"):
+        await client.load_model("demo", headers=admin, config="{}")
+    with pytest.raises(InferenceServerException, match=r"NOT_FOUND.*nobody"):
+        await client.load_model("nobody", headers=admin)
+    await client.load_model("demo@v1", headers=admin)  # which answers once it is READY
+    assert await client.is_model_ready("demo", headers=app)
+    await served.caller.load("demo", "v2", "toy:step_s=0")
+    with pytest.raises(InferenceServerException, match="several versions: name one of demo@v1, demo@v2"):
+        await client.unload_model("demo", headers=admin)

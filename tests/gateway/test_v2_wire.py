@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jupyter_dsserve.gateway.v2 import inference, peers, regions
+from jupyter_dsserve.gateway.v2 import peers, regions, shared_memory
 from jupyter_dsserve.gateway.v2.regions import Region, Regions
 from jupyter_dsserve.gateway.v2.wire import InputTensor, Place, answered, inflated, read_infer, read_tensors
 from jupyter_dsserve.protocol.errors import (
@@ -316,11 +316,14 @@ def test_the_kernel_says_whose_connection_it_is() -> None:
         socket.create_connection(server.getsockname()) as client,
         server.accept()[0] as accepted,
     ):
-        assert peers.is_direct(accepted, {})
-        assert peers.is_own_user(accepted)
-        for name in peers.PROXY_HEADERS:
-            assert not peers.is_direct(accepted, {name: "1.1 somebody"})
         own, peer = accepted.getsockname(), client.getsockname()
+        assert peers.peer_of(accepted) == peer
+        assert peers.is_direct(peer, {})
+        assert peers.is_own_user(accepted)
+        assert peers.are_own_users(peer, own[1])
+        assert not peers.are_own_users(peer, own[1] ^ 1)
+        for name in peers.PROXY_HEADERS:
+            assert not peers.is_direct(peer, {name: "1.1 somebody"})
         lines = Path("/proc/net/tcp").read_text().splitlines()
         assert peers.uid_of(lines, peer, own) == os.getuid()
         assert peers.uid_of(lines, (peer[0], peer[1] ^ 1), own) is None
@@ -329,7 +332,7 @@ def test_the_kernel_says_whose_connection_it_is() -> None:
 @pytest.mark.parametrize(("sizes", "is_aside"), [([], False), ([2**20], False), ([2**19, 2**19 + 1], True)])
 def test_much_shared_memory_is_copied_beside_the_event_loop(sizes: list[int], is_aside: bool) -> None:
     places = [Place("r", 0, size) for size in sizes]
-    ran_in = asyncio.run(inference._aside(places, threading.get_ident))
+    ran_in = asyncio.run(shared_memory.aside(places, threading.get_ident))
     assert (ran_in != threading.get_ident()) == is_aside
 
 
@@ -345,6 +348,7 @@ def test_who_has_hung_up_is_nobody() -> None:
             lines = Path("/proc/net/tcp").read_text().splitlines()
             assert peers.uid_of(lines, peer, accepted.getsockname()) is None
             assert not peers.is_own_user(accepted)
+            assert not peers.are_own_users(peer, accepted.getsockname()[1])
     written = "0: 0100007F:1F90 0100007F:C350 {} 00000000:00000000 00:00000000 00000000 0 0 {} 1 0 0"
     for state, inode in (("05", "7"), ("01", "0")):
         line = written.format(state, inode)
@@ -360,3 +364,25 @@ def test_ipv4_within_ipv6_is_known_too() -> None:
     plain = line.replace("0000000000000000FFFF0000", "")
     assert peers.uid_of([plain], ("127.0.0.1", 8080), ("127.0.0.1", 50000)) == 1234
     assert peers.uid_of([plain], ("127.0.0.2", 8080), ("127.0.0.1", 50000)) is None
+
+
+def test_of_several_that_could_be_a_caller_all_are_asked() -> None:
+    """A socket may have its port in common with another user's, connected to another of our addresses."""
+    written = "0: 0100007F:1F90 {}00007F:C350 01 00000000:00000000 00:00000000 00000000 {} 0 7 1 0 0"
+    lines = [written.format("01", 1000), written.format("02", 1234), written.format("01", 99).replace("C350", "C351")]
+    assert set(peers.uids_of(lines, ("127.0.0.1", 8080), 50000)) == {1000, 1234}
+
+
+@pytest.mark.parametrize(
+    ("text", "peer"),
+    [
+        ("ipv4:127.0.0.1:50000", ("127.0.0.1", 50000)),
+        ("ipv6:%5B::1%5D:50000", ("::1", 50000)),
+        ("ipv6:[::1]:50000", ("::1", 50000)),
+        ("unix:/tmp/socket", None),
+        ("unix:", None),
+    ],
+)
+def test_a_caller_is_read_as_grpc_writes_it(text: str, peer: tuple[str, int] | None) -> None:
+    assert peers.peer_named(text) == peer
+    assert peers.is_direct(peer, {}) is (peer is not None)

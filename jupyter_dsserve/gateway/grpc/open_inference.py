@@ -4,8 +4,9 @@ task is said in `gateway.v2`, which REST shares; here messages become tensors, a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,32 @@ import numpy as np
 from jupyter_dsserve import __version__
 from jupyter_dsserve.fleet.answering import Answering
 from jupyter_dsserve.fleet.version import Version
+from jupyter_dsserve.gateway.bodies import validated
 from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.gateway.generate import collect
 from jupyter_dsserve.gateway.grpc.call import GrpcAsker, ServicerContext, asked, calling, each
-from jupyter_dsserve.gateway.v2 import mapping, models
+from jupyter_dsserve.gateway.grpc.repository import Repository
+from jupyter_dsserve.gateway.grpc.shared_memory import SharedMemory
+from jupyter_dsserve.gateway.v2 import mapping, models, shared_memory
 from jupyter_dsserve.gateway.v2.mapping import Inference
+from jupyter_dsserve.gateway.v2.peers import peer_named
+from jupyter_dsserve.gateway.v2.shared_memory import aside
+from jupyter_dsserve.gateway.v2.wire import MAX_SHARED_BYTES, Place, Read, Shared, Write, put
 from jupyter_dsserve.protocol import open_inference_pb2 as pb
 from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest
-from jupyter_dsserve.protocol.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from jupyter_dsserve.protocol.tensors import BYTES, DATATYPES, ModelInfo, Tensor
 
-EXTENSIONS = ("model_configuration", "model_repository", "parameters")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+    "system_shared_memory",
+)
 # Of a streamed answer: whether it is the last one; and whether the caller wants that told by an empty one.
 _FINAL, _WANTS_FINAL = "triton_final_response", "triton_enable_empty_final_response"
+NOWHERE: Mapping[str, Place] = {}
 _CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -42,7 +56,7 @@ _CONTENTS = {
 }
 
 
-class OpenInference(GRPCInferenceServiceServicer):
+class OpenInference(Repository, SharedMemory):
     def __init__(self, context: Context) -> None:
         self._context, self._fleet = context, context.fleet
 
@@ -96,27 +110,18 @@ class OpenInference(GRPCInferenceServiceServicer):
             return pb.ModelConfigResponse(config=pb.ModelConfig(**told))
         return None
 
-    async def RepositoryIndex(  # noqa: N802
-        self, request: pb.RepositoryIndexRequest, call: ServicerContext
-    ) -> pb.RepositoryIndexResponse | None:
-        async with asked(self._context, call, "GRPCInferenceService/RepositoryIndex") as asker:
-            mine = [d for d in self._fleet.deployments() if asker.may_ask(d.name)]
-            versions = [version for deployment in mine for version in deployment.versions.values()]
-            return pb.RepositoryIndexResponse(models=models.index(versions, only_ready=request.ready))
-        return None
-
     async def ModelInfer(  # noqa: N802
         self, request: pb.ModelInferRequest, call: ServicerContext
     ) -> pb.ModelInferResponse | None:
         async with asked(self._context, call, "GRPCInferenceService/ModelInfer") as asker:
-            inference = _inference(asker, request)
+            inference, places = await _inference(asker, request)
             if inference.is_stream:
                 raise InvalidRequest(
                     "stream is true, and ModelInfer answers once: ask ModelStreamInfer", param="stream"
                 )
             answering, info = await _begin(asker, request, inference)
-            whole = await collect(answering.chunks)
-            return _response(request, answering, inference, mapping.outputs(inference, whole, info))
+            told = mapping.outputs(inference, await collect(answering.chunks), info)
+            return await _responding(asker, request, answering, inference, told, places)
         return None
 
     async def ModelStreamInfer(  # noqa: N802
@@ -143,13 +148,17 @@ class OpenInference(GRPCInferenceServiceServicer):
 async def _responses(asker: GrpcAsker, request: pb.ModelInferRequest) -> Any:
     """The answer to a request on a stream: with the parameter ``stream`` in pieces, as they come."""
     wants_final = request.parameters[_WANTS_FINAL].bool_param if _WANTS_FINAL in request.parameters else False
-    inference = _inference(asker, request)
+    inference, places = await _inference(asker, request)
+    if inference.is_stream and places:
+        raise InvalidRequest(
+            f"output {min(places)!r} is asked for in shared memory, and in a stream each piece would lie where the one "
+            "before lay: leave stream or the region out",
+            param=min(places),
+        )
     answering, info = await _begin(asker, request, inference)
     if not inference.is_stream:
-        whole = await collect(answering.chunks)
-        yield _marked(
-            _response(request, answering, inference, mapping.outputs(inference, whole, info)), not wants_final
-        )
+        told = mapping.outputs(inference, await collect(answering.chunks), info)
+        yield _marked(await _responding(asker, request, answering, inference, told, places), not wants_final)
     else:
         async with aclosing(answering.chunks) as chunks:
             async for _, chunk in chunks:
@@ -163,22 +172,30 @@ async def _responses(asker: GrpcAsker, request: pb.ModelInferRequest) -> Any:
         yield _marked(_response(request, answering, inference, []), True)
 
 
-def _inference(asker: GrpcAsker, request: pb.ModelInferRequest) -> Inference:
-    """Raises `InvalidRequest` for tensors and parameters that cannot be, `NotFound` for a model."""
+async def _inference(asker: GrpcAsker, request: pb.ModelInferRequest) -> tuple[Inference, Mapping[str, Place]]:
+    """With the places in shared memory of its outputs, by name. Raises `InvalidRequest` for tensors and parameters that
+    cannot be, `NotFound` for a model or a region, `Forbidden` for regions and a caller from elsewhere."""
     if not request.model_name:
         request.model_name = asker.only_model()
     asker.check_model(request.model_name)
     task = models.task_of(asker.fleet, request.model_name, request.model_version)
     parameters = _values(request.parameters)
     parameters.pop(_WANTS_FINAL, None)
-    for output in request.outputs:
-        if output.parameters:
-            raise InvalidRequest(
-                f"output {output.name!r} has parameters ({', '.join(output.parameters)}), and none are taken here: "
-                "leave them out; shared memory is REST's",
-                param=output.name,
-            )
-    return mapping.requests(task, _tensors(request), parameters, [output.name for output in request.outputs])
+    wanted = {output.name: _place("output", output.name, output.parameters) for output in request.outputs}
+    places = {name: place for name, place in wanted.items() if place}
+    given = [_place("input", each.name, each.parameters) for each in request.inputs]
+    shared = [*places.values(), *(place for place in given if place)]
+    if shared:
+        if sum(place.num_bytes for place in shared) > MAX_SHARED_BYTES:
+            raise InvalidRequest(f"the call's shared memory is over {MAX_SHARED_BYTES} bytes: make several calls")
+        shared_memory.check(asker, peer_named(asker.call.peer()), shared)
+    tensors = await aside(shared, _tensors, request, given, partial(shared_memory.read, asker))
+    return mapping.requests(task, tensors, parameters, list(wanted)), places
+
+
+def _place(kind: str, name: str, parameters: Mapping[str, pb.InferParameter]) -> Place | None:
+    """Where a tensor lies in shared memory; its only parameters say that. Raises `InvalidRequest`."""
+    return validated(Shared, _values(parameters), f"{kind} {name}").place(name) if parameters else None
 
 
 async def _begin(asker: GrpcAsker, request: pb.ModelInferRequest, inference: Inference) -> tuple[Answering, ModelInfo]:
@@ -195,29 +212,30 @@ async def _begin(asker: GrpcAsker, request: pb.ModelInferRequest, inference: Inf
     return answering, infos[-1] if infos else ModelInfo()
 
 
-def _tensors(request: pb.ModelInferRequest) -> list[Tensor]:
-    """Raises `InvalidRequest` naming the input that is wrong."""
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
+def _tensors(request: pb.ModelInferRequest, places: Sequence[Place | None], read: Read) -> list[Tensor]:
+    """``places`` are those of the inputs in shared memory. Raises `InvalidRequest` naming the input that is wrong."""
+    raw, num_here = request.raw_input_contents, places.count(None)
+    if raw and len(raw) != num_here:
         raise InvalidRequest(
-            f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs: send one for each, or none",
+            f"there are {len(raw)} raw_input_contents for {num_here} inputs: send one for each that does not lie in "
+            "shared memory, or none",
             param="raw_input_contents",
         )
     found = []
-    for number, given in enumerate(request.inputs):
-        if given.parameters:
-            raise InvalidRequest(
-                f"input {given.name!r} has parameters ({', '.join(given.parameters)}), and none are taken here: leave "
-                "them out; shared memory is REST's",
-                param=given.name,
-            )
+    here = iter(raw)
+    for given, place in zip(request.inputs, places, strict=True):
         if any(size < 0 for size in given.shape) or given.datatype not in (*DATATYPES, BYTES):
             raise InvalidRequest(
                 f"input {given.name!r} is of {given.datatype!r} and of shape {list(given.shape)}: send sizes of 0 or "
                 f"more, and one of {', '.join((*DATATYPES, BYTES))}",
                 param=given.name,
             )
-        found.append(_raw(given, raw[number]) if raw else _typed(given))
+        if place:
+            if given.HasField("contents"):
+                raise InvalidRequest(f"input {given.name!r} has contents and a region: send one", param=given.name)
+            found.append(_raw(given, read(place)))
+        else:
+            found.append(_raw(given, next(here)) if raw else _typed(given))
     return found
 
 
@@ -255,8 +273,26 @@ def _typed(given: pb.ModelInferRequest.InferInputTensor) -> Tensor:
     return _raw(given, array.astype(dtype).tobytes())
 
 
+async def _responding(
+    asker: GrpcAsker,
+    request: pb.ModelInferRequest,
+    answering: Answering,
+    inference: Inference,
+    tensors: list[Tensor],
+    places: Mapping[str, Place],
+) -> pb.ModelInferResponse:
+    """Outputs that have a place in shared memory are written there. Raises `InvalidRequest` for one that is larger."""
+    write = partial(shared_memory.write, asker)
+    return await aside([*places.values()], _response, request, answering, inference, tensors, places, write)
+
+
 def _response(
-    request: pb.ModelInferRequest, answering: Answering, inference: Inference, tensors: list[Tensor]
+    request: pb.ModelInferRequest,
+    answering: Answering,
+    inference: Inference,
+    tensors: list[Tensor],
+    places: Mapping[str, Place] = NOWHERE,
+    write: Write | None = None,
 ) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(
         model_name=request.model_name,
@@ -264,8 +300,13 @@ def _response(
         id=request.id or inference.requests[0].id,
     )
     for tensor in tensors:
-        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        response.raw_output_contents.append(tensor.data)
+        output = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        if write and (place := places.get(tensor.name)):
+            for name, value in put(tensor, place, write).items():
+                kind = "string_param" if isinstance(value, str) else "int64_param"
+                setattr(output.parameters[name], kind, value)
+        # Triton has an empty one for what lies in shared memory, and its client counts them.
+        response.raw_output_contents.append(b"" if output.parameters else tensor.data)
     return response
 
 

@@ -35,11 +35,6 @@ class OIPHandler(Handler):
     def error_body(self, error: DSServeError) -> Json:
         return {"error": error.message}
 
-    @property
-    def owner(self) -> str:
-        """Whose regions a call may use: its key's id, or empty for the admin key."""
-        return self.grant.key.id if self.grant else ""
-
     async def raw_body(self) -> bytes:
         """Inflated, if it came compressed. Raises `TooLarge`, and `InvalidRequest` for what is broken."""
         self._check_size(len(self._body))
@@ -122,14 +117,9 @@ class Stats(OIPHandler):
     def get(self, name: str = "", version: str = "") -> None:
         if name:
             self.check_model(name)
-            deployment, pinned = models.named(name, version)
-            found = self.fleet.deployment(deployment).versions
-            versions = [self.fleet.version(deployment, pinned)] if pinned else list(found.values())
-        else:
-            mine = [d for d in self.fleet.deployments() if self.may_ask(d.name)]
-            versions = [version for deployment in mine for version in deployment.versions.values()]
         at, now = time.time(), time.monotonic()
-        self.answer({"model_stats": [models.statistics(each, at, now) for each in versions]})
+        counted = models.counted(self.fleet, name, version, self.may_ask)
+        self.answer({"model_stats": [models.statistics(each, at, now) for each in counted]})
 
 
 MODEL = r"/v2/models/([^/]+)"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
-from typing import Any, ParamSpec, TypeVar
+from functools import partial
+from typing import Any
 
 from jupyter_dsserve.fleet.answering import Answering
 from jupyter_dsserve.fleet.version import Version
@@ -15,22 +15,19 @@ from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
 from jupyter_dsserve.gateway.generate import PRIORITY_HEADER, collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.gateway.sse import EventStream
-from jupyter_dsserve.gateway.v2 import mapping
+from jupyter_dsserve.gateway.v2 import mapping, shared_memory
 from jupyter_dsserve.gateway.v2.handlers import MODEL, VERSION, OIPHandler
 from jupyter_dsserve.gateway.v2.mapping import TEXT_INPUT, Inference
 from jupyter_dsserve.gateway.v2.models import task_of
-from jupyter_dsserve.gateway.v2.peers import is_direct
+from jupyter_dsserve.gateway.v2.peers import peer_of
 from jupyter_dsserve.gateway.v2.shapes import GenerateBody, Generated
-from jupyter_dsserve.gateway.v2.wire import HEADER_LENGTH, InferBody, Place, answered, read_infer, read_tensors
-from jupyter_dsserve.protocol.errors import Forbidden, InvalidRequest
+from jupyter_dsserve.gateway.v2.shared_memory import aside
+from jupyter_dsserve.gateway.v2.wire import HEADER_LENGTH, InferBody, answered, read_infer, read_tensors
+from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk
 from jupyter_dsserve.protocol.tensors import BYTES, ModelInfo, Tensor
 
 Json = dict[str, Any]
-P = ParamSpec("P")
-T = TypeVar("T")
-# In shared memory, of a call, that is copied on the event loop: a fraction of a millisecond.
-MAX_COPY = 1 << 20
 
 
 class _Asking(OIPHandler):
@@ -66,9 +63,9 @@ class Infer(_Asking):
         body, rest = read_infer(await self.raw_body(), self.request.headers.get(HEADER_LENGTH))
         is_binary = body.is_binary
         places = [place for each in (*body.inputs, *(body.outputs or ())) if (place := each.place)]
-        for place in places:
-            self._region(place)
-        tensors = await _aside(places, read_tensors, body, rest, self._read)
+        connection: Any = self.request.connection
+        shared_memory.check(self, peer_of(connection.stream.socket), places)
+        tensors = await aside(places, read_tensors, body, rest, partial(shared_memory.read, self))
         task = task_of(self.fleet, name, version)
         inference = mapping.requests(task, tensors, body.own_parameters, body.wanted)
         if inference.is_stream:
@@ -80,31 +77,13 @@ class Infer(_Asking):
             "model_version": answering.version.name if answering.version else "",
             "id": body.id or inference.requests[0].id,
         }
-        answer, header_length = await _aside(places, answered, head, found, body, is_binary, self._write)
+        answer, header_length = await aside(
+            places, answered, head, found, body, is_binary, partial(shared_memory.write, self)
+        )
         if header_length is not None:
             self.set_header("Content-Type", "application/octet-stream")
             self.set_header(HEADER_LENGTH, str(header_length))
         self.finish(answer)
-
-    def _region(self, place: Place) -> None:
-        """Raises `Forbidden` for callers from elsewhere, and what `Regions.check` does."""
-        connection: Any = self.request.connection
-        if not is_direct(connection.stream.socket, self.request.headers):
-            raise Forbidden("shared memory is for callers on this machine, straight at the gateway's port")
-        self.context.regions.check(self.owner, place.region, place.offset, place.num_bytes)
-
-    def _read(self, place: Place) -> bytes:
-        return self.context.regions.read(self.owner, place.region, place.offset, place.num_bytes)
-
-    def _write(self, place: Place, data: bytes) -> None:
-        self.context.regions.write(self.owner, place.region, place.offset, data)
-
-
-async def _aside(places: Sequence[Place], function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-    """Its result, made in a thread if much lies in shared memory: the event loop is everybody's."""
-    if sum(place.num_bytes for place in places) <= MAX_COPY:
-        return function(*args, **named)
-    return await asyncio.to_thread(function, *args, **named)
 
 
 class Generate(_Asking):

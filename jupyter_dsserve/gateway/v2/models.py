@@ -3,7 +3,7 @@ it reads of the fleet."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,17 @@ def _signature(version: Version) -> Signature:
     if not found.outputs or not found.inputs:
         raise Unavailable(f"{version.id} is {version.state.value}: what it takes is known once it is READY")
     return found
+
+
+def counted(fleet: Fleet, model: str, version: str, may_ask: Callable[[str], bool]) -> list[Version]:
+    """Whose statistics are asked: one version's, all of a model's, or without a model all that the caller may ask.
+    Raises `NotFound`."""
+    if not model:
+        return [
+            v for deployment in fleet.deployments() if may_ask(deployment.name) for v in deployment.versions.values()
+        ]
+    name, pinned = named(model, version)
+    return [fleet.version(name, pinned)] if pinned else list(fleet.deployment(name).versions.values())
 
 
 def statistics(version: Version, at: float, now: float) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jupyter_dsserve.fleet.fleet import Fleet
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway.bodies import B, read_body
 from jupyter_dsserve.gateway.describe import CHANGE_ERRORS, describes
@@ -13,21 +14,35 @@ from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest
 from jupyter_dsserve.protocol.records import VersionState
 
 
+def meant(fleet: Fleet, name: str) -> Version:
+    """The version that is named, or the only one. Raises `NotFound`, `InvalidRequest` if there are several."""
+    deployment, pinned = models.named(name)
+    if pinned:
+        return fleet.version(deployment, pinned)
+    found = list(fleet.deployment(deployment).versions.values())
+    if len(found) != 1:
+        names = ", ".join(version.id for version in found)
+        raise InvalidRequest(f"model {name!r} has several versions: name one of {names}", param="name")
+    return found[0]
+
+
+async def load(fleet: Fleet, name: str) -> None:
+    """Until it is READY. Raises what `meant` and `Fleet.load` do, and `Conflict` with what it became instead."""
+    version = meant(fleet, name)
+    await fleet.load(version.deployment, version.name)
+    if await version.settled() is not VersionState.READY:
+        raise Conflict(f"{version.id} is {version.state.value}: {version.failure or 'it was unloaded meanwhile'}")
+
+
+async def unload(fleet: Fleet, name: str) -> None:
+    version = meant(fleet, name)
+    await fleet.unload(version.deployment, version.name)
+
+
 class _Repository(OIPHandler):
     async def body_or_none(self, kind: type[B]) -> B:
         """Triton's clients send none where it would be empty."""
         return read_body(kind, await self.raw_body() or b"{}")
-
-    def meant(self, name: str) -> Version:
-        """The version that is named, or the only one. Raises `NotFound`, `InvalidRequest` if there are several."""
-        deployment, pinned = models.named(name)
-        if pinned:
-            return self.fleet.version(deployment, pinned)
-        found = list(self.fleet.deployment(deployment).versions.values())
-        if len(found) != 1:
-            names = ", ".join(version.id for version in found)
-            raise InvalidRequest(f"model {name!r} has several versions: name one of {names}", param="name")
-        return found[0]
 
 
 class Index(_Repository):
@@ -50,10 +65,7 @@ class Load(_Repository):
     @until_caller_leaves
     async def post(self, name: str) -> None:
         await self.body_or_none(LoadBody)
-        version = self.meant(name)
-        await self.fleet.load(version.deployment, version.name)
-        if await version.settled() is not VersionState.READY:
-            raise Conflict(f"{version.id} is {version.state.value}: {version.failure or 'it was unloaded meanwhile'}")
+        await load(self.fleet, name)
         self.finish()
 
 
@@ -67,8 +79,7 @@ class Unload(_Repository):
     )
     async def post(self, name: str) -> None:
         await self.body_or_none(UnloadBody)
-        version = self.meant(name)
-        await self.fleet.unload(version.deployment, version.name)
+        await unload(self.fleet, name)
         self.finish()
 
 

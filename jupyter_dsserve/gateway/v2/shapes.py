@@ -93,6 +93,12 @@ class RegisterBody(Body):
     byte_size: Annotated[int, Field(ge=1, lt=2**62)]
 
 
+class RegionNamed(Body):
+    """As REST has it in the path."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+
+
 class GenerateBody(Body):
     """Parameters stand in ``parameters``, or beside ``text_input``."""
 

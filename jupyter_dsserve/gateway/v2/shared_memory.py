@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from typing_extensions import TypedDict
 
+from jupyter_dsserve.gateway.asker import Asker
 from jupyter_dsserve.gateway.describe import describes
 from jupyter_dsserve.gateway.handlers import Handler
 from jupyter_dsserve.gateway.v2.handlers import OIPHandler
-from jupyter_dsserve.gateway.v2.peers import is_direct, is_own_user
+from jupyter_dsserve.gateway.v2.peers import Address, is_direct, is_own_user, peer_of
 from jupyter_dsserve.gateway.v2.regions import Region
 from jupyter_dsserve.gateway.v2.shapes import RegisterBody
+from jupyter_dsserve.gateway.v2.wire import Place
 from jupyter_dsserve.protocol.errors import Conflict, Forbidden, NotFound, TooManyRequests
+
+P = ParamSpec("P")
+T = TypeVar("T")
+# In shared memory, of a call, that is copied on the event loop: a fraction of a millisecond.
+MAX_COPY = 1 << 20
+_FORBIDDEN = "shared memory is registered by programs of the gateway's own user on its machine, straight at its port"
+
+
+def register(asker: Asker, is_allowed: bool, region: Region) -> None:
+    """Of the caller's key. Raises `Forbidden`, and what `Regions.register` does."""
+    if not is_allowed:
+        raise Forbidden(_FORBIDDEN)
+    regions = asker.context.regions
+    regions.keep({"", *(grant.key.id for grant in asker.fleet.held_keys.grants())})
+    regions.register(asker.owner, region)
+
+
+def check(asker: Asker, peer: Address | None, places: Iterable[Place]) -> None:
+    """Whether a caller at ``peer`` may have tensors there. Raises `Forbidden` for one from elsewhere, and what
+    `Regions.check` does."""
+    for place in places:
+        if not is_direct(peer, asker.sent_headers):
+            raise Forbidden("shared memory is for callers on this machine, straight at the gateway's port")
+        asker.context.regions.check(asker.owner, place.region, place.offset, place.num_bytes)
+
+
+def read(asker: Asker, place: Place) -> bytes:
+    return asker.context.regions.read(asker.owner, place.region, place.offset, place.num_bytes)
+
+
+def write(asker: Asker, place: Place, data: bytes) -> None:
+    asker.context.regions.write(asker.owner, place.region, place.offset, data)
+
+
+async def aside(places: Sequence[Place], function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """Its result, made in a thread if much lies in shared memory: the event loop is everybody's."""
+    if sum(place.num_bytes for place in places) <= MAX_COPY:
+        return function(*args, **named)
+    return await asyncio.to_thread(function, *args, **named)
 
 
 class RegionStatus(TypedDict):
@@ -45,13 +88,9 @@ class Register(OIPHandler):
     def post(self, region: str) -> None:
         body = self.body(RegisterBody)
         connection: Any = self.request.connection
-        peer = connection.stream.socket
-        if not (is_direct(peer, self.request.headers) and is_own_user(peer)):
-            raise Forbidden(
-                "shared memory is registered by programs of the gateway's own user on its machine, straight at its port"
-            )
-        self.context.regions.keep({"", *(grant.key.id for grant in self.fleet.held_keys.grants())})
-        self.context.regions.register(self.owner, Region(region, body.key, body.offset, body.byte_size))
+        ours = connection.stream.socket
+        is_allowed = is_direct(peer_of(ours), self.request.headers) and is_own_user(ours)
+        register(self, is_allowed, Region(region, body.key, body.offset, body.byte_size))
         self.finish()
 
 

@@ -49,7 +49,7 @@ Ints = Literal["UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", 
 Datatype = Literal["BOOL", Ints, "FP16", "FP32", "FP64", "BF16", "BYTES"]
 
 
-class _Shared(Body):
+class Shared(Body):
     """Where a tensor lies in a region that was registered."""
 
     shared_memory_region: RegionName | None = None
@@ -67,7 +67,7 @@ class _Shared(Body):
         return Place(self.shared_memory_region, self.shared_memory_offset, self.shared_memory_byte_size)
 
 
-class InputParameters(_Shared):
+class InputParameters(Shared):
     binary_data_size: Size | None = None
 
 
@@ -156,7 +156,7 @@ def _kinds(dtype: np.dtype[Any]) -> str:
     return {"b": "b", "i": "iu", "u": "iu"}.get(dtype.kind, "iuf")
 
 
-class OutputParameters(_Shared):
+class OutputParameters(Shared):
     binary_data: bool | None = None
 
 
@@ -279,7 +279,7 @@ def answered(
         output = asked.get(tensor.name)
         said = output.parameters.binary_data if output and output.parameters else None
         if output and (place := output.place):
-            own["parameters"] = _shared(tensor, place, write)
+            own["parameters"] = put(tensor, place, write)
         elif is_binary if said is None else said:
             own["parameters"] = {"binary_data_size": len(tensor.data)}
             parts.append(tensor.data)
@@ -290,7 +290,7 @@ def answered(
     return (b"".join((text, *parts)), len(text)) if parts else (text, None)
 
 
-def _shared(tensor: Tensor, place: Place, write: Write) -> Json:
+def put(tensor: Tensor, place: Place, write: Write) -> Json:
     size = len(tensor.data)
     if size > place.num_bytes:
         raise InvalidRequest(
