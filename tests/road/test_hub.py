@@ -91,3 +91,10 @@ def test_a_hub_that_refuses_answers_and_one_that_says_nothing_is_done_without(
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert snapshot_at("org/name") == "org/name"
         assert huggingface_hub.constants.HF_HUB_OFFLINE is True
+
+
+def test_a_toy_is_not_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_silence", lambda endpoint: f"{endpoint} does not answer")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    assert hub.snapshot_at("toy:step_s=0.01") == "toy:step_s=0.01"
