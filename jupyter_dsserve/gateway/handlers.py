@@ -154,11 +154,13 @@ class Handler(Asker, RequestHandler):
         return read_body(kind, bytes(self._body))
 
     def number(self, name: str, default: str) -> int | None:
-        """A number of the query; None if it is empty. Raises `InvalidRequest` for what is none."""
-        text = self.get_query_argument(name, default)
-        if text and not is_number(text):
+        """A number of the query; where it is not there that of ``default``, and None if that is empty. Raises
+        `InvalidRequest` for what is none."""
+        text = self.get_query_argument(name, None)
+        if text is not None and not is_number(text):
             raise InvalidRequest(f"{name} is {text!r}: give a whole number of up to 9 digits", param=name)
-        return int(text) if text else None
+        told = default if text is None else text
+        return int(told) if told else None
 
     def on_connection_close(self) -> None:
         self.caller_left = True
