@@ -31,6 +31,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 class Collector(services.TraceServiceServicer):
     """What a collector's door is: keeps the spans of each trace as they came, and the names of who sent them."""
 
+    url = ""  # where it listens
+
     def __init__(self) -> None:
         self.spans: dict[str, list[Any]] = {}
         self.services: set[str] = set()

@@ -9,13 +9,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as services
 
 from jupyter_dsserve.demo import builtin_path
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
+from tests.road.test_otlp import Collector
 from tests.support import Caller
 
 # In the manner of Qwen's: functions in the system's turn, calls and their results in turns of their own.
@@ -40,7 +43,19 @@ def with_template(path: Path, template: str, **tokens: str) -> Path:
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
-async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
+async def collector() -> AsyncIterator[Collector]:
+    """Of OTLP over gRPC; the gateway sends it the calls of those who want theirs to be traced."""
+    found = Collector()
+    server = grpc.aio.server()
+    services.add_TraceServiceServicer_to_server(found, server)
+    found.url = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    yield found
+    await server.stop(0)
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def served(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> AsyncIterator[Gateway]:
     """demo, hermes, mistral (whose mark of calls is a special token); a toy that embeds, embed, and a slow one."""
     folder = tmp_path_factory.mktemp("models")
     models = {
@@ -48,7 +63,13 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gate
         "hermes": str(with_template(folder / "hermes", HERMES)),
         "mistral": str(with_template(folder / "mistral", MISTRAL, pad="[TOOL_CALLS]")),
     }
-    gateway = Gateway(GatewayConfig(tmp_path_factory.mktemp("data"), port=0, drain_s=20))
+    config = GatewayConfig(
+        tmp_path_factory.mktemp("data"), port=0, grpc_port=0, drain_s=20, otlp_endpoint=collector.url, trace_sample=0.0
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "30")
+        patch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+        gateway = Gateway(config)
     await gateway.start()
     async with Caller(gateway.url, gateway.admin_key) as caller:
         await caller.load("embed", "v1", "toy:step_s=0", task="embed", wait=False)
