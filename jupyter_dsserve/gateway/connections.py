@@ -58,6 +58,11 @@ def looked(before: Taken | None, num_bytes: int, is_writing: bool, now: float) -
     return before if before and before.num_bytes == num_bytes else Taken(num_bytes, now)
 
 
+def most_connections(wanted: int) -> int:
+    """0: three quarters of the files that the process may open."""
+    return wanted or 3 * resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+
+
 class Connections:
     """Those that are open. One that takes nothing of what waits for it for ``stall_s`` seconds is cut (0: never).
     Beyond ``most`` a new one is told 503 (0: three quarters of the files that the process may open)."""
@@ -65,7 +70,7 @@ class Connections:
     def __init__(self, stall_s: float = 0.0, most: int = 0) -> None:
         self.num_cut = self.num_refused = 0
         self.stall_s = stall_s
-        self._most = most or 3 * resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._most = most_connections(most)
         self._open: dict[IOStream, Taken | None] = {}
 
     @property

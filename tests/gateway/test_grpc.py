@@ -259,6 +259,7 @@ async def test_reflection_tells_of_every_service(served: Served) -> None:
 
     found = await asyncio.to_thread(lambda: set(look()))
     ours = {"dsserve.v1.Inference/PredictStream", "dsserve.v1.ModelService/Predict"}
+    ours |= {f"inference.GRPCInferenceService/{name}" for name in ("ModelInfer", "RepositoryModelLoad")}
     assert ours | {"grpc.health.v1.Health/Check"} <= found
 
 

@@ -6,12 +6,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any, cast
 
 import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol import inference_pb2 as pb
@@ -25,6 +28,7 @@ from tests.support import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 MAX_BODY = 1_000_000
+MAX_CONNECTIONS = 6
 STALL_S = 1.0
 SMALL_WINDOW = (
     ("grpc.http2.lookahead_bytes", 1024),
@@ -40,7 +44,15 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gat
     """With ``demo``, a toy of a hundredth of a second a token."""
     folder = tmp_path_factory.mktemp("limits")
     gateway = Gateway(
-        GatewayConfig(folder / "data", port=0, grpc_port=0, drain_s=1, stall_s=STALL_S, max_body_bytes=MAX_BODY)
+        GatewayConfig(
+            folder / "data",
+            port=0,
+            grpc_port=0,
+            drain_s=1,
+            stall_s=STALL_S,
+            max_body_bytes=MAX_BODY,
+            max_connections=MAX_CONNECTIONS,
+        )
     )
     await gateway.start()
     await gateway.fleet.register("demo", "v1", WorkerSpec("toy:step_s=0.01", runner="toy"), 1)
@@ -174,3 +186,26 @@ async def _read_to_the_end(stream: Any) -> grpc.StatusCode:
         async for _ in stream:
             pass
     return cast(grpc.StatusCode, await stream.code())
+
+
+async def test_connections_are_bounded_and_make_room_again(gateway: Gateway) -> None:
+    async def answered(channels: AsyncExitStack) -> bool:
+        options = (("grpc.use_local_subchannel_pool", 1),)  # a connection of its own
+        opened = grpc.aio.insecure_channel(gateway.context.grpc_address, options=options)
+        channel = await channels.enter_async_context(opened)
+        try:
+            await HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        except grpc.aio.AioRpcError as fault:
+            return fault.code() is not grpc.StatusCode.UNAVAILABLE
+        return True
+
+    async with AsyncExitStack() as channels:
+        found = [await answered(channels) for _ in range(MAX_CONNECTIONS + 2)]
+        assert found.count(True) in (MAX_CONNECTIONS - 1, MAX_CONNECTIONS)  # another test's may not have closed yet
+        assert not found[-1]
+
+    async def has_room() -> bool:
+        async with AsyncExitStack() as channels:
+            return await answered(channels)
+
+    await until(has_room)

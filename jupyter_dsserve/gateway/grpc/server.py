@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from jupyter_dsserve.gateway.connections import MAX_HEADER_BYTES
+from jupyter_dsserve.gateway.connections import MAX_HEADER_BYTES, most_connections
 from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.gateway.grpc.door import Door
 from jupyter_dsserve.gateway.grpc.health import Health
@@ -63,6 +63,7 @@ class GrpcFront:
                 ("grpc.max_receive_message_length", config.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", _MAX_STREAMS),
+                ("grpc.max_allowed_incoming_connections", most_connections(config.max_connections)),
                 ("grpc.max_metadata_size", MAX_HEADER_BYTES),
                 ("grpc.absolute_max_metadata_size", MAX_HEADER_BYTES),  # in between it refuses some by chance
                 ("grpc.keepalive_time_ms", 1000 * _PING_S),
