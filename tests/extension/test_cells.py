@@ -68,6 +68,7 @@ def streams(server: JupyterServer) -> Iterator[None]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("model", ["builtin:demo-v1", "toy:step_s=0.05"])
 async def test_a_cell_is_answered_soon_beside_64_streams(server: JupyterServer, model: str) -> None:
     async with server.caller() as caller, kernel(server) as channels:
@@ -81,7 +82,7 @@ async def test_a_cell_is_answered_soon_beside_64_streams(server: JupyterServer, 
         for _ in range(3):  # in turn: what else the machine does meets both
             idle += [await run_cell(channels, "1 + 1") for _ in range(20)]
             with streams(server):
-                await until(num_running, lambda num: num >= NUM_STREAMS)
+                await until(num_running, lambda num: num >= NUM_STREAMS, timeout_s=120)
                 await asyncio.sleep(2)
                 busy += [await run_cell(channels, "1 + 1") for _ in range(20)]
                 assert await num_running() >= NUM_STREAMS - 8, "they ended meanwhile"
