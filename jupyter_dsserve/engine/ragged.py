@@ -117,10 +117,11 @@ class RaggedRunner:
         for move in plan.moves:
             self._cache.do(move)
         # One tensor, so that a GPU gets one copy.
-        numbers = torch.tensor([plan.tokens, plan.positions, plan.places]).to(self._device)
-        sampled = torch.tensor(plan.sampled, dtype=torch.long).to(self._device)
-        with attending(PackedStep(self._cache, numbers[2], plan.rows)):
-            return self._logits(numbers[:1], numbers[1:2], sampled)
+        numbers = torch.tensor([*plan.tokens, *plan.positions, *plan.places, *plan.sampled]).to(self._device)
+        num_rows = len(plan.tokens)
+        tokens, positions, places, sampled = numbers.split([num_rows, num_rows, num_rows, len(plan.sampled)])
+        with attending(PackedStep(self._cache, places, plan.rows)):
+            return self._logits(tokens[None], positions[None], sampled)
 
     def _logits(self, tokens: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Logits of ``rows``, ``[rows, vocabulary]``, of one pass over ``tokens`` and ``positions``, ``[1, T]``.

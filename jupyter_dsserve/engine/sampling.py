@@ -39,11 +39,12 @@ class TorchLogits:
         other rows: so a seed gives the same answer in any company.
         """
         wanted = constrained(adjusted(self.logits, sequences, self._eos_ids), sequences)
-        tokens: list[int] = wanted.argmax(-1).tolist()
         drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
+        if drawn and len(drawn) == len(sequences):
+            return _draw(wanted, sequences)  # without a greedy row nobody waits for a GPU twice
+        tokens: list[int] = wanted.argmax(-1).tolist()
         if drawn:
-            logits = wanted[drawn] if len(drawn) < len(tokens) else wanted
-            for row, token in zip(drawn, _draw(logits, [sequences[row] for row in drawn]), strict=True):
+            for row, token in zip(drawn, _draw(wanted[drawn], [sequences[row] for row in drawn]), strict=True):
                 tokens[row] = token
         return tokens
 
@@ -100,7 +101,7 @@ def constrained(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
     return logits.float().index_copy(0, index, scores)
 
 
-def _draw(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
+def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> list[int]:
     """One token a row, by the inverse of the cumulated probabilities in the order of the vocabulary."""
 
     def column(values: list[float]) -> torch.Tensor:
