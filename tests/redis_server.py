@@ -17,20 +17,20 @@ class RedisServer:
     """It can be stopped and started again, and has forgotten everything then."""
 
     def __init__(self, folder: Path, program: str) -> None:
-        self._socket, self._program = folder / "redis.sock", program
+        self.socket, self._program = folder / "redis.sock", program
         self.start()
 
     @property
     def url(self) -> str:
-        return f"unix://:{PASSWORD}@{self._socket}"
+        return f"unix://:{PASSWORD}@{self.socket}"
 
     def start(self) -> None:
-        options = ("--port", "0", "--unixsocket", str(self._socket), "--save", "", "--appendonly", "no")
+        options = ("--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no")
         self.process = subprocess.Popen(
-            [self._program, *options, "--requirepass", PASSWORD], stdout=subprocess.DEVNULL, cwd=self._socket.parent
+            [self._program, *options, "--requirepass", PASSWORD], stdout=subprocess.DEVNULL, cwd=self.socket.parent
         )
         end = time.monotonic() + 30
-        while not self._socket.exists():
+        while not self.socket.exists():
             assert self.process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -38,7 +38,7 @@ class RedisServer:
     def stop(self) -> None:
         self.process.kill()  # it may be stopped
         self.process.wait()
-        self._socket.unlink(missing_ok=True)
+        self.socket.unlink(missing_ok=True)
 
 
 @contextmanager

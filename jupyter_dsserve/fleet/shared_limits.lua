@@ -1,7 +1,8 @@
 -- A key's limits as `limits.TokenBucket` and `limits.MovingWindow` keep them, by Redis' own clock. Redis runs it as a whole.
 -- KEYS: a hash (tokens of the bucket, at: when, sum: of the window), a sorted set of entries by when they began, a hash
--- of what each takes. ARGV of a call that begins: "take", the entry, rate, burst, most, window in seconds, how many;
--- of one that ended: "settle", the entry, how many it was. Answers "", "calls" or "tokens", and the seconds to wait.
+-- of what each takes, a mark that this entry was taken: who lost the answer asks again. ARGV of a call that begins:
+-- "take", the entry, rate, burst, most, window in seconds, how many; of one that ended: "settle", the entry, how many it
+-- was. Answers "", "calls" or "tokens", and the seconds to wait.
 local state, entries, nums = KEYS[1], KEYS[2], KEYS[3]
 local entry = ARGV[2]
 
@@ -18,6 +19,9 @@ if ARGV[1] == 'settle' then
   return {'', '0'}
 end
 
+if redis.call('EXISTS', KEYS[4]) == 1 then
+  return {'', '0'}
+end
 local rate, burst, most = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local window_s, num = tonumber(ARGV[6]), tonumber(ARGV[7])
 local time = redis.call('TIME')
@@ -68,7 +72,10 @@ if most > 0 and wait_s == 0 then
   redis.call('HSET', nums, entry, num)
   redis.call('HINCRBY', state, 'sum', num)
 end
-for _, key in ipairs(KEYS) do
-  redis.call('EXPIRE', key, math.ceil(math.max(window_s, rate > 0 and burst / rate or 0)) + 1)
+if wait_s == 0 then
+  redis.call('SET', KEYS[4], '', 'EX', 5)
+end
+for key = 1, 3 do
+  redis.call('EXPIRE', KEYS[key], math.ceil(math.max(window_s, rate > 0 and burst / rate or 0)) + 1)
 end
 return {wait_s > 0 and 'calls' or '', string.format('%.6f', wait_s)}

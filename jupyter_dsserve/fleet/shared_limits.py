@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _SCRIPT = Path(__file__).with_suffix(".lua")
 _ANSWER_S = 0.25  # it takes a thousandth of that
 _AGAIN_S = 5.0  # without an answer, until it is asked again
-_MAX_CONNECTIONS = 64
+_MAX_CONNECTIONS = 16  # a burst waits in line for them: opening one for each call would take longer
 _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
@@ -42,7 +42,6 @@ class SharedLimits:
             from redis.asyncio import BlockingConnectionPool, Redis
             from redis.asyncio.retry import Retry
             from redis.backoff import NoBackoff
-            from redis.exceptions import ConnectionError as Lost
             from redis.exceptions import RedisError
         except ImportError:
             raise Conflict("limits over Redis need its client: pip install 'jupyter_dsserve[redis]'") from None
@@ -53,10 +52,10 @@ class SharedLimits:
             pool: Any = BlockingConnectionPool.from_url(
                 url,
                 max_connections=_MAX_CONNECTIONS,
-                timeout=_ANSWER_S,
+                timeout=None,
                 socket_timeout=_ANSWER_S,
                 socket_connect_timeout=_ANSWER_S,
-                retry=Retry(NoBackoff(), 1, supported_errors=(Lost,)),  # a connection that an idle server has closed
+                retry=Retry(NoBackoff(), 0),  # `_answer` does
                 decode_responses=True,
             )
         except (ValueError, TypeError):
@@ -67,9 +66,11 @@ class SharedLimits:
         self._redis: Any = Redis(connection_pool=pool)
         self._script: Any = self._redis.register_script(_SCRIPT.read_text())
         self._faults = (RedisError, OSError)
+        self._line = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._say = say
         self._is_lost = False
         self._again_at = 0.0
+        self._num_changes = 0
         self._settling: set[asyncio.Task[None]] = set()
 
     async def take(self, reservation: Reservation) -> None:
@@ -83,8 +84,8 @@ class SharedLimits:
             return
         # A secret's digest opens nothing, but nobody else need know it.
         name = hashlib.sha256(grant.name.encode()).hexdigest()[:32]
-        keys = [f"dsserve:limits:{{{name}}}:{part}" for part in ("state", "entries", "nums")]
         entry = uuid.uuid4().hex
+        keys = [f"dsserve:limits:{{{name}}}:{part}" for part in ("state", "entries", "nums", entry)]
         if grant.key.tokens_per_min:  # also for who leaves while it is asked
             reservation.settled = partial(self._settle, keys, entry)
         num_tokens = reservation.num_tokens
@@ -113,24 +114,41 @@ class SharedLimits:
 
     async def _ask(self, keys: list[str], arguments: list[Any]) -> list[str] | None:
         """The script's answer; None if there is none."""
-        if self._is_lost:
-            now = time.monotonic()
-            if now < self._again_at:
-                return None
-            self._again_at = now + _AGAIN_S  # one asks, the others do not wait for it
-        try:
-            said: list[str] = await self._script(keys=keys, args=arguments)
-        except self._faults as fault:
-            self._again_at = time.monotonic() + _AGAIN_S
-            self._tell(True, f"Redis does not answer ({type(fault).__name__}): until it does, each gateway by itself")
+        if self._is_left_alone():
             return None
-        self._tell(False, "Redis answers again: all gateways together")
+        async with self._line:
+            if self._is_left_alone():  # since this one waits
+                return None
+            self._again_at = time.monotonic() + _AGAIN_S  # if it is lost: one asks, the others do not wait for it
+            began = self._num_changes
+            said, fault = await self._answer(keys, arguments)
+        if began != self._num_changes:
+            pass  # that tells how it was before
+        elif fault is not None:
+            self._tell(True, f"Redis does not answer ({type(fault).__name__}): until it does, each gateway by itself")
+        else:
+            self._tell(False, "Redis answers again: all gateways together")
         return said
+
+    async def _answer(self, keys: list[str], arguments: list[Any]) -> tuple[list[str] | None, Exception | None]:
+        """Asked twice before it counts as none: a server closes a connection that is idle, and while the event loop
+        stands still an answer comes too late. The script counts an entry once however often it is asked."""
+        fault: Exception | None = None
+        for _ in range(2):
+            try:
+                return await self._script(keys=keys, args=arguments), None
+            except self._faults as caught:
+                fault = caught
+        return None, fault
+
+    def _is_left_alone(self) -> bool:
+        return self._is_lost and time.monotonic() < self._again_at
 
     def _tell(self, is_lost: bool, how: str) -> None:
         if is_lost is self._is_lost:
             return
         self._is_lost = is_lost
+        self._num_changes += 1
         reason = f"{how} holds keys to their limits" if is_lost else f"{how} hold keys to their limits"
         log.log(logging.WARNING if is_lost else logging.INFO, "%s", reason)
         self._say("limits_local" if is_lost else "limits_shared", reason)

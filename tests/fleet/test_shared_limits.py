@@ -46,6 +46,56 @@ async def two(redis: RedisServer) -> AsyncIterator[tuple[SharedLimits, SharedLim
     await second.close()
 
 
+class Line:
+    """Between a gateway and Redis; ``faults`` befall the scripts that are asked next."""
+
+    def __init__(self, redis: RedisServer, socket: Path) -> None:
+        self.faults: list[str | float] = []
+        self.num_connections = 0
+        self.url = redis.url.replace(str(redis.socket), str(socket))
+        self._redis, self._socket = redis.socket, socket
+
+    async def __aenter__(self) -> Line:
+        self._server = await asyncio.start_unix_server(self._serve, self._socket)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_connections += 1
+        answers, asks = await asyncio.open_unix_connection(self._redis)
+        with suppress(OSError):
+            while asked := await reader.read(65536):
+                asks.write(asked)
+                fault = self.faults.pop(0) if b"EVALSHA" in asked and self.faults else 0.0
+                answer = await answers.read(65536)
+                if fault == "lost":
+                    break
+                if fault == "stall":
+                    time.sleep(0.4)  # noqa: ASYNC251 - that is it
+                elif isinstance(fault, float):
+                    await asyncio.sleep(fault)
+                writer.write(answer)
+        asks.close()
+        writer.close()
+
+
+@pytest.fixture
+async def line(redis: RedisServer) -> AsyncIterator[Line]:
+    async with Line(redis, redis.socket.with_name("line.sock")) as line:
+        yield line
+
+
+@pytest.fixture
+async def afar(line: Line) -> AsyncIterator[SharedLimits]:
+    """Those of a gateway at the other end of ``line``."""
+    SAID.clear()
+    limits = SharedLimits(line.url, lambda kind, reason: SAID.append((kind, reason)))
+    yield limits
+    await limits.close()
+
+
 def grants(name: str, **limits: float) -> tuple[Grant, Grant]:
     """One key, as two gateways hold it."""
     first, second = (Grant(ApiKey(f"id-{i}", "app", **limits), time.monotonic(), name) for i in range(2))  # type: ignore[arg-type]
@@ -157,6 +207,64 @@ async def test_a_redis_that_hangs_holds_up_one_call_for_a_moment(
     finally:
         os.kill(redis.process.pid, signal.SIGCONT)
     assert [kind for kind, _ in SAID] == ["limits_local"]
+
+
+async def test_a_burst_waits_in_line_and_is_counted_as_a_whole(line: Line, afar: SharedLimits) -> None:
+    line.faults = [0.03] * 200  # all of them take longer than one answer may
+    held = grants("burst", rate=0.001, burst=100)
+    came = await asyncio.gather(*(begun(afar, held[n % 2]) for n in range(200)), return_exceptions=True)
+    assert sum(isinstance(one, Reservation) for one in came) == 100
+    assert SAID == []
+    assert line.num_connections <= 16
+
+
+async def test_a_call_that_waits_in_line_is_let_go_once_redis_is_lost(
+    two: tuple[SharedLimits, SharedLimits], redis: RedisServer
+) -> None:
+    here, _ = grants("queue", rate=1000)
+    await begun(two[0], here)
+    os.kill(redis.process.pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        await asyncio.gather(*(begun(two[0], here) for _ in range(160)))
+        assert time.monotonic() - started < 2.5
+    finally:
+        os.kill(redis.process.pid, signal.SIGCONT)
+    assert [kind for kind, _ in SAID] == ["limits_local"]
+
+
+async def test_an_event_loop_that_stood_still_has_not_lost_redis(line: Line, afar: SharedLimits) -> None:
+    here, _ = grants("stall", rate=0.001, burst=2)
+    await begun(afar, here)
+    line.faults = ["stall"]
+    await begun(afar, here)
+    assert line.faults == []
+    assert SAID == []
+
+
+async def test_an_answer_from_before_redis_was_lost_does_not_say_that_it_is_back(
+    line: Line, afar: SharedLimits
+) -> None:
+    here, _ = grants("before", rate=100)
+    await begun(afar, here)
+    line.faults = [0.15, "lost", "lost"]
+    await asyncio.gather(*(begun(afar, here) for _ in range(2)))  # the second has to connect first
+    assert line.faults == []
+    assert [kind for kind, _ in SAID] == ["limits_local"]
+
+
+@pytest.mark.parametrize("limits", [{"rate": 0.001, "burst": 2}, {"tokens_per_min": 20}], ids=["rate", "tokens"])
+async def test_a_call_whose_answer_is_lost_is_counted_once(
+    two: tuple[SharedLimits, SharedLimits], line: Line, afar: SharedLimits, limits: dict[str, float]
+) -> None:
+    here, there = grants(f"once {limits}", **limits)
+    await begun(two[0], here)  # the script is known
+    line.faults = ["lost"]
+    await begun(afar, there)
+    assert line.faults == []
+    with pytest.raises(TooManyRequests):
+        await begun(two[0], here)
+    assert SAID == []
 
 
 def test_a_url_that_is_none_is_refused_without_being_told(tmp_path: Path) -> None:
