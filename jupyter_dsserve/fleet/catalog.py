@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 
-from jupyter_dsserve.fleet.content import check_content
+from jupyter_dsserve.content import check_content
 from jupyter_dsserve.fleet.registry import VersionRow
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest

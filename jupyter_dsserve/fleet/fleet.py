@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_dsserve import __version__
+from jupyter_dsserve.content import content_at
 from jupyter_dsserve.fleet.admission import Admission
 from jupyter_dsserve.fleet.answering import Answering, answered
 from jupyter_dsserve.fleet.applier import Applier
 from jupyter_dsserve.fleet.autoscale import AutoscaleSettings
 from jupyter_dsserve.fleet.catalog import check_names, row_of, same, status_of, version_of
 from jupyter_dsserve.fleet.conductor import Conductor
-from jupyter_dsserve.fleet.content import content_at
 from jupyter_dsserve.fleet.database import database_url
 from jupyter_dsserve.fleet.deployment import Deployment
 from jupyter_dsserve.fleet.events import Events

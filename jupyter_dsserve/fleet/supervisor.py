@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from jupyter_dsserve.content import check_content, content_at
 from jupyter_dsserve.fleet.admission import Admission
-from jupyter_dsserve.fleet.content import check_content, content_at
 from jupyter_dsserve.fleet.health import TICK_S
 from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
 from jupyter_dsserve.fleet.ledger import Grant
@@ -87,7 +87,8 @@ class Supervisor:
         task = asyncio.create_task(self._host(version, replica, pid if is_here else 0), name=replica.id)
         self._slots.setdefault(version, {})[replica.id] = Slot(replica.id, task, is_joined=True)
         task.add_done_callback(partial(self._forget, version, replica.id))
-        return WorkerLaunch(replica.id, self._link.address, replica.token, version.model_path, version.spec)
+        content = version.origin.content  # of which only the worker knows whether it is there too
+        return WorkerLaunch(replica.id, self._link.address, replica.token, version.model_path, version.spec, content)
 
     async def _host(self, version: Version, replica: Replica, pid: int) -> None:
         """The stay of a joined worker: nobody starts it again, and its process is not ours to end."""

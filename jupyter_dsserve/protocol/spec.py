@@ -10,7 +10,7 @@ from typing import Literal
 
 # Gateway and worker must agree on it: raise it with every change of worker.proto or of WorkerSpec that an older
 # worker would misread.
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 
 DType = Literal["auto", "fp32", "bf16", "fp16"]
 RunnerName = Literal["auto", "ragged", "padded", "encoder", "program", "toy"]
@@ -83,7 +83,8 @@ class WorkerSpec:
 class WorkerLaunch:
     """The first line on a worker's stdin: who it is, where to dial, and what to load.
 
-    ``model_path`` is the directory (or hub name) the spec's ``model`` stands for on this machine.
+    ``model_path`` is the directory (or hub name) the spec's ``model`` stands for on this machine. ``content`` is what a
+    worker that people started, on another machine maybe, has to find there; empty: nothing is compared.
     """
 
     replica: str
@@ -91,6 +92,7 @@ class WorkerLaunch:
     token: str
     model_path: str
     spec: WorkerSpec
+    content: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from dataclasses import replace
 import grpc.aio
 
 from jupyter_dsserve import __version__
+from jupyter_dsserve.content import check_content, content_at
 from jupyter_dsserve.engine.batcher import Batcher, BatchRunner
 from jupyter_dsserve.engine.group import RankGroup
 from jupyter_dsserve.engine.host import start_reading_ahead
@@ -27,7 +29,7 @@ from jupyter_dsserve.engine.step_times import measured_steps
 from jupyter_dsserve.engine.toy import load_toy, load_toy_encoder
 from jupyter_dsserve.protocol import codec
 from jupyter_dsserve.protocol import worker_pb2 as pb
-from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure, InvalidRequest
+from jupyter_dsserve.protocol.errors import Conflict, DSServeError, EngineFailure, InvalidRequest
 from jupyter_dsserve.protocol.request import (
     Chunk,
     Features,
@@ -228,8 +230,9 @@ class WorkerApp:
         ready: asyncio.Future[AnyRunner] = self._loop.create_future()
         if self._launch.spec.runner != "toy":  # whose name is no hub's
             try:
+                await self._check_content()
                 path = await asyncio.to_thread(snapshot_at, self._launch.model_path)
-            except InvalidRequest as fault:
+            except (Conflict, InvalidRequest) as fault:
                 log.error("the load failed: %s", fault.message)
                 self._outbox.put(pb.FromWorker(failed=pb.Failed(error=codec.error_to_pb(fault))))
                 return
@@ -262,6 +265,13 @@ class WorkerApp:
         while True:
             self._outbox.put(self._heartbeat(runner))
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def _check_content(self) -> None:
+        """Raises `Conflict` if this machine has another model in its place."""
+        launch = self._launch
+        if launch.content:
+            version, model = launch.replica.partition("#")[0], f"{launch.spec.model} on {socket.gethostname()}"
+            check_content(version, launch.content, await content_at(launch.model_path), model)
 
     def _engine_thread(self, ready: asyncio.Future[AnyRunner]) -> None:
         is_generating = self._launch.spec.task == "generate"

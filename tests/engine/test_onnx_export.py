@@ -12,10 +12,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
+from jupyter_dsserve.content import content_of
 from jupyter_dsserve.engine import onnx_export
 from jupyter_dsserve.engine.onnx import OnnxProgram
 from jupyter_dsserve.engine.onnx_export import export
-from jupyter_dsserve.fleet.content import content_of
 from jupyter_dsserve.fleet.need import TORCH_BYTES, need_of
 from jupyter_dsserve.fleet.source import model_path
 from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest

@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+import onnx
 import psutil
 import pytest
 import pytest_asyncio
+from onnx import TensorProto, helper
 
 from jupyter_dsserve.fleet.certificate import given_certificate, own_certificate
 from jupyter_dsserve.gateway.server import Gateway
@@ -140,6 +143,39 @@ async def test_one_that_may_not_is_told_why(
     assert said in str(ended.value)
     assert token not in str(ended.value)
     assert len(await replicas(caller)) == 1
+
+
+def save_sum(path: Path, weight: float) -> Path:
+    """``y = x + weight``."""
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        "sum",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch"])],
+        [helper.make_tensor("w", TensorProto.FLOAT, [1], [weight])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+async def test_one_whose_machine_has_other_weights_does_not_join(
+    caller: Caller, gateway: Gateway, hands: Hands, tmp_path: Path
+) -> None:
+    model = save_sum(tmp_path / "sum.onnx", 1)
+    assert (await caller.load("sum", "v1", str(model), task="tensor", num_threads=1))["state"] == "READY"
+    registered = gateway.fleet.version("sum", "v1").origin.content
+    save_sum(model, 2)  # what stands under this path on the other machine
+    process = hands.start(gateway.fleet.join("sum", "v1").command)
+    await until(lambda: process.poll() is not None)
+    said = f"{model} on {socket.gethostname()} has changed since sum@v1 was registered (content {registered}, now"
+    assert process.returncode == 1
+    assert said in hands.said
+    version = gateway.fleet.version("sum", "v1")
+    await until(lambda: [r.id for r in version.replicas] == ["sum@v1#0"])
+    assert version.is_ready
+    history = (await caller.get("/api/history")).json()
+    [left] = [e for e in history if e["kind"] == "replica_left" and e["replica"].startswith("sum@v1#joined-")]
+    assert said in left["reason"]
 
 
 async def test_an_address_without_a_fingerprint_and_an_empty_stdin_are_refused(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_dsserve.fleet.content import check_content, content_of
+from jupyter_dsserve.content import check_content, content_of
 from jupyter_dsserve.protocol.errors import Conflict
 
 SIZE = 3 << 20
