@@ -29,8 +29,13 @@ def launch_line(advice: str) -> str:
 
 
 def childs_environment() -> dict[str, str]:
-    """Ours, without what opens other doors than ours: a process that loads models has no business with them."""
-    return {name: value for name, value in os.environ.items() if name not in _OTHERS_KEYS}
+    """Ours, without what opens other doors than ours: a process that loads models has no business with them.
+
+    And without the folder that we were started in as a place for modules, from Python 3.11 on: notebooks lie there, and
+    a ``random.py`` of theirs is not the one that a worker means.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in _OTHERS_KEYS}
+    return {**kept, "PYTHONSAFEPATH": "1"}
 
 
 def end_with_parent() -> None:

@@ -6,6 +6,7 @@ searches; without it everything is there too.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -24,7 +25,7 @@ from jupyter_dsserve import __version__
 from jupyter_dsserve.gateway.answers import Places
 from jupyter_dsserve.gateway.describe import describes
 from jupyter_dsserve.gateway.handlers import Handler
-from jupyter_dsserve.gateway.openapi import document
+from jupyter_dsserve.gateway.openapi import made
 
 Json = Mapping[str, Any]
 _PART = re.compile(r"\{(\w+)\}")
@@ -199,7 +200,7 @@ _POLICY = (
     f"default-src 'none'; style-src {_allowed(_STYLE)}; script-src {_allowed(_SCRIPT)}; frame-ancestors 'self'; "
     "base-uri 'none'; form-action 'none'"
 )
-_page = cache(lambda routes: page(document(routes)))
+_page = cache(lambda routes: page(made(routes)))
 
 
 class Docs(Handler):
@@ -208,10 +209,11 @@ class Docs(Handler):
     is_open = True
 
     @describes("These routes, to be read and searched.", {200: str}, media="text/html")
-    def get(self) -> None:
+    async def get(self) -> None:
+        shown = await asyncio.to_thread(_page, tuple(self.settings["described"]))
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Content-Security-Policy", _POLICY)
-        self.finish(_page(tuple(self.settings["described"])))
+        self.finish(shown)
 
 
 class Root(Handler):

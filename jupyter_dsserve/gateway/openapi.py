@@ -3,6 +3,7 @@ the types of bodies and answers."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -240,10 +241,11 @@ class OpenAPI(Handler):
     is_open = True
 
     @describes("This document: OpenAPI 3.1.", {200: Json})
-    def get(self) -> None:
-        self.answer(_document(tuple(self.settings["described"])))
+    async def get(self) -> None:
+        # Made once, which takes a part of a second: not on the loop.
+        self.answer(await asyncio.to_thread(made, tuple(self.settings["described"])))
 
 
-_document = cache(document)
+made = cache(document)
 
 ROUTES: list[tuple[str, type[Handler]]] = [(r"/openapi\.json", OpenAPI)]

@@ -92,6 +92,8 @@ class WorkerApp:
             loading = asyncio.create_task(self._load_and_serve())
             drained = asyncio.create_task(self._wait_drained())
             await asyncio.wait({reading, loading, drained}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done() and (fault := loading.exception()):
+                log.error("the worker failed", exc_info=fault)
             code = 1 if loading.done() or (reading.done() and reading.result()) else 0
             if self._engine:
                 self._engine.stop()

@@ -180,9 +180,10 @@ async def test_what_opens_jupyter_does_not_reach_the_gateway(server: JupyterServ
     assert answer.status_code == 200
     assert answer.headers.get_list("Vary") == ["one", "two"]
     assert "Set-Cookie" not in answer.headers or "a=b" not in answer.headers["Set-Cookie"]
-    assert heard[0].startswith("GET /v1/models?kept=1+2 HTTP/1.1")
-    assert f"Authorization: Bearer {key}" in heard[0]
-    assert not any(word in heard[0] for word in (other.token, "secret", "XSRF", "Cookie"))
+    # The server listens to the events of what it takes for a gateway too.
+    assert any(each.startswith("GET /v1/models?kept=1+2 HTTP/1.1") for each in heard)
+    assert all(f"Authorization: Bearer {key}" in each for each in heard)
+    assert not any(word in each for word in (other.token, "secret", "XSRF", "Cookie") for each in heard)
 
 
 async def test_calls_wait_while_the_gateway_starts_and_looking_does_not_start_it(home: Path) -> None:

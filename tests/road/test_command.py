@@ -28,6 +28,17 @@ async def test_one_line_serves_with_stdin_closed(data_dir: Path) -> None:
             assert answer.json()["choices"][0]["text"] == toy_text("hello", 5)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no PYTHONSAFEPATH")
+async def test_modules_of_the_folder_it_is_started_in_are_not_its_own(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('a file of the notebooks ran in a worker')")
+    monkeypatch.chdir(tmp_path)
+    with Command(data_dir, "--load", "demo=toy:") as command:
+        async with await command.caller() as caller:
+            assert (await caller.settled("demo", "v1"))["state"] == "READY"
+
+
 async def test_the_admin_key_is_its_owners_alone_and_stays_the_same(data_dir: Path) -> None:
     first = DataDir(data_dir)
     key = first.admin_key()
