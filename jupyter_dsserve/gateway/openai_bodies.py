@@ -27,6 +27,7 @@ from jupyter_dsserve.protocol.request import (
     Texts,
     ToolCall,
     Tools,
+    text_size,
 )
 
 
@@ -484,6 +485,8 @@ class ChatBody(_OpenAIBody):
 MAX_TEXTS = 2048
 # Of one request to a worker: enough to fill batches, and few enough that a long list spreads over the replicas.
 _TEXTS_A_REQUEST = 32
+# Nor more characters, but for one long text: a worker tokenizes a request at one go, and others wait for it meanwhile.
+_CHARS_A_REQUEST = 1 << 18
 
 
 class TextsBody(Body):
@@ -512,12 +515,15 @@ class TextsBody(Body):
 
 def requests_of(texts: Sequence[Text], priority: int, timeout_s: float | None) -> list[Request]:
     """The texts of a call, cut into requests that can run side by side."""
-    return [
-        Request(
-            new_id("texts"), Texts(tuple(texts[at : at + _TEXTS_A_REQUEST])), priority=priority, timeout_s=timeout_s
-        )
-        for at in range(0, len(texts), _TEXTS_A_REQUEST)
-    ]
+    parts: list[list[Text]] = []
+    num_chars = 0
+    for text in texts:
+        num_chars += text_size(text)
+        if not parts or len(parts[-1]) == _TEXTS_A_REQUEST or num_chars > _CHARS_A_REQUEST:
+            parts.append([])
+            num_chars = text_size(text)
+        parts[-1].append(text)
+    return [Request(new_id("texts"), Texts(tuple(part)), priority=priority, timeout_s=timeout_s) for part in parts]
 
 
 class EmbeddingsBody(TextsBody):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway import answers
@@ -14,8 +15,8 @@ from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.gateway.openai import OpenAIHandler
 from jupyter_dsserve.gateway.pair_bodies import RerankBody, ScoreBody
 from jupyter_dsserve.gateway.texts import rows_of, usage_of
-from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.request import Chunk
+from jupyter_dsserve.protocol.errors import InvalidRequest, TooLarge
+from jupyter_dsserve.protocol.request import Chunk, Request, Texts, text_size
 
 
 class Score(OpenAIHandler):
@@ -75,8 +76,21 @@ class Rerank(OpenAIHandler):
 
 
 async def _asked(handler: OpenAIHandler, body: ScoreBody | RerankBody) -> list[Chunk]:
-    answering = await start(handler, body.model, body.requests(), body.user, "classify", _check_labels)
+    requests = body.requests()
+    _check_size(requests, handler.context.max_body_bytes)
+    answering = await start(handler, body.model, requests, body.user, "classify", _check_labels)
     return await collect(answering.chunks)
+
+
+def _check_size(requests: Sequence[Request], limit: int) -> None:
+    """Raises `TooLarge`. A text that goes with many others is read with each of them anew: a short body may ask for no
+    more work than the longest one could that has all pairs in full."""
+    num_chars = sum(text_size(text) for r in requests if isinstance(r.prompt, Texts) for text in r.prompt.texts)
+    if num_chars > limit:
+        raise TooLarge(
+            f"the pairs have {num_chars} characters together, over the limit of {limit}: the text that goes with every "
+            "other is counted with each of them: send it shorter, or fewer of the others at once"
+        )
 
 
 def _check_labels(version: Version) -> None:

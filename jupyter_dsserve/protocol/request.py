@@ -109,6 +109,11 @@ class Pair:
 Text = str | tuple[int, ...] | Pair
 
 
+def text_size(text: Text) -> int:
+    """In characters, or token ids."""
+    return len(text.first) + len(text.second) if isinstance(text, Pair) else len(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Texts:
     """Texts (or the token ids of texts) to embed or to classify, each by itself; pairs are for ``classify`` only."""

@@ -41,6 +41,7 @@ from jupyter_dsserve.protocol.request import (
     Structure,
     Texts,
     Tools,
+    text_size,
 )
 from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION, WorkerLaunch
 from jupyter_dsserve.protocol.tensors import ModelInfo
@@ -48,6 +49,7 @@ from jupyter_dsserve.protocol.tools import structure_with
 from jupyter_dsserve.protocol.worker_pb2_grpc import LinkStub
 from jupyter_dsserve.worker.dial import Dial
 from jupyter_dsserve.worker.outbox import Outbox
+from jupyter_dsserve.worker.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class WorkerApp:
         self._idle.set()
         # One thread with a tokenizer of its own: the engine's thread uses another object.
         self._tokenizing = ThreadPoolExecutor(1, "tokenizing")
+        self._turns = Turns()
         self._compiling = ThreadPoolExecutor(1, "compiling")  # of grammars: a large one must not hold up the others
 
     async def run(self) -> int:
@@ -161,10 +164,12 @@ class WorkerApp:
                 raise EngineFailure("the worker got a request before it was ready")
             request = codec.request_from(message)
             if isinstance(self._engine, Batcher):
-                work = await self._loop.run_in_executor(self._tokenizing, self._engine.prepare, request, now)
+                async with self._turns.taken(_num_chars(request)):
+                    work = await self._loop.run_in_executor(self._tokenizing, self._engine.prepare, request, now)
                 self._engine.post(work)
             else:
-                sequence = await self._loop.run_in_executor(self._tokenizing, self._prepare, request, now)
+                async with self._turns.taken(_num_chars(request)):
+                    sequence = await self._loop.run_in_executor(self._tokenizing, self._prepare, request, now)
                 if structure := self._structure(request):
                     matcher = self._request_tokenizer.matcher
                     sequence.matcher = await self._loop.run_in_executor(self._compiling, matcher, structure)
@@ -357,6 +362,14 @@ class WorkerApp:
                 num_preempted=load.num_preempted,
             )
         )
+
+
+def _num_chars(request: Request) -> int:
+    """About what there is to tokenize; a chat counts as short."""
+    prompt = request.prompt
+    if isinstance(prompt, Texts):
+        return sum(map(text_size, prompt.texts))
+    return len(prompt) if isinstance(prompt, str) else 0
 
 
 def _settle(ready: asyncio.Future[AnyRunner], outcome: AnyRunner | Exception) -> None:

@@ -70,3 +70,18 @@ async def test_every_face_takes_pairs_and_gives_the_score_of_the_model(
         refused = await caller.post(path, json={"model": "rank", **wrong})
         assert refused.status_code == 400, refused.text
         assert refused.json()["error"]["param"].partition(".")[0] == param, refused.text
+
+
+async def test_a_short_body_that_asks_for_much_is_refused(caller: Caller) -> None:
+    """Limit of bodies here: 100 000 bytes."""
+    text, others = "q" * 1000, ["d"] * 100
+    for path, body in (
+        ("/v1/rerank", {"model": "rank", "query": text, "documents": others}),
+        ("/v1/score", {"model": "rank", "text_1": [text], "text_2": others}),
+    ):
+        answer = await caller.post(path, json=body)
+        assert answer.status_code == 413
+        message = answer.json()["error"]["message"]
+        assert "the pairs have 100100 characters together, over the limit of 100000" in message
+        few = {name: given[:90] if given is others else given for name, given in body.items()}
+        assert (await caller.post(path, json=few)).status_code == 404  # there is no such model

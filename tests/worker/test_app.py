@@ -59,6 +59,23 @@ async def test_an_abort_that_overtakes_tokenizing_keeps_the_request_from_the_eng
     assert app._open == {"stays"}
 
 
+async def test_a_short_request_is_tokenized_before_the_many_of_a_long_list() -> None:
+    launch = WorkerLaunch("demo@v1#0", "unix:/nowhere", "t", "toy:", WorkerSpec("toy:", runner="toy"))
+    app = WorkerApp(launch, Dial(launch.gateway))
+    engine, tokenizer = Listening(), SlowTokenizer()
+    app._loop = asyncio.get_running_loop()
+    app._engine, app._request_tokenizer = engine, tokenizer  # type: ignore[assignment]
+    for number in range(4):
+        app._submit(pb.Submit(request_id=f"long {number}", text="hello " * 10_000))
+    app._submit(pb.Submit(request_id="short", text="hello"))
+    await asyncio.sleep(0)
+    app._abort("long 2")
+    tokenizer.may_go_on.set()
+    await until(lambda: len(engine.posted) == 4)
+    assert engine.posted == ["long 0", "short", "long 1", "long 3"]
+    await until(lambda: not app._turns._is_taken)
+
+
 class SlowStream:
     """Takes one message at a time, when told to."""
 
