@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,6 +20,11 @@ _MAX_MESSAGE_BYTES = 256 * 1024 * 1024  # of one step's answers
 _PING_S = 10  # a connection is asked so often whether its machine is still there
 _PING_WAIT_S = 5
 _MIN_PING_S = 5  # workers may ask as often
+# Without a token nobody holds a connection for longer, nor do all together hold more of the files that we may open.
+_HANDSHAKE_S = 10
+_IDLE_S = 10  # a worker's stream is a call all the time
+_PART_OF_FILES = 16
+_ANY = (1 << 31) - 1
 _WILDCARDS = ("0.0.0.0", "[::]", "*")
 
 Knows: TypeAlias = Callable[[str], bool]
@@ -53,6 +59,9 @@ class Listener:
                 ("grpc.so_reuseport", 0),  # else a second gateway would get half of the workers
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.max_allowed_incoming_connections", _most_connections()),
+                ("grpc.server_handshake_timeout_ms", 1000 * _HANDSHAKE_S),
+                ("grpc.max_connection_idle_ms", 1000 * _IDLE_S),
                 ("grpc.keepalive_time_ms", 1000 * _PING_S),
                 ("grpc.keepalive_timeout_ms", 1000 * _PING_WAIT_S),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -99,3 +108,8 @@ async def _refuse(_messages: object, call: grpc.aio.ServicerContext[Any, Any]) -
         grpc.StatusCode.UNAUTHENTICATED,
         "the token opens nothing here: ask for the command again, it changes with the gateway",
     )
+
+
+def _most_connections() -> int:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _ANY if most == resource.RLIM_INFINITY else min(_ANY, most // _PART_OF_FILES)

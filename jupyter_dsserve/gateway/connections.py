@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import resource
 import socket
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tornado.httpserver import HTTPServer
+from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 
 from jupyter_dsserve.protocol.errors import HeadersTooLarge
@@ -25,6 +27,7 @@ MAX_DISCARDED = 8
 
 _LOOK_S = 1.0
 _TOLD_S = 1.0
+_PAUSE_S = 0.5
 # A host that vanished answers no probe: its idle connection ends within two minutes.
 _PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 _FULL = (
@@ -107,6 +110,26 @@ class Connections:
     def _forget_closed(self) -> None:
         for stream in [stream for stream in self._open if stream.closed()]:
             del self._open[stream]
+
+
+class Listening(socket.socket):
+    """Listens for a `Server`. While no file is left for one more connection, those that come wait in the kernel: to be
+    told of them again and again would take all of the loop's time."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().accept()
+        except OSError as fault:
+            if fault.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+        log.warning("no file is left for a new connection: it waits until another has gone")
+        IOLoop.current().update_handler(self, 0)
+        asyncio.get_running_loop().call_later(_PAUSE_S, self._go_on)
+        raise BlockingIOError
+
+    def _go_on(self) -> None:
+        if self.fileno() >= 0:
+            IOLoop.current().update_handler(self, IOLoop.READ)
 
 
 class Server(HTTPServer):

@@ -38,7 +38,7 @@ from jupyter_dsserve.gateway import (
 from jupyter_dsserve.gateway.access import log_request
 from jupyter_dsserve.gateway.bodies import LoadBody
 from jupyter_dsserve.gateway.calls import Calls
-from jupyter_dsserve.gateway.connections import MAX_DISCARDED, MAX_HEADER_BYTES, Connections, Server
+from jupyter_dsserve.gateway.connections import MAX_DISCARDED, MAX_HEADER_BYTES, Connections, Listening, Server
 from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.gateway.grpc.server import GrpcFront
 from jupyter_dsserve.gateway.handlers import UnknownPath
@@ -209,7 +209,7 @@ def _grpc_front(config: GatewayConfig, others: list[socket.socket]) -> GrpcFront
 
 def _bind(ip: str, port: int) -> list[socket.socket]:
     try:
-        return bind_sockets(port, ip)
+        return [_listening(bound) for bound in bind_sockets(port, ip)]
     except OverflowError:
         raise Conflict(f"port {port} is none: give a --port from 0 to 65535") from None
     except OSError as fault:
@@ -218,3 +218,9 @@ def _bind(ip: str, port: int) -> list[socket.socket]:
                 f"port {port} on {ip} is taken by another program: stop it, or give another --port"
             ) from None
         raise Conflict(f"cannot listen on {ip}:{port} ({fault.strerror}): give another --ip or --port") from None
+
+
+def _listening(bound: socket.socket) -> Listening:
+    listening = Listening(fileno=bound.detach())
+    listening.setblocking(False)
+    return listening

@@ -70,6 +70,21 @@ async def test_a_port_that_is_taken_is_named_and_frees_all_else(tmp_path: Path) 
         await first.stop()
 
 
+async def test_a_connection_that_asks_nothing_is_closed_and_its_client_opens_another(tmp_path: Path) -> None:
+    gateway = Gateway(GatewayConfig(tmp_path / "data", port=0, grpc_port=0, idle_s=0.3))
+    await gateway.start()
+    try:
+        async with grpc.aio.insecure_channel(gateway.context.grpc_address) as channel:
+            await channel.channel_ready()
+            await until(lambda: channel.get_state() is grpc.ChannelConnectivity.IDLE)
+            metadata = (("authorization", f"Bearer {gateway.admin_key}"),)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await InferenceStub(channel).Predict(pb.InferenceRequest(), metadata=metadata, timeout=5)
+            assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    finally:
+        await gateway.stop()
+
+
 async def test_what_runs_at_the_stop_ends_and_an_idle_stream_holds_nothing_up(tmp_path: Path) -> None:
     gateway = Gateway(GatewayConfig(tmp_path / "data", port=0, grpc_port=0, drain_s=20))
     await gateway.start()

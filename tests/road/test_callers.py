@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import re
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from jupyter_dsserve.gateway.connections import MAX_HEADER_BYTES, MAX_HEADERS, Taken, looked
+from jupyter_dsserve.gateway.connections import MAX_HEADER_BYTES, MAX_HEADERS, Listening, Taken, looked
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.records import Event
@@ -194,6 +195,26 @@ async def test_beyond_the_most_connections_a_new_one_is_told_503_until_one_has_g
                 return (await caller.get("/health/live")).status_code
 
             await until(status, lambda status: status == 200)
+
+
+async def test_while_no_file_is_left_new_connections_wait_and_the_loop_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(tmp_path) as gateway, Caller(gateway.url, gateway.admin_key) as caller:
+        num_tried = 0
+
+        def none_left(_self: Listening) -> None:
+            nonlocal num_tried
+            num_tried += 1
+            raise OSError(errno.EMFILE, "too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Listening, "_accept", none_left, raising=False)
+            asking = asyncio.create_task(caller.get("/health/live"))
+            await until(lambda: num_tried > 0)
+            await asyncio.sleep(0.3)
+            assert num_tried <= 2
+        assert (await asking).status_code == 200
 
 
 async def test_a_listener_that_does_not_read_holds_a_bounded_part_of_what_happens_and_is_cut(tmp_path: Path) -> None:

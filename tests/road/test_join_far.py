@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -22,12 +23,14 @@ import pytest
 import pytest_asyncio
 from onnx import TensorProto, helper
 
+from jupyter_dsserve.fleet import listener
 from jupyter_dsserve.fleet.certificate import given_certificate, own_certificate
+from jupyter_dsserve.fleet.listener import JoinSettings, Listener
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict
-from jupyter_dsserve.protocol.worker_pb2_grpc import LinkStub
+from jupyter_dsserve.protocol.worker_pb2_grpc import LinkServicer, LinkStub
 from jupyter_dsserve.worker import join
 from jupyter_dsserve.worker.dial import pinned
 from tests.engine.test_loop import toy_text
@@ -212,6 +215,50 @@ async def test_the_port_speaks_tls_only_and_takes_no_message_of_whom_it_does_not
         stream = LinkStub(channel).Connect(metadata=dial.metadata(request.token))
         await stream.write(pb.FromWorker(hello=pb.Hello(replica="demo@v1#0", token=request.token)))
         assert "no replica 'demo@v1#0' with this token" in (await stream.read()).refuse.reason  # type: ignore[union-attr]
+
+
+@pytest.fixture
+async def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> AsyncIterator[int]:
+    """Of a listener with other limits, where nobody has a token."""
+    for name, value in request.param.items():
+        monkeypatch.setattr(listener, name, value)
+    alone = Listener(JoinSettings("127.0.0.1:0"), tmp_path, LinkServicer(), lambda _token: False)
+    await alone.start()
+    yield int(alone.address.rpartition(":")[2])
+    await alone.stop()
+
+
+def trusting() -> ssl.SSLContext:
+    context = ssl._create_unverified_context()
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("port", [{"_most_connections": lambda: 3}], indirect=True)
+@pytest.mark.parametrize("tls", [None, trusting()])
+async def test_who_brings_no_token_holds_few_connections(port: int, tls: ssl.SSLContext | None) -> None:
+    def held() -> int:
+        found = psutil.Process().net_connections()
+        return sum(one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED for one in found)
+
+    opening = (asyncio.open_connection("127.0.0.1", port, ssl=tls) for _ in range(6))
+    opened = await asyncio.gather(*opening, return_exceptions=True)
+    await until(lambda: held() == 3)
+    for one in opened:
+        if not isinstance(one, BaseException):
+            one[1].close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("port", [{"_HANDSHAKE_S": 1, "_IDLE_S": 1}], indirect=True)
+async def test_and_not_for_long(port: int) -> None:
+    opened = [await asyncio.open_connection("127.0.0.1", port, ssl=tls) for tls in (None, trusting())]
+    for reader, writer in opened:
+        if writer.get_extra_info("ssl_object"):
+            writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))  # settings: none
+        await asyncio.wait_for(reader.read(-1), 5)
+        writer.close()
 
 
 async def test_the_certificate_is_made_once_and_its_key_is_the_owners_alone(tmp_path: Path) -> None:

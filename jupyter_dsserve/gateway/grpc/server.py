@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,11 @@ SERVICES: dict[str, Task | None] = {
 _FILES: tuple[Any, ...] = (inference_pb2, open_inference_pb2, health_pb2, reflection_pb2)
 
 _MAX_STREAMS = 1000  # calls at once on one connection; more wait in their client
+_HANDSHAKE_S = 20  # for TLS and the beginning of HTTP/2
 _PING_S = 60  # a connection is asked so often whether somebody is there, while calls run or not
 _PING_WAIT_S = 20  # and is closed without an answer
 _MIN_PING_S = 10  # clients may ask as often
+_NEVER = (1 << 31) - 1
 # What is left at the stop once all requests have ended: last answers, and streams on which nothing runs.
 _LAST_S = 0.5
 
@@ -66,6 +69,8 @@ class GrpcFront:
                 ("grpc.max_allowed_incoming_connections", most_connections(config.max_connections)),
                 ("grpc.max_metadata_size", MAX_HEADER_BYTES),
                 ("grpc.absolute_max_metadata_size", MAX_HEADER_BYTES),  # in between it refuses some by chance
+                ("grpc.server_handshake_timeout_ms", 1000 * _HANDSHAKE_S),
+                ("grpc.max_connection_idle_ms", min(_NEVER, math.ceil(1000 * config.idle_s)) or _NEVER),
                 ("grpc.keepalive_time_ms", 1000 * _PING_S),
                 ("grpc.keepalive_timeout_ms", 1000 * _PING_WAIT_S),
                 ("grpc.keepalive_permit_without_calls", 1),
