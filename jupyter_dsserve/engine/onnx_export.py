@@ -206,11 +206,14 @@ def _texts(max_length: int, vocab_size: int, pad: int, *, has_types: bool) -> It
 
 def _beside(path: str) -> dict[str, Path]:
     """The files to copy, by where they go."""
+    from jupyter_dsserve.engine.pooling import named_stages  # here: it needs transformers
+
     folder = Path(path)
     found = {file.name: file for pattern in _BESIDE for file in folder.glob(pattern)}
-    stages = json.loads(found["modules.json"].read_text()) if "modules.json" in found else []
-    for place in filter(None, (stage["path"] for stage in stages)):
-        inside = (file for file in folder.glob(f"{place}/*") if file.suffix in (".json", ".safetensors"))
+    for _, place in named_stages(path) or ():
+        if not place.parts:  # the transformer's: what it needs is in the list above
+            continue
+        inside = (file for file in (folder / place).glob("*") if file.suffix in (".json", ".safetensors"))
         found |= {str(file.relative_to(folder)): file for file in inside}
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -44,17 +45,16 @@ class Pooling:
     @staticmethod
     def read(model_path: str) -> Pooling:
         """What the files of a directory or hub name say. Raises `InvalidRequest` for a stage we do not compute."""
-        modules = _json(model_path, "modules.json")
-        if modules is None:
+        named = named_stages(model_path)
+        if named is None:
             return Pooling()
         modes: tuple[str, ...] = ()
         stages: list[torch.nn.Module] = []
-        for module in modules[1:]:
-            kind = str(module["type"]).rpartition(".")[2]
+        for kind, folder in named[1:]:
             if kind == "Pooling" and not modes:
-                modes = _modes(model_path, f"{module['path']}/config.json")
+                modes = _modes(model_path, str(folder / "config.json"))
             elif kind in _STAGES and modes:
-                stages.append(_STAGES[kind](model_path, str(module["path"])))
+                stages.append(_STAGES[kind](model_path, folder))
             else:
                 raise _refused(model_path, f"a {kind} stage after the transformer, which is not computed here")
         if not modes:
@@ -94,6 +94,20 @@ class Pooling:
         return vectors
 
 
+def named_stages(model_path: str) -> list[tuple[str, PurePosixPath]] | None:
+    """The kind and the folder of each stage that ``modules.json`` names, the transformer first; None without the file.
+
+    Raises `InvalidRequest` for a folder outside the model's own."""
+    modules = _json(model_path, "modules.json")
+    if modules is None:
+        return None
+    named = [(str(module["type"]).rpartition(".")[2], PurePosixPath(module["path"])) for module in modules]
+    for kind, folder in named:
+        if folder.is_absolute() or ".." in folder.parts:
+            raise _refused(model_path, f"a {kind} stage whose path in modules.json, {folder}, leads out of the model")
+    return named
+
+
 class Normalize(torch.nn.Module):
     """Vectors of length 1."""
 
@@ -121,8 +135,8 @@ class Dense(torch.nn.Module):
         return f"a dense layer to {self.width}"
 
 
-def _dense(model_path: str, folder: str) -> Dense:
-    settings = _json(model_path, f"{folder}/config.json") or {}
+def _dense(model_path: str, folder: PurePosixPath) -> Dense:
+    settings = _json(model_path, str(folder / "config.json")) or {}
     activation = str(settings.get("activation_function", "Tanh")).rpartition(".")[2]
     is_plain = settings.get("module_input_name", "sentence_embedding") == "sentence_embedding"
     if activation not in _ACTIVATIONS or not is_plain or settings.get("use_residual"):
@@ -130,14 +144,14 @@ def _dense(model_path: str, folder: str) -> Dense:
             model_path,
             f"a Dense stage of a kind that is not computed here; its activation may be {', '.join(_ACTIVATIONS)}",
         )
-    found = _file(model_path, f"{folder}/model.safetensors")
+    found = _file(model_path, str(folder / "model.safetensors"))
     if found is None:
         raise _refused(model_path, f"no model.safetensors in {folder} (pickled weights can run code)")
     weights = load_file(found)
     return Dense(weights["linear.weight"], weights.get("linear.bias"), activation)
 
 
-def _normalize(_model_path: str, _folder: str) -> Normalize:
+def _normalize(_model_path: str, _folder: PurePosixPath) -> Normalize:
     return Normalize()
 
 
@@ -148,7 +162,7 @@ _ACTIVATIONS = {
     "ReLU": torch.nn.ReLU(),
 }
 # By the class that modules.json names.
-_STAGES: Mapping[str, Callable[[str, str], torch.nn.Module]] = {"Dense": _dense, "Normalize": _normalize}
+_STAGES: Mapping[str, Callable[[str, PurePosixPath], torch.nn.Module]] = {"Dense": _dense, "Normalize": _normalize}
 
 
 def _pooled(mode: str, hidden: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 from jupyter_dsserve.content import content_of
-from jupyter_dsserve.engine import onnx_export
+from jupyter_dsserve.engine import onnx_export, pooling
 from jupyter_dsserve.engine.onnx import OnnxProgram
 from jupyter_dsserve.engine.onnx_export import export
 from jupyter_dsserve.fleet.need import TORCH_BYTES, need_of
@@ -241,3 +242,16 @@ def test_what_torch_cannot_export_is_refused_with_its_reason(tmp_path: Path) -> 
     path = save_exported(Halves(), tmp_path / "halves.pt2", inputs, {"x": {0: 2 * half}, "y": {0: half}})
     with pytest.raises(InvalidRequest, match=r"torch\.onnx cannot export the model: \w+: \w+"):
         export(ExportSpec(str(path), str(tmp_path / "onnx"), allow_code=True))
+
+
+@pytest.mark.parametrize("outside", ["../other", "/etc", "1_Next/../../other"])
+def test_a_stage_outside_the_model_is_refused(outside: str, tmp_path: Path) -> None:
+    for place in ("m", "other"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "other/config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    stages = [{"path": "", "type": "models.Transformer"}, {"path": outside, "type": "models.Pooling"}]
+    (tmp_path / "m/modules.json").write_text(json.dumps(stages))
+    (tmp_path / "m/config.json").write_text("{}")
+    for read in (pooling.Pooling.read, onnx_export._beside):
+        with pytest.raises(InvalidRequest, match=f"Pooling stage whose path in modules.json, {outside}, leads out"):
+            read(str(tmp_path / "m"))
