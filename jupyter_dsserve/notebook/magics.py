@@ -239,6 +239,8 @@ class DSServeMagics(Magics):
         if not version:
             raise UsageError(f"%dsserve join {name}: name the version too, such as {name}@v1")
         print(session.client().join(name, version).command)
+        print("# Within ssh HOST '…' or bash -c '…' the token would stand in lists of processes: leave the printf out")
+        print("# of these quotes, or write the token into a file there and give --token-file FILE in its place.")
 
     @magic_arguments("dsserve activate")
     @argument("name", help="The deployment, or demo@v2.")

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import grpc
 
@@ -21,22 +22,23 @@ _ANSWER_S = 10.0
 
 
 def launch_asked(arguments: Sequence[str]) -> tuple[WorkerLaunch, Dial]:
-    """What the gateway tells a worker with this command line, and how it is reached. The token comes on stdin: a
-    command line can be read by everybody on the machine. Ends the process if it may not join."""
+    """What the gateway tells a worker with this command line, and how it is reached. The token comes on stdin,
+    or in a file: a command line can be read by everybody on the machine. Ends the process if it may not join."""
     parser = argparse.ArgumentParser(
         prog="python -m jupyter_dsserve.worker",
         description="Join a version as one more replica, until Ctrl-C or the gateway's end. The token is the "
-        "first line of stdin. %%dsserve join demo@v1 (or POST /api/deployments/demo/versions/v1/join) gives the whole "
-        "command.",
+        "first line of stdin, or of --token-file. %%dsserve join demo@v1 (or POST "
+        "/api/deployments/demo/versions/v1/join) gives the whole command.",
     )
     parser.add_argument("--join", required=True, metavar="ADDRESS", help="Where the gateway listens for workers.")
     parser.add_argument("--fingerprint", default="", help="Of the gateway's certificate: SHA-256, in hex.")
     parser.add_argument("--name", default="", help="That its certificate is made out to.")
+    parser.add_argument("--token-file", default="", metavar="FILE", help="Its first line is the token, not stdin's.")
     for name in ("deployment", "version"):
         parser.add_argument(f"--{name}", required=True)
     given = parser.parse_args(arguments)
     dial = _dial(given.join, given.fingerprint, given.name)
-    launch = _ask(dial, given.deployment, given.version, _token())
+    launch = _ask(dial, given.deployment, given.version, _token(given.token_file))
     # To people Ctrl-C means: finish what runs, and leave.
     signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     return launch, dial
@@ -55,7 +57,13 @@ def _dial(address: str, fingerprint: str, name: str) -> Dial:
         sys.exit(f"no gateway answers at {address} ({fault}): is it running, and can this machine reach it?")
 
 
-def _token() -> str:
+def _token(file: str) -> str:
+    if file:
+        try:
+            with Path(file).expanduser().open() as opened:
+                return opened.readline().strip() or sys.exit(f"--token-file {file} has no token in its first line")
+        except (OSError, UnicodeDecodeError) as fault:
+            sys.exit(f"--token-file {file} cannot be read ({fault}): give a file whose first line is the token")
     token = getpass.getpass("Token: ") if sys.stdin.isatty() else sys.stdin.readline()
     return token.strip() or sys.exit("stdin has no token: its first line is to be the one of the join command")
 

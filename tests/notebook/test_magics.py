@@ -195,6 +195,14 @@ def test_a_policy_is_set_piece_by_piece_and_shown(loaded: Kernel) -> None:
     assert back == "no limits: the policy is the default one"
 
 
+def test_the_command_to_join_comes_with_what_keeps_its_token_out_of_process_lists(loaded: Kernel) -> None:
+    command, *advice = loaded.run("%dsserve join demo@v1").text.strip().splitlines()
+    assert command.startswith("printf '%s\\n' ")
+    assert "--version v1" in command
+    assert all(line.startswith("# ") for line in advice)  # so that all of it may be pasted into a shell
+    assert "--token-file FILE" in " ".join(advice)
+
+
 def test_a_deployments_file_is_written_applied_and_told_in_history(loaded: Kernel, tmp_path: Path) -> None:
     file = tmp_path / "fleet.yaml"
     loaded.run("%dsserve load filed@v1 --model toy: --metadata loss=2.5 --metadata run=r7")

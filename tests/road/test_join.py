@@ -170,6 +170,23 @@ async def test_one_that_may_not_is_told_why_and_ends(
     assert len(await replicas(caller)) == 1
 
 
+async def test_the_token_may_come_in_a_file(caller: Caller, gateway: Gateway, hands: Hands, tmp_path: Path) -> None:
+    await caller.load("demo", "v1", "toy:")
+    token, words = parts(await command(gateway))
+    (tmp_path / "token").write_text(f"{token}\n")
+    hands.start(put_together("''", [*words, "--token-file", str(tmp_path / "token")]))
+    await until(lambda: replicas(caller), lambda found: [r["state"] for r in found] == ["READY"] * 2)
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "cannot be read"), ("\n", "has no token in its first line")])
+def test_a_file_without_a_token_is_told(tmp_path: Path, content: str | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "token").write_text(content)
+    words = ["--join", "unix:/nowhere", "--deployment", "demo", "--version", "v1"]
+    with pytest.raises(SystemExit, match=f"--token-file {tmp_path}/token {said}"):
+        join.launch_asked([*words, "--token-file", f"{tmp_path}/token"])
+
+
 async def test_a_version_that_is_not_loaded_takes_none(caller: Caller, gateway: Gateway, hands: Hands) -> None:
     await caller.load("demo", "v1", "toy:")
     await caller.post("/api/deployments/demo/versions/v1/unload")
