@@ -14,9 +14,9 @@ import grpc.aio
 
 from jupyter_dsserve.fleet.certificate import given_certificate, own_certificate
 from jupyter_dsserve.protocol.errors import Conflict
+from jupyter_dsserve.protocol.spec import MAX_FAR_MESSAGE_BYTES
 from jupyter_dsserve.protocol.worker_pb2_grpc import LinkServicer, add_LinkServicer_to_server
 
-_MAX_MESSAGE_BYTES = 256 * 1024 * 1024  # of one step's answers
 _PING_S = 10  # a connection is asked so often whether its machine is still there
 _PING_WAIT_S = 5
 _MIN_PING_S = 5  # workers may ask as often
@@ -57,7 +57,7 @@ class Listener:
             interceptors=[_Door(knows)],
             options=[
                 ("grpc.so_reuseport", 0),  # else a second gateway would get half of the workers
-                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", MAX_FAR_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_allowed_incoming_connections", _most_connections()),
                 ("grpc.server_handshake_timeout_ms", 1000 * _HANDSHAKE_S),

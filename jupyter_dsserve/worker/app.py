@@ -69,7 +69,7 @@ class WorkerApp:
     def __init__(self, launch: WorkerLaunch, dial: Dial) -> None:
         self._launch = launch
         self._dial = dial
-        self._outbox = Outbox()
+        self._outbox = Outbox(is_far=bool(dial.certificate))
         self._engine: Engine | Batcher | None = None
         self._group: RankGroup | None = None
         self._step_times: tuple[tuple[int, float], ...] = ()

@@ -6,11 +6,16 @@ import asyncio
 import threading
 from collections.abc import Sequence as Seq
 
+import pytest
+
 from jupyter_dsserve.engine.sequence import Sequence
 from jupyter_dsserve.engine.toy import ToyTokenizer
+from jupyter_dsserve.protocol import codec
 from jupyter_dsserve.protocol import worker_pb2 as pb
+from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk, FinishReason
 from jupyter_dsserve.protocol.spec import WorkerLaunch, WorkerSpec
+from jupyter_dsserve.protocol.tensors import Tensor
 from jupyter_dsserve.worker.app import WorkerApp
 from jupyter_dsserve.worker.dial import Dial
 from jupyter_dsserve.worker.outbox import Outbox
@@ -108,3 +113,27 @@ async def test_steps_that_wait_for_a_slow_stream_go_out_as_one_message() -> None
         [("a", "2"), ("b", "x"), ("a", "3")],
     ]
     assert stream.is_done
+
+
+async def test_large_answers_go_out_one_by_one_and_one_that_fits_no_message_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jupyter_dsserve.worker.outbox._MAX_TOGETHER_BYTES", 250)
+    monkeypatch.setattr("jupyter_dsserve.worker.outbox.MAX_FAR_MESSAGE_BYTES", (1 << 20) + 999)
+
+    def answer(id: str, num_bytes: int) -> Chunk:
+        tensors = (Tensor("y", "UINT8", (num_bytes,), bytes(num_bytes)),)
+        return Chunk(id, finish_reason=FinishReason.STOP, tensors=tensors)
+
+    outbox = Outbox(is_far=True)
+    outbox.put_chunks([answer("a", 100), answer("b", 100), answer("c", 100), answer("d", 999), answer("e", 1000)], 5)
+    outbox.put_chunks([answer("f", 100), answer("g", 200)], 2)
+    sent = [[c.request_id for c in message.output.chunks] for message in outbox._messages]
+    assert sent == [["a", "b"], ["c"], ["d"], ["e", "f"], ["g"]]
+    failed = codec.chunk_from_pb(outbox._messages[3].output.chunks[0])
+    assert isinstance(failed.error, InvalidRequest)
+    assert not failed.tensors
+    assert "ask with fewer rows at once" in failed.error.message
+    near = Outbox()
+    near.put_chunks([answer("e", 1000)])
+    assert not near._messages[0].output.chunks[0].HasField("error")
