@@ -47,8 +47,9 @@ class Listener:
     def __init__(self, settings: JoinSettings, data_dir: Path, link: LinkServicer, knows: Knows) -> None:
         """``knows`` says whether a token opens anything here. Raises `Conflict` for what cannot be listened at."""
         host, colon, port = settings.address.rpartition(":")
-        if not (host and colon and port.isdecimal() and int(port) < 65536):
-            raise Conflict(f"--join-address {settings.address}: write HOST:PORT, such as 0.0.0.0:8870")
+        is_bare = ":" in host and not (host.startswith("[") and host.endswith("]"))  # which gRPC reads as it likes
+        if is_bare or not (host and colon and port.isdecimal() and int(port) < 65536):
+            raise Conflict(f"--join-address {settings.address}: write HOST:PORT, such as 0.0.0.0:8870 or [::]:8870")
         is_given = settings.certfile or settings.keyfile
         self.certificate = (
             given_certificate(settings.certfile, settings.keyfile) if is_given else own_certificate(data_dir)

@@ -56,6 +56,8 @@ def pinned(address: str, fingerprint: str, name: str) -> Dial:
     Raises `OSError` if nobody answers there, `Untrusted` for another certificate.
     """
     host, _, port = address.rpartition(":")
+    if not (port.isdecimal() and int(port) < 65536):  # a resolver would take it modulo 65536
+        raise OSError("no such address: write HOST:PORT, with a port up to 65535")
     try:
         pem = ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=_CONNECT_S)
     except ValueError:

@@ -125,6 +125,7 @@ async def test_the_command_works_as_it_stands_in_a_shell_and_the_worker_leaves_o
         ("--fingerprint", "ab" * 32, "shows a certificate with the fingerprint"),
         ("--name", "another", "no gateway answers at"),
         ("--join", "127.0.0.1:9", "no gateway answers at 127.0.0.1:9"),
+        ("--join", "127.0.0.1:99999", "no gateway answers at 127.0.0.1:99999 (no such address"),
         ("--version", "v9", "version 'v9' of demo does not exist"),
         ("", "guessed", "the token opens nothing here: ask for the command again"),
     ],
@@ -311,6 +312,7 @@ async def test_a_certificate_that_is_given_is_shown_whoever_signed_it(
     [
         ({"join_address": "8870"}, "write HOST:PORT"),
         ({"join_address": "127.0.0.1:99999"}, "write HOST:PORT"),
+        ({"join_address": "::1:0"}, "write HOST:PORT"),
         ({"join_address": "127.0.0.1:0", "join_certfile": "nowhere.pem"}, "takes both"),
         ({"join_address": "127.0.0.1:0", "join_certfile": "no.pem", "join_keyfile": "no.key"}, "cannot be used"),
         ({"join_address": "192.0.2.1:0"}, "give another --join-address"),
