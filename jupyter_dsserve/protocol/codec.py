@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest, error_named
 from jupyter_dsserve.protocol.request import (
@@ -37,7 +39,7 @@ def submit(request: Request) -> pb.ToWorker:
     if isinstance(prompt, str):
         message.text = prompt
     elif isinstance(prompt, Texts):
-        message.texts.CopyFrom(pb.Texts(texts=map(_text_to_pb, prompt.texts)))
+        message.texts.CopyFrom(_texts_to_pb(prompt.texts))
     elif isinstance(prompt, Features):
         message.features.CopyFrom(pb.Features(tensors=map(_tensor_to_pb, prompt.tensors)))
     elif prompt and isinstance(prompt[0], Message):
@@ -61,7 +63,7 @@ def request_from(message: pb.Submit) -> Request:
         prompt = tuple(map(_turn_from_pb, message.chat.messages))
         tools = _tools_from_pb(message.chat.tools) if message.chat.HasField("tools") else None
     elif kind == "texts":
-        prompt = Texts(tuple(map(_text_from_pb, message.texts.texts)))
+        prompt = Texts(_texts_from_pb(message.texts))
     elif kind == "features":
         prompt = Features(tuple(map(_tensor_from_pb, message.features.tensors)))
     else:
@@ -88,6 +90,20 @@ def _tools_to_pb(tools: Tools) -> pb.Tools:
 
 def _tools_from_pb(tools: pb.Tools) -> Tools:
     return Tools(tools.functions, tuple(tools.required), tools.is_parallel)
+
+
+def _texts_to_pb(texts: Sequence[Text]) -> pb.Texts:
+    pairs = [text for text in texts if isinstance(text, Pair)]
+    if len(pairs) == len(texts) > 1 and all(pair.first == pairs[0].first for pair in pairs):
+        return pb.Texts(texts=[pb.Text(second=pair.second) for pair in pairs], first=pairs[0].first)
+    return pb.Texts(texts=map(_text_to_pb, texts))
+
+
+def _texts_from_pb(message: pb.Texts) -> tuple[Text, ...]:
+    if message.HasField("first"):
+        first = message.first  # once: all pairs share it
+        return tuple(Pair(first, text.second) for text in message.texts)
+    return tuple(map(_text_from_pb, message.texts))
 
 
 def _text_to_pb(text: Text) -> pb.Text:

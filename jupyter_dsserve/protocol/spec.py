@@ -10,7 +10,7 @@ from typing import Literal
 
 # Gateway and worker must agree on it: raise it with every change of worker.proto or of WorkerSpec that an older
 # worker would misread.
-PROTOCOL_VERSION = 9
+PROTOCOL_VERSION = 10
 MAX_FAR_MESSAGE_BYTES = 256 * 1024 * 1024  # of a worker on another machine, to its gateway
 
 DType = Literal["auto", "fp32", "bf16", "fp16"]

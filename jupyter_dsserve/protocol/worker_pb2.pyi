@@ -293,10 +293,12 @@ class Tokens(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Texts(_message.Message):
-    __slots__ = ("texts",)
+    __slots__ = ("texts", "first")
     TEXTS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
     texts: _containers.RepeatedCompositeFieldContainer[Text]
-    def __init__(self, texts: _Optional[_Iterable[_Union[Text, _Mapping]]] = ...) -> None: ...
+    first: str
+    def __init__(self, texts: _Optional[_Iterable[_Union[Text, _Mapping]]] = ..., first: _Optional[str] = ...) -> None: ...
 
 class Text(_message.Message):
     __slots__ = ("text", "tokens", "second")

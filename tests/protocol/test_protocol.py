@@ -55,6 +55,9 @@ def test_an_error_the_other_side_does_not_know_is_still_an_error() -> None:
         (5, 0, 7),
         (Message("system", "be short"), Message("user", "hi")),
         Texts(("é", "", (5, 0), (), Pair("é", ""), Pair("", "b"))),
+        Texts((Pair("é", ""), Pair("é", "b"))),
+        Texts((Pair("", "a"), Pair("", ""))),
+        Texts((Pair("a", "b"), Pair("b", "b"), "a")),
         Features((Tensor.of("x", np.arange(6.0).reshape(2, 3)), Tensor.of("y", np.zeros((0, 2), bool)))),
     ],
 )
@@ -89,6 +92,15 @@ def test_a_request_comes_out_as_it_went_in(
 ) -> None:
     for request in (Request("r1", prompt, sampling), Request("r1", prompt, sampling, -3, 1.5)):
         assert codec.request_from(codec.submit(request).submit) == request
+
+
+def test_a_text_that_goes_with_many_others_is_sent_and_held_once() -> None:
+    query = "where did the cat sit " * 1000
+    message = codec.submit(Request("r1", Texts(tuple(Pair(query, f"document {i}") for i in range(32))))).submit
+    assert message.ByteSize() < 1.1 * len(query)
+    prompt = codec.request_from(message).prompt
+    assert isinstance(prompt, Texts)
+    assert len({id(pair.first) for pair in prompt.texts if isinstance(pair, Pair)}) == 1
 
 
 def test_a_request_without_a_prompt_is_refused() -> None:
