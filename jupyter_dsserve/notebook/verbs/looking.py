@@ -79,8 +79,8 @@ class Looking(Talking):
         last = math.inf if until is None else moment(until, now, "until")
         # The gateway gives the last ones there are, not the last ones before a moment.
         num = limit if until is None else max(limit, _MANY)
-        after = since if isinstance(since, int) else ""
-        query = urlencode({"deployment": deployment, "since": after, "limit": num})
+        after = {"since": since} if isinstance(since, int) else {}
+        query = urlencode({"deployment": deployment, **after, "limit": num})
         found = [e for e in (yield from self._look(_EVENTS, f"/api/history?{query}")) if first <= e.at <= last]
         return History(found[:limit] if isinstance(since, int) else found[-limit:])
 
