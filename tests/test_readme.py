@@ -13,6 +13,7 @@ import pytest
 
 from jupyter_dsserve.extension.app import DSServeExtension
 from jupyter_dsserve.gateway.server import ROUTES
+from jupyter_dsserve.protocol.config import GatewayConfig
 from tests.notebook.conftest import Kernel
 from tests.support import Command, JupyterServer
 
@@ -85,6 +86,12 @@ def test_the_table_of_settings_is_complete_and_true() -> None:
     assert set(rows) == set(traits)
     for name in ("autostart", "port", "start_wait_s", "stop_s", "drain_s"):
         assert rows[name].strip("`") in (str(traits[name].default_value), f"{traits[name].default_value:g}")
+
+
+def test_how_workers_join_is_set_in_jupyter_as_on_the_command_line(tmp_path: Path) -> None:
+    given = {"join_address": "0.0.0.0:8870", "join_certfile": "box.pem", "join_keyfile": "box.key"}
+    config = GatewayConfig.told(DSServeExtension(**given).trait_values(), data_dir=tmp_path)
+    assert {name: getattr(config, name) for name in given} == given
 
 
 def test_every_picture_of_the_readme_exists() -> None:

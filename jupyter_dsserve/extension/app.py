@@ -35,6 +35,8 @@ class DSServeExtension(ExtensionApp):
     port = Int(0, min=0, max=65535, help="The gateway's on 127.0.0.1; 0 takes a free one.").tag(config=True)
     grpc_port = Int(None, allow_none=True, help="Of gRPC; 0 takes a free one. None is off.").tag(config=True)
     join_address = Unicode("", help="HOST:PORT for workers of other machines, TLS; empty: none.").tag(config=True)
+    join_certfile = Unicode("", help="Its certificate, PEM; empty: one that the gateway makes.").tag(config=True)
+    join_keyfile = Unicode("", help="The private key of join_certfile, PEM.").tag(config=True)
     dsserve_data_dir = Unicode(_DATA_DIR, help="Where keys, versions, routes and logs are kept.").tag(config=True)
     drain_s = Float(30.0, min=0, help="Seconds for running requests at an unload; 0 ends them.").tag(config=True)
     stop_s = Float(3.0, min=0, help="Seconds for running requests at the server's end; 0 ends them.").tag(config=True)
