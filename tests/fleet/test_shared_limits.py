@@ -289,8 +289,10 @@ async def test_two_gateways_with_one_key_answer_together_as_many_calls_as_it_may
         await admin.load("demo", "v1", "toy:step_s=0")
         key = (await admin.post("/api/keys", json={"name": "app", "rate": 0.1, "burst": 6})).json()["key"]
     await first.stop()
-    shutil.copytree(tmp_path / "first", tmp_path / "second", ignore=shutil.ignore_patterns("gateway.lock"))
+    own = shutil.ignore_patterns("gateway.lock", "gateway.id")
+    shutil.copytree(tmp_path / "first", tmp_path / "second", ignore=own)
     both = [gateway("first"), gateway("second")]
+    assert both[0].context.id != both[1].context.id
     for each in both:
         await each.start()
     try:
