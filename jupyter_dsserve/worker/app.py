@@ -10,8 +10,10 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 
 import grpc.aio
 
@@ -58,8 +60,10 @@ _UNLIMITED_MESSAGES: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", -1),
 ]
 AnyRunner = Runner | BatchRunner
+T = TypeVar("T")
 HEARTBEAT_S = 1.0
 _FAREWELL_S = 30.0  # for the gateway to read what was sent; it ends us sooner if it wants to
+_LONG_CHARS = 1 << 18  # of a request; the gateway cuts lists to no more, but for one long text
 _LOADED = 0.9  # of the progress to READY; the rest is warming
 
 
@@ -81,6 +85,8 @@ class WorkerApp:
         # One thread with a tokenizer of its own: the engine's thread uses another object.
         self._tokenizing = ThreadPoolExecutor(1, "tokenizing")
         self._turns = Turns()
+        # A text of megabytes takes it seconds at one go, in which others have their turns.
+        self._tokenizing_long = ThreadPoolExecutor(1, "tokenizing-long")
         self._compiling = ThreadPoolExecutor(1, "compiling")  # of grammars: a large one must not hold up the others
 
     async def run(self) -> int:
@@ -164,12 +170,9 @@ class WorkerApp:
                 raise EngineFailure("the worker got a request before it was ready")
             request = codec.request_from(message)
             if isinstance(self._engine, Batcher):
-                async with self._turns.taken(_num_chars(request)):
-                    work = await self._loop.run_in_executor(self._tokenizing, self._engine.prepare, request, now)
-                self._engine.post(work)
+                self._engine.post(await self._tokenized(self._engine.prepare, request, now))
             else:
-                async with self._turns.taken(_num_chars(request)):
-                    sequence = await self._loop.run_in_executor(self._tokenizing, self._prepare, request, now)
+                sequence = await self._tokenized(self._prepare, request, now)
                 if structure := self._structure(request):
                     matcher = self._request_tokenizer.matcher
                     sequence.matcher = await self._loop.run_in_executor(self._compiling, matcher, structure)
@@ -178,6 +181,13 @@ class WorkerApp:
         except Exception as fault:
             error = fault if isinstance(fault, DSServeError) else EngineFailure(f"tokenizing failed: {fault}")
             self._send_chunks([Chunk(message.request_id, finish_reason=FinishReason.ERROR, error=error)])
+
+    async def _tokenized(self, prepare: Callable[[Request, float], T], request: Request, now: float) -> T:
+        num_chars = _num_chars(request)
+        if num_chars > _LONG_CHARS:
+            return await self._loop.run_in_executor(self._tokenizing_long, prepare, request, now)
+        async with self._turns.taken(num_chars):
+            return await self._loop.run_in_executor(self._tokenizing, prepare, request, now)
 
     def _prepare(self, request: Request, now: float) -> Sequence:
         if isinstance(request.prompt, Texts | Features):

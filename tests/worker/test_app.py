@@ -39,9 +39,11 @@ class Listening:
 class SlowTokenizer(ToyTokenizer):
     def __init__(self) -> None:
         self.may_go_on = threading.Event()
+        self.slow_from = 0  # characters
 
     def encode_batch(self, texts: Seq[str], add_special_tokens: bool = True) -> list[list[int]]:
-        self.may_go_on.wait(10)
+        if len(texts[0]) >= self.slow_from:
+            self.may_go_on.wait(10)
         return super().encode_batch(texts, add_special_tokens)
 
 
@@ -79,6 +81,20 @@ async def test_a_short_request_is_tokenized_before_the_many_of_a_long_list() -> 
     await until(lambda: len(engine.posted) == 4)
     assert engine.posted == ["long 0", "short", "long 1", "long 3"]
     await until(lambda: not app._turns._is_taken)
+
+
+async def test_a_text_that_is_long_to_tokenize_holds_up_no_other() -> None:
+    launch = WorkerLaunch("demo@v1#0", "unix:/nowhere", "t", "toy:", WorkerSpec("toy:", runner="toy"))
+    app = WorkerApp(launch, Dial(launch.gateway))
+    engine, tokenizer = Listening(), SlowTokenizer()
+    tokenizer.slow_from = 300_000
+    app._loop = asyncio.get_running_loop()
+    app._engine, app._request_tokenizer = engine, tokenizer  # type: ignore[assignment]
+    app._submit(pb.Submit(request_id="long", text="x" * 300_000))
+    app._submit(pb.Submit(request_id="short", text="hello"))
+    await until(lambda: engine.posted == ["short"])
+    tokenizer.may_go_on.set()
+    await until(lambda: engine.posted == ["short", "long"])
 
 
 class SlowStream:
