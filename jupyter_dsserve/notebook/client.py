@@ -181,9 +181,11 @@ class Client:
     ) -> Exported:
         """Write what ``version`` serves (an encoder, or a ``*.pt2``) as ONNX into the new directory ``out``.
 
-        See `jupyter_dsserve.notebook.onnx.export_onnx`, which takes a model that nobody serves.
+        See `jupyter_dsserve.notebook.onnx.export_onnx`, which takes a model that nobody serves. If the gateway is
+        this kernel's own, the worker's interpreter does it, and else this one. A directory or file must lie here.
         """
-        return onnx_of(self.version(name, version), out, tolerance=tolerance, allow_code=allow_code)
+        found, address, is_own = self.version(name, version), self.address(), not self._verbs.is_given
+        return onnx_of(found, out, gateway=address.url, is_own=is_own, tolerance=tolerance, allow_code=allow_code)
 
     def close(self) -> None:
         self._http.close()

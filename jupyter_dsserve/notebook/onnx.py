@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from jupyter_dsserve.content import check_content, content_of
+from jupyter_dsserve.notebook.address import is_remote
 from jupyter_dsserve.notebook.views import Version
 from jupyter_dsserve.parent import childs_environment
 from jupyter_dsserve.protocol.errors import InvalidRequest, NotFound
@@ -70,17 +72,39 @@ def export_onnx(
     return _read(said, logged)
 
 
-def onnx_of(version: Version, out: str | Path, *, tolerance: float = 1e-4, allow_code: bool = False) -> Exported:
-    """As `export_onnx`, of the model that ``version`` serves, in its worker's interpreter."""
+def onnx_of(
+    version: Version,
+    out: str | Path,
+    *,
+    gateway: str = "",
+    is_own: bool = False,
+    tolerance: float = 1e-4,
+    allow_code: bool = False,
+) -> Exported:
+    """As `export_onnx`, of the model that ``version`` serves.
+
+    ``gateway``: the URL that told of the version; a path from another machine is none here. ``is_own``: it is this
+    kernel's own, and the worker's interpreter is started. That of a gateway whose URL was given is not: who runs it
+    may be somebody else. Raises `Conflict` if something else lies there than was registered.
+    """
     spec = version.spec
     if spec.runner == "toy" or spec.task == "generate":
         raise InvalidRequest(
             f"{version.id} has the task {spec.task} and the runner {spec.runner}: only encoders and exported programs "
             "become ONNX files"
         )
-    if spec.model.startswith("/") and not Path(spec.model).exists():
+    is_path = spec.model.startswith(("/", "~", ".")) or Path(spec.model).exists()
+    if is_path and is_remote(gateway):
+        raise InvalidRequest(
+            f"the model of {version.id}, {spec.model}, lies where the gateway at {gateway} runs, on another machine: "
+            "export it there"
+        )
+    if is_path and not Path(spec.model).exists():
         raise NotFound(f"the model of {version.id}, {spec.model}, is not on this machine: export it where it lies")
-    return export_onnx(spec.model, out, task=spec.task, tolerance=tolerance, allow_code=allow_code, python=spec.python)
+    if is_path and version.content:
+        check_content(version.id, version.content, content_of(spec.model), spec.model)
+    python = spec.python if is_own else ""
+    return export_onnx(spec.model, out, task=spec.task, tolerance=tolerance, allow_code=allow_code, python=python)
 
 
 def _read(said: str, logged: str) -> Exported:

@@ -15,7 +15,8 @@ import pytest
 from jupyter_dsserve import Client
 from jupyter_dsserve.notebook import onnx
 from jupyter_dsserve.notebook.onnx import export_onnx, onnx_of
-from jupyter_dsserve.protocol.errors import InvalidRequest, NotFound
+from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound
+from jupyter_dsserve.protocol.records import GatewayAddress
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from tests.engine.tiny_encoders import save_encoder
 from tests.engine.tiny_models import byte_tokenizer
@@ -64,7 +65,8 @@ def _python_without_us(folder: Path) -> str:
 
 
 def version(task: Any, model: str, runner: Any = "encoder") -> Any:
-    return SimpleNamespace(id="emb@v1", spec=WorkerSpec(model, task=task, runner=runner))
+    spec = WorkerSpec(model, task=task, runner=runner, python="/named/by/the/gateway")
+    return SimpleNamespace(id="emb@v1", spec=spec, content="")
 
 
 def test_what_becomes_no_onnx_file_is_refused_before_a_process_is_started(tmp_path: Path) -> None:
@@ -72,6 +74,35 @@ def test_what_becomes_no_onnx_file_is_refused_before_a_process_is_started(tmp_pa
         onnx_of(version("generate", "m", "ragged"), tmp_path / "out")
     with pytest.raises(NotFound, match="the model of emb@v1, /none/there, is not on this machine"):
         onnx_of(version("embed", "/none/there"), tmp_path / "out")
+
+
+def test_a_gateway_elsewhere_names_no_path_of_this_machine(tmp_path: Path) -> None:
+    for path in (str(tmp_path), "~", "../x"):
+        with pytest.raises(InvalidRequest, match=r"lies where the gateway at http://far:1 runs, on another machine"):
+            onnx_of(version("embed", path), tmp_path / "out", gateway="http://far:1")
+
+
+def test_what_has_changed_since_it_was_registered_is_not_exported(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    found = version("embed", str(tmp_path))
+    found.content = "0123456789abcdef"
+    with pytest.raises(Conflict, match="has changed since emb@v1 was registered"):
+        onnx_of(found, tmp_path / "out", gateway="http://127.0.0.1:1", is_own=True)
+
+
+@pytest.mark.parametrize(("is_given", "python"), [(False, "/named/by/the/gateway"), (True, "")])
+def test_only_the_kernels_own_gateway_names_the_interpreter(
+    is_given: bool, python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "http://127.0.0.1:1"
+    client = Client(url if is_given else "")
+    monkeypatch.setattr(client, "version", lambda *_: version("embed", "org/model"))
+    monkeypatch.setattr(client, "address", lambda: GatewayAddress(url, ""))
+    given: list[str] = []
+    monkeypatch.setattr(onnx, "export_onnx", lambda *_, python, **__: given.append(python))
+    client.export_onnx("emb", "v1", tmp_path / "out")
+    assert given == [python]
+    client.close()
 
 
 @pytest.mark.long

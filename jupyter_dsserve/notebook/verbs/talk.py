@@ -71,6 +71,11 @@ class Talking:
         """Where the gateway answered last; empty before the first time."""
         return self._found.url if self._found else ""
 
+    @property
+    def is_given(self) -> bool:
+        """Whether a URL named the gateway: who runs it may be somebody else."""
+        return self._given is not None
+
     def gateway(self) -> Talk[GatewayStatus]:
         """How the gateway is."""
         source = self._source()
