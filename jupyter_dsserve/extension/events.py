@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import time
+from collections.abc import Mapping
+from dataclasses import fields
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import yaml
@@ -39,14 +41,22 @@ class EventRelay:
         self._schemas = schemas_by_kind()
         self._started = time.time()
         self._last_id = 0
+        self._warned = ""
 
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
             if address := self._keeper.running():
                 # It ended, or its silence was too long: both are asked again, from the last event on.
-                with contextlib.suppress(aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError):
+                try:
                     await self._follow(address)
+                except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError):
+                    pass
+                except Exception as fault:  # a newer gateway's, say: it may end, and an older one come
+                    words = f"{type(fault).__name__}: {fault}"
+                    if words != self._warned:  # it comes again each second
+                        self._log.warning("the gateway's events cannot be read, and are asked for again: %s", words)
+                    self._warned = words
             await asyncio.sleep(_LOOK_S)
 
     async def _follow(self, address: GatewayAddress) -> None:
@@ -57,7 +67,7 @@ class EventRelay:
                 if name == "event":
                     is_event = value == "event"  # the numbers of each second are nothing that happened
                 elif name == "data" and is_event:
-                    self.emit(Event(**json.loads(value)))
+                    self.emit(_read(json.loads(value)))
                 elif name == "id":
                     self._last_id = int(value)
 
@@ -77,3 +87,8 @@ class EventRelay:
 
     def gateway_lost(self, reason: str) -> None:
         self.emit(Event(0, time.time(), "gateway_lost", reason=reason))
+
+
+def _read(raw: Mapping[str, Any]) -> Event:
+    """A newer gateway's may say more."""
+    return Event(**{f.name: raw[f.name] for f in fields(Event) if f.name in raw})

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import os
 import re
 import signal
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from jupyter_events import EventLogger
 from jupyter_events.schema import EventSchema
 
+from jupyter_dsserve.extension import events
 from jupyter_dsserve.extension.events import SCHEMAS, EventRelay, schemas_by_kind
 from jupyter_dsserve.extension.keeper import message_of
-from jupyter_dsserve.protocol.records import Event
+from jupyter_dsserve.protocol.records import Event, GatewayAddress
 from tests.support import Json, JupyterServer, until
 
 ROOT = Path(__file__).parent.parent.parent
@@ -87,6 +91,35 @@ def test_a_listener_that_fails_does_not_end_the_relay(caplog: pytest.LogCaptureF
     relay._events.add_modifier(modifier=lambda schema_id, data: refuse())
     relay.emit(Event(1, time.time(), "ready", "demo"))
     assert "the event ready of demo was not emitted: no" in caplog.text
+
+
+async def test_what_the_relay_cannot_read_is_said_once_and_more_than_it_knows_is_no_matter(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_LOOK_S", 0.001)
+    handler = Collected()
+    relay = relay_to(handler)
+    whole = {"id": 4, "at": time.time() + 60, "kind": "ready", "deployment": "demo", "of_tomorrow": 1}
+    told: list[Json] = [{"id": 4}] * 3 + [whole]
+
+    @contextlib.asynccontextmanager
+    async def listen(*_: object) -> AsyncIterator[Any]:
+        async def lines() -> AsyncIterator[bytes]:
+            if told:
+                yield b"event: event\n"
+                yield f"data: {json.dumps(told.pop(0))}\n".encode()
+
+        yield SimpleNamespace(content=lines())
+
+    relay._keeper = cast(Any, SimpleNamespace(running=lambda: GatewayAddress("http://127.0.0.1:1", "")))
+    relay._forwarder = cast(Any, SimpleNamespace(listen=listen))
+    task = asyncio.create_task(relay.run())
+    try:
+        [seen] = await until(lambda: handler.seen)
+    finally:
+        task.cancel()
+    assert (seen["kind"], seen["id"], seen["deployment"]) == ("ready", 4, "demo")
+    assert caplog.text.count("the gateway's events cannot be read") == 1
 
 
 @pytest.fixture(scope="module")
