@@ -84,10 +84,16 @@ def history_of(
     if since and start:
         raise InvalidRequest(f"--since {since} and --from {start} are two beginnings: leave one of them out")
     which, begin = name or deployment, start or since
-    is_id = since is not None and since.isdigit()
-    if is_id or (begin is None and until is None and step is None):
-        return client.history(which, since=int(since) if is_id and since else None, limit=limit or 30)
+    id = int(since) if since and _is_number(since) else None
+    if id is not None and (until or step):
+        raise InvalidRequest(f"--since {since} is the id of an event, which goes without --to and --step: give a time")
+    if id is not None or (begin is None and until is None and step is None):
+        return client.history(which, since=id, limit=limit or 30)
     begin = begin or "24h"
-    step_s = None if step is None else int(step) if step.isdigit() else seconds_of(step, "step")
+    step_s = None if step is None else int(step) if _is_number(step) else seconds_of(step, "step")
     stats = client.stats(which, since=begin, until=until, step_s=step_s)
     return Chronicle(stats, client.history(which, since=begin, until=until, limit=limit or 1000))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -133,7 +134,11 @@ async def test_traffic_is_routed_activated_unloaded_and_loaded_again(client: Asy
         await client.load("demo")
     assert (await client.load("demo", version="v2")).is_ready
     assert "ready on cpu" in "\n".join((await client.logs("demo", "v2"))["demo@v2#0"])
-    assert "activated" in [event.kind for event in await client.history()]
+    events = await client.history()
+    assert "activated" in [event.kind for event in events]
+    assert list(await client.history(since=events[-2].id)) == list(events)[-1:]
+    assert list(await client.history(since=events[-1].at)) == [event for event in events if event.at >= events[-1].at]
+    assert not list(await client.history(since=time.time() + 1000))
     await client.delete("demo", "v1")
     await until(lambda: client.status(), lambda s: [v.version for v in s.deployments[0].versions] == ["v2"])
 

@@ -247,6 +247,8 @@ def test_the_history_of_a_time_is_a_plot_with_a_picture_for_where_it_does_not_sh
     for wrong, said in (
         ("--since yesterday", "'yesterday': give an age such as 30m"),
         ("--since 1h --step fast", "'fast': give a number with its unit"),
+        ("--since 1 --step 1m", "the id of an event"),
+        ("--since ²", "'²': give an age such as 30m"),
         ("--since 1d --from 2026-01-31", "two beginnings"),
         ("demo --deployment other", "two deployments"),
     ):

@@ -64,25 +64,27 @@ class Looking(Talking):
         self,
         deployment: str = "",
         *,
-        since: int | str | None = None,
+        since: int | str | float | None = None,
         until: str | float | None = None,
         limit: int = 1000,
     ) -> Talk[History]:
         """What happened, oldest first, to one deployment or to all: the last ``limit`` events.
 
-        ``since`` is the id of an event: the first ones after it; or an age (``30m``, ``24h``, ``7d``) or a time
-        (``2026-01-31T09:00``): the last ones from then on. ``until`` is such a time. It goes as far back as the gateway
-        keeps it (90 days unless told).
+        ``since`` is a whole number, the id of an event: the first ones after it; or an age (``30m``, ``24h``, ``7d``),
+        a time (``2026-01-31T09:00``), or seconds since the epoch with a point: the last ones from then on. ``until`` is
+        such a time; of what happened before it only the last 10,000 events of all are looked at. It goes as far back as
+        the gateway keeps it (90 days unless told).
         """
         now = time.time()
-        first = moment(since, now) if isinstance(since, str) else 0.0
+        id = since if isinstance(since, int) else None
+        first = 0.0 if since is None or id is not None else moment(since, now)
         last = math.inf if until is None else moment(until, now, "until")
         # The gateway gives the last ones there are, not the last ones before a moment.
         num = limit if until is None else max(limit, _MANY)
-        after = {"since": since} if isinstance(since, int) else {}
-        query = urlencode({"deployment": deployment, **after, "limit": num})
+        asked = {"deployment": deployment, "limit": num} | ({} if id is None else {"since": id})
+        query = urlencode(asked)
         found = [e for e in (yield from self._look(_EVENTS, f"/api/history?{query}")) if first <= e.at <= last]
-        return History(found[:limit] if isinstance(since, int) else found[-limit:])
+        return History(found[-limit:] if id is None else found[:limit])
 
     def stats(
         self,
