@@ -24,6 +24,10 @@ _BYTES_PER_S = 20e6
 _NO_LIMIT = 1 << 60  # what cgroup v1 writes for none is near 2**63
 
 
+# A process that is gone or somebody else's; or we have no file left to look with.
+_UNTOLD = (psutil.Error, OSError)
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """Memory, in bytes: all of it, and what nobody uses now. ``id`` is ``cpu`` (RAM) or ``cuda:N``."""
@@ -93,7 +97,7 @@ class Machine:
         read or wrote (a download, a slow disk). 0 if it is gone."""
         total = 0.0
         for each in (pid, *_children(pid)):
-            with suppress(psutil.Error, AttributeError):  # macOS does not count what is read
+            with suppress(*_UNTOLD, AttributeError):  # macOS does not count what is read
                 process = psutil.Process(each)
                 times = process.cpu_times()
                 total += times.user + times.system
@@ -162,7 +166,7 @@ def _own_bytes(pid: int) -> int:
         process = psutil.Process(pid)
         memory = process.memory_info()
         return memory.rss - memory.shared if sys.platform == "linux" else process.memory_full_info().uss
-    except psutil.Error:
+    except _UNTOLD:
         return 0
 
 
@@ -173,7 +177,7 @@ def _ram_of_processes() -> dict[int, int]:
 def _children(pid: int) -> list[int]:
     try:
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    except psutil.Error:
+    except _UNTOLD:
         return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from jupyter_dsserve.fleet.devices import Machine, visible
+from jupyter_dsserve.fleet.devices import CPU, Machine, visible
 from jupyter_dsserve.fleet.kernels import kernel_id, notebooks
 
 GB = 10**9
@@ -181,3 +182,12 @@ def test_servers_that_do_not_answer_tell_nothing(tmp_path: Path) -> None:
     (tmp_path / "jpserver-1.json").write_text('{"url": "http://127.0.0.1:9/", "token": "x"}')
     (tmp_path / "jpserver-2.json").write_text("{")
     assert notebooks(tmp_path) == {}
+
+
+def test_without_a_file_to_look_with_a_process_takes_nothing_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_pid: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(psutil, "Process", full)
+    assert Machine().taken(CPU, os.getpid(), with_children=True) == 0
+    assert Machine().work_s(os.getpid()) == 0
