@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jupyter_dsserve.gateway.tool_parser import Piece
+from jupyter_dsserve.gateway.tool_calls import Piece
 from jupyter_dsserve.gateway.tools import Reader, gathered
 from jupyter_dsserve.protocol.request import Chunk, Likely, TokenLogprob
 

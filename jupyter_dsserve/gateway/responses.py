@@ -17,7 +17,7 @@ from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.gateway.openai import OpenAIHandler
 from jupyter_dsserve.gateway.responses_bodies import ResponseBody
 from jupyter_dsserve.gateway.sse import EventStream
-from jupyter_dsserve.gateway.tool_parser import Piece
+from jupyter_dsserve.gateway.tool_calls import Piece
 from jupyter_dsserve.gateway.tools import Reader, check_tools, readers
 from jupyter_dsserve.protocol.errors import DSServeError, TooManyRequests
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Usage

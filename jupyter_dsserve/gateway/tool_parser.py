@@ -7,38 +7,30 @@ However the text is cut, the pieces say the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 
-from jupyter_dsserve.protocol.tools import CLOSE, OPEN, PYTHON_TAG, TOOL_CALLS, ToolFormat
+from jupyter_dsserve.gateway.tool_calls import Piece, PythonCall, XmlCall, overlap
+from jupyter_dsserve.protocol.tools import CLOSE, OPEN, PYTHON_END, PYTHON_START, PYTHON_TAG, TOOL_CALLS, ToolFormat
 
 _ARGUMENTS = ("arguments", "parameters")
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Some text of the answer; or of call number ``call`` its name, first and once, or some of its arguments."""
-
-    text: str = ""
-    call: int = -1
-    name: str = ""
-    arguments: str = ""
-
-
 class ToolParser:
-    """Of one answer. ``names`` are the functions it may call: where a format has no mark of its own, JSON that names
-    none of them is text."""
+    """Of one answer. ``types`` are the functions it may call, and of each the parameters with JSON's types: where a
+    format has no mark of its own, a call of none of them is text."""
 
-    def __init__(self, format: ToolFormat, names: Collection[str]) -> None:
+    def __init__(self, format: ToolFormat, types: Mapping[str, Mapping[str, Collection[str]]]) -> None:
         self.num_calls = 0
-        self._names = names if format == "llama3" else ()
-        self._is_bare = format == "llama3"
-        self._open = {"llama3": PYTHON_TAG, "mistral": TOOL_CALLS}.get(format, OPEN)
-        self._between = {"llama3": ";", "mistral": ","}.get(format, "")
+        self._format = format
+        self._types = types
+        self._open = {"llama3": PYTHON_TAG, "mistral": TOOL_CALLS, "pythonic": PYTHON_START}.get(format, OPEN)
+        self._close = {OPEN: CLOSE, PYTHON_START: PYTHON_END}.get(self._open, "")
+        self._between = {"llama3": ";", "mistral": ",", "pythonic": ","}.get(format, "")
+        self._list_begins = {"mistral": [TOOL_CALLS], "pythonic": ["", PYTHON_START]}.get(format, [])
         self._held = ""  # text that was not read yet
         self._raw = ""  # of the call that is being read, to be given as text if it is none
-        self._call: _Call | None = None
-        self._state = self._at_start if self._is_bare else self._in_text
+        self._call: _Call | PythonCall | XmlCall | None = None
+        self._state = self._at_start if format in ("llama3", "pythonic") else self._in_text
         self._pieces: list[Piece] = []
 
     def push(self, text: str) -> list[Piece]:
@@ -63,7 +55,8 @@ class ToolParser:
         begin = self._held.lstrip()
         if not begin or self._open.startswith(begin):
             return False
-        self._state = self._before_call if begin.startswith("{") else self._in_text
+        mark = "[" if self._list_begins else "{"
+        self._state = self._before_call if begin.startswith(mark) else self._in_text
         return True
 
     def _in_text(self) -> bool:
@@ -74,7 +67,7 @@ class ToolParser:
             self._state = self._before_call
             return True
         # White space before a call is no part of the text.
-        num_told = len(before[: len(before) - _overlap(before, self._open)].rstrip())
+        num_told = len(before[: len(before) - overlap(before, self._open)].rstrip())
         self._say(before[:num_told])
         self._held = before[num_told:]
         return False
@@ -86,19 +79,26 @@ class ToolParser:
             return False
         self._raw += self._held[: len(self._held) - len(begin)]
         self._held = begin
-        if begin.startswith("{"):
-            self._call = _Call(self.num_calls, self._names)
-            self._state = self._in_call
-        elif begin.startswith("[") and self._open == TOOL_CALLS and self._raw.strip() == TOOL_CALLS:
+        if begin.startswith("[") and self._raw.strip() in self._list_begins:
             self._raw, self._held = self._raw + "[", begin[1:]
+            return True
+        if self._format == "qwen3_coder":
+            self._call = XmlCall(self.num_calls, self._types)
+        elif self._format == "pythonic" and self._raw.strip() not in self._list_begins:
+            self._call = PythonCall(self.num_calls, self._types)
+        elif begin.startswith("{") and self._format != "pythonic":
+            self._call = _Call(self.num_calls, self._types if self._format == "llama3" else ())
         else:
             self._give_up()
+            return True
+        self._state = self._in_call
         return True
 
     def _in_call(self) -> bool:
         assert self._call
         num, pieces = self._call.read(self._held)
-        self._raw += self._held[:num]
+        if not self._call.has_begun:
+            self._raw += self._held[:num]
         self._held = self._held[num:]
         self._pieces += pieces
         self.num_calls += any(piece.name for piece in pieces)
@@ -117,17 +117,26 @@ class ToolParser:
     def _after_call(self) -> bool:
         """What stands between calls and after the last is dropped; what is none of that is text again."""
         begin = self._held.lstrip()
-        for end in filter(None, (CLOSE if self._open == OPEN else "", self._between, self._open)):
+        for end in filter(None, (self._close, self._between, self._open)):
             if begin.startswith(end):
-                self._raw, self._held = ("" if end == CLOSE else end), begin[len(end) :]
-                self._state = self._in_text_after if end == CLOSE else self._before_call
+                self._raw, self._held = ("" if end == self._close else end), begin[len(end) :]
+                self._state = self._in_text_after if end == self._close else self._before_call
                 return True
             if end.startswith(begin):
                 return False
-        if begin.startswith("]") and self._open == TOOL_CALLS:
+        if begin.startswith("]") and self._list_begins:
             self._held = begin[1:]
+            self._state = self._after_list
         else:
             self._held = begin
+            self._state = self._in_text_after
+        return True
+
+    def _after_list(self) -> bool:
+        begin = self._held.lstrip()
+        if self._close and self._close.startswith(begin) and begin != self._close:
+            return False
+        self._held = begin.removeprefix(self._close)
         self._state = self._in_text_after
         return True
 
@@ -243,9 +252,3 @@ def _loaded(text: str) -> object:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Length of the longest end of ``text`` that ``mark`` begins with."""
-    longest = min(len(mark) - 1, len(text))
-    return next((n for n in range(longest, 0, -1) if text.endswith(mark[:n])), 0)

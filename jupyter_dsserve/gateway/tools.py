@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import cast
 
 from jupyter_dsserve.fleet.answering import Answering
 from jupyter_dsserve.fleet.version import Version
-from jupyter_dsserve.gateway.tool_parser import Piece, ToolParser
+from jupyter_dsserve.gateway.tool_calls import Piece
+from jupyter_dsserve.gateway.tool_parser import ToolParser
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk, FinishReason, Tools
-from jupyter_dsserve.protocol.tools import ToolFormat, names_of
+from jupyter_dsserve.protocol.tools import ToolFormat, types_of
 
 _LETTERS = string.ascii_letters + string.digits
 
@@ -32,10 +33,11 @@ def check_tools(tools: Tools | None) -> Callable[[Version], None]:
 
 
 class Reader:
-    """Of one answer: gives its chunks as pieces of text and of calls of ``names``. Without any there is text only."""
+    """Of one answer: gives its chunks as pieces of text and of calls of the functions in ``types``. Without any
+    there is text only."""
 
-    def __init__(self, names: Collection[str], format: ToolFormat) -> None:
-        self._parser = ToolParser(format, names) if names else None
+    def __init__(self, types: Mapping[str, Mapping[str, Collection[str]]], format: ToolFormat) -> None:
+        self._parser = ToolParser(format, types) if types else None
         self._format = format
 
     def read(self, chunk: Chunk) -> list[Piece]:
@@ -59,8 +61,8 @@ class Reader:
 def readers(answering: Answering, tools: Tools | None) -> Callable[[], Reader]:
     """Makes the `Reader` of each answer of a call."""
     format = cast(ToolFormat, answering.version.info.tool_format) if answering.version else ""
-    names = names_of(tools) if tools else ()  # once: it reads all schemas
-    return lambda: Reader(names, format)
+    types = types_of(tools) if tools else {}  # once: it reads all schemas
+    return lambda: Reader(types, format)
 
 
 def gathered(pieces: Iterable[Piece]) -> tuple[str, list[tuple[str, str]]]:
