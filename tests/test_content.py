@@ -88,9 +88,9 @@ def test_a_file_is_its_own_content_and_a_hub_name_has_none(model: Path) -> None:
 def test_a_large_model_is_named_without_being_read(model: Path) -> None:
     with (model / "model.safetensors").open("r+b") as file:
         file.truncate(200 << 30)  # sparse: it takes no room
-    started = time.monotonic()
+    started = time.process_time()
     content_of(str(model))
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_change_is_said_with_both_names() -> None:

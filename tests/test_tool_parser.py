@@ -190,9 +190,9 @@ def test_arguments_go_on_as_they_come_and_so_does_text() -> None:
 
 def test_much_white_space_is_read_quickly() -> None:
     parser = ToolParser("hermes", TYPES)
-    began = time.monotonic()
+    began = time.process_time()
     assert gathered(parser.push(" " * 20_000 + "x") + parser.end())[0] == " " * 20_000 + "x"
-    assert time.monotonic() - began < 0.2
+    assert time.process_time() - began < 0.5
 
 
 @pytest.mark.parametrize(

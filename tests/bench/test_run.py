@@ -29,7 +29,7 @@ async def pressed(gateway: Gateway, model: str = "demo", **options: Any) -> Repo
 
 async def test_a_closed_loop_keeps_so_many_in_flight_and_finds_the_toys_speed(gateway: Gateway, caller: Caller) -> None:
     """A toy gives each sequence a token every step, however many there are."""
-    await caller.load("demo", "v1", "toy:step_s=0.01")
+    await caller.load("demo", "v1", "toy:step_s=0.04")
     seen: list[int] = []
 
     async def watch() -> None:
@@ -38,18 +38,18 @@ async def test_a_closed_loop_keeps_so_many_in_flight_and_finds_the_toys_speed(ga
             await asyncio.sleep(0.05)
 
     watching = asyncio.create_task(watch())
-    report = await pressed(gateway, concurrency="2,8", seconds=1, output_tokens="10-30", prompt_tokens=40)
+    report = await pressed(gateway, concurrency="2,8", seconds=1, output_tokens="4-10", prompt_tokens=40)
     watching.cancel()
     two, eight = report.points
     assert two.in_flight == pytest.approx(2, abs=0.1)
     assert eight.in_flight == pytest.approx(8, abs=0.4)
     assert sorted(seen)[-1] == 8, "the gateway saw more than were asked for"
-    assert seen.count(8) >= 5
+    assert seen.count(8) >= 3
     for point in report.points:
-        assert point.per_token_s.p50 == pytest.approx(0.01, rel=0.5)
-        assert point.output_tokens_per_s == pytest.approx(point.load.value / 0.01, rel=0.4)
+        assert point.per_token_s.p50 == pytest.approx(0.04, rel=0.5)
+        assert point.output_tokens_per_s == pytest.approx(point.load.value / 0.04, rel=0.4)
         assert point.prompt_tokens == pytest.approx(40, rel=0.2)
-        assert 10 <= point.output_tokens <= 30
+        assert 4 <= point.output_tokens <= 10
         assert (point.errors, point.unfinished) == ({}, 0)
     assert report.tokens_counted_by == "usage"
     assert report.error_details == {}
@@ -70,12 +70,12 @@ async def test_arrivals_at_a_rate_never_wait_for_answers(gateway: Gateway, calle
 
 
 async def test_errors_are_counted_by_kind_and_the_rest_is_measured(gateway: Gateway, caller: Caller) -> None:
-    await caller.load("demo", "v1", "toy:step_s=0.002,fail_rate=0.25")
+    await caller.load("demo", "v1", "toy:step_s=0.01,fail_rate=0.25")
     report = await pressed(gateway, concurrency=4, requests=40, output_tokens=10)
     (point,) = report.points
     assert sum(point.errors.values()) + point.answered == 40
     assert 8 <= point.errors["HTTP 500"] <= 12
-    assert point.latency_s.p50 == pytest.approx(0.025, abs=0.015)
+    assert point.latency_s.p50 == pytest.approx(0.12, abs=0.06)
     assert report.notes()[0] == "HTTP 500: the toy was told to fail: fail_rate=0.25"
 
 
@@ -91,16 +91,16 @@ async def test_a_version_that_goes_away_meanwhile_is_errors_and_no_end(gateway: 
 
 
 async def test_it_stops_by_itself_also_when_no_answer_ends(gateway: Gateway, caller: Caller) -> None:
-    await caller.load("demo", "v1", "toy:step_s=0.02")
+    await caller.load("demo", "v1", "toy:step_s=0.05")
     begun = time.monotonic()
     report = await pressed(gateway, concurrency=3, seconds=0.5, drain_s=0.4, output_tokens=100_000)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 10
     (point,) = report.points
     assert (point.answered, point.is_warm, point.latency_s.p50) == (0, False, None)
     assert point.in_flight == pytest.approx(3, abs=0.01)
-    assert point.output_tokens_per_s == pytest.approx(3 / 0.02, rel=0.3), "what flows is measured all the same"
+    assert point.output_tokens_per_s == pytest.approx(3 / 0.05, rel=0.3), "what flows is measured all the same"
     assert "the first wave had not ended after 0.4 s" in report.notes()[0]
-    await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 0, timeout_s=5)
+    await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 0)
 
 
 async def test_when_asking_itself_comes_late_the_report_says_so(gateway: Gateway, caller: Caller) -> None:

@@ -113,7 +113,7 @@ async def test_it_is_cancelled_on_the_worker_when_the_client_leaves(
         await (await asking).response.aclose()  # type: ignore[union-attr]
     else:
         asking.cancel()
-    await until(lambda: running(through), lambda n: n == 0, timeout_s=3)
+    await until(lambda: running(through), lambda n: n == 0)
 
 
 async def test_it_is_cancelled_too_when_the_client_leaves_while_jupyter_asks_who_it_is(home: Path) -> None:

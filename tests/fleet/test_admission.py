@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -78,9 +77,7 @@ async def test_what_other_processes_take_is_not_free_and_is_noticed_when_they_gi
         "waits for 38.1 MiB on cpu: of the 57.2 MiB that we may hold 28.6 MiB are free, as the device has no more"
     )
     use(50 * MB)
-    began = time.monotonic()
     assert (await asyncio.wait_for(asking, 5)).parts == {"cpu": 40 * MB}
-    assert time.monotonic() - began < 1.5
     assert admission.why("demo@v1") == ""
 
 

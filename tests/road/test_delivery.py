@@ -9,20 +9,25 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import Command
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/delivery.md").read_text()
 
 
+@pytest.mark.timeout(600)  # eight commands, each of which imports its own
 async def test_the_worked_example_tries_the_candidate_and_begins_its_rollout(tmp_path: Path) -> None:
     repository, data = tmp_path / "repository", tmp_path / "data"
     repository.mkdir()
     files = [re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)[0] for language in ("yaml", "json", "bash")]
-    toys = files[0].replace("builtin:demo-v1", "toy:step_s=0.004").replace("builtin:demo-v2", "toy:step_s=0.005")
-    script = files[2].replace("--seconds 1", "--seconds 0.3")
+    toys = files[0].replace("builtin:demo-v1", "toy:step_s=0.02").replace("builtin:demo-v2", "toy:step_s=0.0201")
+    # Short, and with a threshold that a machine with other work keeps too.
+    script = files[2].replace("--seconds 1 ", "--seconds 0.5 --output-tokens 6 ").replace("ratio 1.5", "ratio 4")
+    assert "--output-tokens 6 --max-latency-ratio 4" in script
     for name, text in (("deployments.yaml", toys), ("prompts.jsonl", files[1]), ("deliver.sh", script)):
         (repository / name).write_text(text)
-    with Command(data / "dsserve", "--load", "demo=toy:step_s=0.004") as command:
+    with Command(data / "dsserve", "--load", "demo=toy:step_s=0.02") as command:
         async with await command.caller() as caller:
             await caller.settled("demo", "v1")
 

@@ -71,7 +71,7 @@ async def test_what_does_not_fit_waits_says_why_and_starts_when_memory_is_releas
     await unload(small, "one")
     stopped = time.monotonic()
     await until(lambda: small.version("two", "v1"), lambda v: v["state"] in ("LOADING", "WARMING", "READY"))
-    assert time.monotonic() - stopped < 1.0
+    assert time.monotonic() - stopped < 5
     await small.settled("two", "v1", "READY")
     assert (await small.get("/api/ledger")).json()["waiting"] == []
 
@@ -171,7 +171,7 @@ async def test_a_worker_that_died_keeps_its_place(small: Caller) -> None:
     await queued(small, "two", toy(5_000_000))
     psutil.Process((await small.version("one", "v1"))["replicas"][0]["pid"]).kill()
     await until(
-        lambda: small.get("/api/history"), lambda a: sum(e["kind"] == "ready" for e in a.json()) == 2, timeout_s=10
+        lambda: small.get("/api/history"), lambda a: sum(e["kind"] == "ready" for e in a.json()) == 2, timeout_s=30
     )
     assert (await small.version("one", "v1"))["state"] == "READY"
     assert (await small.version("two", "v1"))["state"] == "QUEUED"

@@ -49,7 +49,7 @@ async def test_json_lines_have_a_record_for_each_call_and_for_each_line_of_a_wor
         assert good["url.path"] == "/v1/completions"
         assert good["http.response.status_code"] == 200
         assert good["client.address"] == "127.0.0.1"
-        assert 50e6 < good["event.duration"] < 1e9
+        assert 50e6 < good["event.duration"] < 60e9
         assert good["trace.id"] == "a" * 32
         assert good["dsserve.request_id"] == answer.headers["X-Request-Id"]
         assert (good["dsserve.deployment"], good["dsserve.version"]) == ("demo", "v1")

@@ -73,8 +73,8 @@ class TestStopped:
             await until(lambda: stopped_one.trouble or stopped_one not in version.replicas, timeout_s=5)
             seen_s = time.monotonic() - stopped
             num_then = len(answers)
-            await until(lambda: not is_running(first["pid"]), timeout_s=2)
-            await until(lambda: stopped_one.in_flight == 0, timeout_s=1)
+            await until(lambda: not is_running(first["pid"]), timeout_s=10)
+            await until(lambda: stopped_one.in_flight == 0, timeout_s=10)
             await until(lambda: len(answers) > num_then + 200)
         assert seen_s < 5
         # Each got an answer or, where some of it was computed already, an error that says what happened.
@@ -99,8 +99,8 @@ class TestStopped:
         assert Counter(a.status_code for a in answers) == {200: 20}
         assert {a.json()["choices"][0]["text"] for a in answers} == {toy_text("hello", 10)}
         waited = sorted(a.elapsed.total_seconds() for a in answers)
-        assert waited[5] < 1  # those that were on the other one
-        assert 2 < waited[-5] < 6
+        assert waited[5] < waited[-5] - 1  # those that were on the other one
+        assert 2 < waited[-5] < 9
         version = gateway.fleet.version("demo", "v1")
         assert (version.window.requests, version.window.errors, version.road.num_retrying) == (20, 0, 0)
 
@@ -115,7 +115,7 @@ class TestStopped:
         shown = (await caller.version("demo", "v1"))["replicas"][0]
         assert (shown["state"], shown["trouble"].startswith("silent for 3")) == ("READY", True)
         os.kill(first["pid"], signal.SIGCONT)
-        await until(lambda: not replica.trouble, timeout_s=3)
+        await until(lambda: not replica.trouble, timeout_s=10)
         await asyncio.gather(*(caller.complete() for _ in range(4)))
         assert is_running(first["pid"])
         assert [k for k in await kinds(caller) if k.startswith("replica")] == ["replica_suspect", "replica_fine"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
@@ -121,12 +122,13 @@ async def test_an_error_has_a_trace_and_its_id(traced: Caller) -> None:
 
 async def test_what_waits_is_seen_while_it_waits(traced: Caller) -> None:
     await traced.put("/api/deployments/demo/policy", json={"max_in_flight": 1})
-    asking = [asyncio.create_task(traced.complete(max_tokens=20)) for _ in range(2)]
+    began = time.monotonic()
+    asking = [asyncio.create_task(traced.complete(max_tokens=50)) for _ in range(2)]
     running = await until(
         lambda: traced.get("/api/traces?limit=2"), lambda a: [t["outcome"] for t in a.json()] == ["running"] * 2
     )
     waiting = running.json()[0]
-    assert 0 < waiting["duration_s"] < 0.5
+    assert 0 < waiting["duration_s"] < time.monotonic() - began
     spans = (await traced.get(f"/api/traces/{waiting['id']}")).json()["spans"]
     assert [span["name"] for span in spans] == ["text_completion demo", "route", "queue"]
     answers = await asyncio.gather(*asking)
