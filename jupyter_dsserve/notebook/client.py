@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from functools import wraps
@@ -315,10 +316,19 @@ class AsyncClient:
     async def validate(
         self, candidate: str, baseline: str = "", prompts: Prompts = (), *, rounds: int = 5, **options: Any
     ) -> Verdict:
-        """As `Client.validate`, in a thread; to cancel it ends no request that runs."""
+        """As `Client.validate`, in a thread; to cancel it ends a round, and prompts after the one that is asked."""
         address = await self.address()
         target = Target.at(address.url, address.key, candidate)
-        return await asyncio.to_thread(validate, trial_of(target, baseline, prompts, rounds=rounds, **options))
+        trial, is_over = trial_of(target, baseline, prompts, rounds=rounds, **options), threading.Event()
+
+        def end_if_over(_: Progress) -> None:
+            if is_over.is_set():
+                raise asyncio.CancelledError
+
+        try:
+            return await asyncio.to_thread(validate, trial, end_if_over)
+        finally:
+            is_over.set()
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -13,6 +13,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import DisplayHandle, display
+from IPython.utils.process import arg_split  # type: ignore[attr-defined]
 
 from jupyter_dsserve.bench.bar import BenchBar
 from jupyter_dsserve.bench.report import Report
@@ -98,7 +99,7 @@ class DSServeMagics(Magics):
                 f"%dsserve {verb}: " + (f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(VERBS)}")
             )
         method: Callable[[str], object] = getattr(self, verb)
-        if {"--help", "-h"} & set(rest.split()):
+        if {"--help", "-h"} & set(arg_split(rest, strict=False)):  # not within quotes
             print(_said(method))
             return None
         return _in_one_line(method, rest)

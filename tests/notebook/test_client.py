@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -331,3 +332,19 @@ async def test_a_load_test_is_asked_of_either_client(client: AsyncClient, gatewa
     assert point.answered == 10
     with pytest.raises(InvalidRequest, match="did you mean seconds"):
         await client.bench("demo", second=1)
+
+
+async def test_a_validation_that_is_cancelled_ends(client: AsyncClient) -> None:
+    await client.load("demo", TOY)
+
+    def is_pressed() -> bool:
+        return any(thread.name == "dsserve-bench" for thread in threading.enumerate())
+
+    running = asyncio.create_task(client.validate("demo@v1", "demo@v1", seconds=60))
+    await until(is_pressed)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await until(lambda: not is_pressed(), timeout_s=2)
+    await asyncio.sleep(0.3)
+    assert not is_pressed(), "no round comes after"

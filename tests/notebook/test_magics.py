@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_dsserve.notebook.magics import VERBS
+from jupyter_dsserve.notebook.magics import VERBS, DSServeMagics
 from tests.engine.test_loop import toy_text
 from tests.notebook.conftest import Kernel
 from tests.support import Command, until
@@ -324,6 +324,15 @@ def test_the_kernels_interpreter_runs_the_worker(loaded: Kernel) -> None:
     code = "from jupyter_dsserve import Client\nClient().version('mine', 'v1').spec.python"
     assert loaded.run(code).shown[0]["text/plain"] == repr(sys.executable)
     loaded.run("%dsserve unload mine")
+
+
+def test_a_value_in_quotes_is_no_call_for_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(DSServeMagics, "load", lambda _, line: lines.append(line))
+    magics = DSServeMagics(None)
+    for line in ('hh --note "use -h now"', "hh --note '--help' -h"):
+        magics.dsserve(f"load {line}")
+    assert lines == ['hh --note "use -h now"'], "outside of quotes it is one"
 
 
 def test_every_verb_has_help(loaded: Kernel) -> None:
