@@ -118,7 +118,7 @@ def mark_data(marks: Sequence[Mark], now: float, window_s: float = WINDOW_S) -> 
         "x": np.array([m.at - now for m in shown], np.float32),
         "y": np.ones(len(shown), np.float32),
         "marker.color": [m.colour for m in shown],
-        "text": [_folded(m.text) for m in shown],
+        "text": [folded(m.text) for m in shown],
     }
 
 
@@ -169,7 +169,8 @@ def _last(marks: Sequence[Mark], now: float, window_s: float) -> list[Mark]:
     return [m for m in marks if m.at > now - window_s][-_MAX_MARKS:]
 
 
-def _folded(text: str, width: int = 70) -> str:
+def folded(text: str, width: int = 70) -> str:
+    """As plotly's hover takes it, which reads some HTML."""
     return "<br>".join(textwrap.wrap(html.escape(text), width))
 
 
@@ -212,7 +213,7 @@ def time_axis(window_s: float) -> dict[str, Any]:
         return {"tickmode": "auto", "tickvals": None, "ticktext": None, "title": {"text": "seconds ago"}}
     step_s = window_s / 6
     values = [-step_s * i for i in range(6, -1, -1)]
-    words = [f"{value / 60:g}" for value in values]
+    words = [f"{abs(value) / 60:g}" for value in values]
     return {"tickmode": "array", "tickvals": values, "ticktext": words, "title": {"text": "minutes ago"}}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
+from jupyter_dsserve.notebook.figures import folded
 from jupyter_dsserve.notebook.past import Mark
 from jupyter_dsserve.notebook.picture import Picture
 from jupyter_dsserve.notebook.views import colour_of, dash_of
@@ -177,4 +178,4 @@ def _title(text: str, top: float) -> dict[str, Any]:
 
 def _head(mark: Mark) -> dict[str, Any]:
     where = {"x": _when(mark.at), "y": 1, "yref": "paper", "yanchor": "bottom"}
-    return {"text": "▼", "hovertext": mark.text, "showarrow": False, "font": {"color": mark.colour}, **where}
+    return {"text": "▼", "hovertext": folded(mark.text), "showarrow": False, "font": {"color": mark.colour}, **where}

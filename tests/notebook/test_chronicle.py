@@ -48,8 +48,15 @@ def test_what_moved_traffic_is_marked_with_its_reason_and_what_was_before_is_not
     before = Event(0, NOW - 4000, "activated", "demo", "v1")
     figure = Chronicle(hour(V1), History([before, *EVENTS])).figure()
     heads = [a.hovertext for a in figure.layout.annotations if a.hovertext]
-    assert heads == ["rollout rolled back v2: latency 3 × <stable's>"]
+    assert heads == ["rollout rolled back v2: latency 3 × &lt;stable&#x27;s&gt;"]
     assert len(figure.layout.shapes) == 1
+
+
+def test_a_long_reason_is_folded() -> None:
+    event = Event(1, NOW - 60, "rollout_rolled_back", "demo", "v1", reason="a word " * 30)
+    figure = Chronicle(hour(V1), History([event])).figure()
+    [head] = [a.hovertext for a in figure.layout.annotations if a.hovertext]
+    assert max(map(len, head.split("<br>"))) <= 70
 
 
 def test_versions_of_several_deployments_are_told_apart() -> None:
