@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 import ipywidgets as w
 
@@ -27,6 +27,8 @@ from jupyter_dsserve.notebook.still import still
 from jupyter_dsserve.notebook.views import Deployment
 from jupyter_dsserve.protocol.errors import DSServeError, NotFound
 from jupyter_dsserve.protocol.records import Event, VersionStats
+
+T = TypeVar("T")
 
 # By deployment. In a module and not in the notebook: there it would be forgotten when the cell runs again, and the old
 # panels would live on.
@@ -64,7 +66,8 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self._past = Past(name)
         self._num_asked = self._num_shown = 0  # an answer that was overtaken by a later one is not shown
         self._was_shown = False
-        self._minute = -1.0  # in which the minutes before were asked for
+        self._minute = -1.0  # in which the minutes before were told
+        self._unread: dict[str, str] = {}  # what of the past could not be read, and why
 
         self._title = w.HTML(layout={"flex": "1"})
         self._stop_button = button("Stop", "Stop the live updates", icon="stop")
@@ -137,7 +140,7 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         except DSServeError as fault:
             trouble = fault.message
         with self._lock:
-            self._trouble.value = in_red(trouble)
+            self._trouble.value = in_red(trouble or next(iter(self._unread.values()), ""))
             if not trouble and asked > self._num_shown and self.comm is not None:
                 self._num_shown = asked
                 self._show(found)
@@ -158,7 +161,9 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
             self._trouble.value = in_red(trouble)
             return
         # Nothing at all is said when the stream has just been opened: what happened before, it does not tell.
-        events = [r for r in records if isinstance(r, Event)] if records else self._history()
+        events = [r for r in records if isinstance(r, Event)]
+        if not records or "history" in self._unread:
+            events = [*self._history(), *events]
         with self._lock:
             if self.comm is None:  # closed meanwhile
                 return
@@ -172,8 +177,8 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def _look(self) -> None:
         """Ask for everything that is shown, and draw."""
-        self.refresh()
         self._ask_minutes(time.time())
+        self.refresh()
         for fold in (self.memory, self.logs):
             fold.refresh()
         with self._lock:
@@ -184,19 +189,30 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         """What was before the live seconds, once a minute: it grows by one then."""
         if now // 60 == self._minute:
             return
-        self._minute = now // 60
-        try:
-            found = self._client.stats(self.name, since=now - WINDOWS_S[-1])
-        except DSServeError:
-            return  # `refresh` says what is wrong
+        found = self._read("stats", lambda: self._client.stats(self.name, since=now - WINDOWS_S[-1]))
         with self._lock:
-            self.series.fill(found)
+            if "stats" not in self._unread:
+                self._minute = now // 60
+            if found:
+                self.series.fill(found)
 
     def _history(self) -> list[Event]:
+        return list(self._read("history", lambda: self._client.history(self.name, limit=KEPT)) or [])
+
+    def _read(self, what: str, ask: Callable[[], T]) -> T | None:
+        """None if there is nothing, or it could not be read: `refresh` says why, and it is asked for again."""
+        found, trouble = None, ""
         try:
-            return list(self._client.history(self.name, limit=KEPT))
-        except DSServeError:
-            return []  # `refresh` says what is wrong
+            found = ask()
+        except NotFound:
+            pass  # nothing of it yet
+        except DSServeError as fault:
+            trouble = fault.message
+        with self._lock:
+            self._unread.pop(what, None)
+            if trouble:
+                self._unread[what] = trouble
+        return found
 
     # ---- what is shown
 

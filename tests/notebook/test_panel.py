@@ -22,6 +22,7 @@ from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.notebook import panel as panel_module
 from jupyter_dsserve.notebook import session
 from jupyter_dsserve.notebook.panel import Panel, panel
+from jupyter_dsserve.protocol.errors import Forbidden
 from tests.support import Caller, Command, until
 
 TOY = "toy:step_s=0.001"
@@ -311,6 +312,23 @@ async def test_it_says_that_the_gateway_is_gone_and_goes_on_when_it_is_back(two:
     gateway.fleet.events.close()  # ends the stream, as a gateway that ends does
     await until(lambda: "the gateway ended" in view._trouble.value)
     await until(lambda: view._trouble.value == "")
+
+
+@pytest.mark.parametrize("what", ["history", "stats"])
+async def test_a_past_that_is_refused_is_said_and_asked_for_until_it_is_told(
+    two: Caller, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise Forbidden(f"no {what} for you")
+
+    await opened("demo")
+    with monkeypatch.context() as patched:
+        patched.setattr(session.session().quick, what, refuse, raising=True)
+        view = await opened("demo")
+        await until(lambda: f"no {what} for you" in view._trouble.value)
+        assert view._minute < 0 or what == "history"
+    await until(lambda: view._trouble.value == "")
+    await until(lambda: view._minute > 0 and view._past.marks(0.0))
 
 
 async def test_a_panel_of_nothing_yet_offers_to_load(gateway: Gateway, caller: Caller) -> None:
