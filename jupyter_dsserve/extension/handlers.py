@@ -156,6 +156,14 @@ class ForwardHandler(_Handler):
         self.finish(set_content_type=headers.get("Content-Type", "application/json"))
 
 
+class SlashHandler(ForwardHandler):
+    """``/dsserve``: its page is at ``/dsserve/``, whose links are relative."""
+
+    async def forward(self) -> None:
+        query = f"?{self.request.query}" if self.request.query else ""
+        self.redirect(f"{self.request.path}/{query}", status=307)
+
+
 class InferenceHandler(ForwardHandler):
     """What asks models: an API key opens it, which only the gateway knows, so Jupyter is not asked whose that is, and
     its cookies say nothing. Without a key it is as everything else."""
@@ -174,6 +182,7 @@ class InferenceHandler(ForwardHandler):
 
 
 HANDLERS: list[tuple[str, type[_Handler]]] = [
+    (r"/dsserve()", SlashHandler),
     (r"/dsserve/gateway", GatewayHandler),
     (r"/dsserve/(v1/.*|v2|v2/.*|predict)", InferenceHandler),
     (r"/dsserve/(.*)", ForwardHandler),

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from jupyter_dsserve.extension.handlers import HANDLERS, ForwardHandler, GatewayHandler, InferenceHandler
+from jupyter_dsserve.extension.handlers import HANDLERS, ForwardHandler, GatewayHandler, InferenceHandler, SlashHandler
 from jupyter_dsserve.gateway.server import ROUTES
 from tests.support import Caller, JupyterServer
 
@@ -67,12 +67,12 @@ def example_of(pattern: str) -> str:
 def all_routes() -> list[tuple[str, str]]:
     """(method, path) of everything: our own routes, and each of the gateway's."""
     patterns = [p for p, _ in ROUTES]
-    paths = ["/gateway", "/", "/no/such/path", *(re.sub(r"\(\[\^/\]\+\)|\.\*", "x", p) for p in patterns)]
+    paths = ["", "/gateway", "/", "/no/such/path", *(re.sub(r"\(\[\^/\]\+\)|\.\*", "x", p) for p in patterns)]
     return [(method, path) for path in paths for method in METHODS]
 
 
 def test_the_walk_knows_all_handlers() -> None:
-    assert [handler for _, handler in HANDLERS] == [GatewayHandler, InferenceHandler, ForwardHandler]
+    assert [handler for _, handler in HANDLERS] == [SlashHandler, GatewayHandler, InferenceHandler, ForwardHandler]
     assert len(all_routes()) > 100
 
 

@@ -70,6 +70,14 @@ async def test_the_page_of_the_routes_is_there_and_may_style_itself(server: Jupy
     assert "post_v1_chat_completions" in page.text
 
 
+async def test_without_its_slash_the_root_leads_to_where_it_is(server: JupyterServer, through: Caller) -> None:
+    for method in ("GET", "HEAD"):
+        answer = await through.request(method, f"{server.url}/dsserve?a=1")
+        assert answer.status_code == 307
+        assert f"{server.url}/dsserve/?a=1".endswith(answer.headers["Location"])
+        assert answer.headers["Location"] == "/user/a%40b/dsserve/?a=1"
+
+
 async def test_a_load_test_goes_through_jupyter_below_any_base_url(server: JupyterServer, through: Caller) -> None:
     plan = Plan.read(concurrency=2, requests=4, output_tokens=5)
     report = await Bench(Target.at(f"{server.url}/dsserve", server.token), plan).run()
