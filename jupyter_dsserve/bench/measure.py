@@ -75,6 +75,10 @@ class Point:
     lag_s: float
     is_warm: bool
 
+    @property
+    def num_counted(self) -> int:
+        return self.answered + sum(self.errors.values()) + self.unfinished
+
 
 def point_of(load: Load, outcomes: Sequence[Outcome], window: Window, slo: Slo, most: int = 0) -> Point:
     """The figures of ``outcomes``; with ``most`` only so many of those asked in the window are followed."""

@@ -102,9 +102,10 @@ class Plan:
     """A sweep: one point for each number of ``concurrency``, or for each ``rate`` (requests a second).
 
     A point lasts ``seconds``, or until ``requests`` of them (0: not counted) have ended, whichever comes first, not
-    counting its warm-up. ``drain_s`` is the most that its warm-up, and at its end the last answers, are waited for.
-    Prompts and lengths are drawn from ``seed``: the same every time. ``ignore_eos`` (answers go on to their full
-    length) None means: if the server is ours.
+    counting its warm-up; longer if no client has asked again by then. ``drain_s`` is the most that its warm-up, a
+    client that asks again, and at its end the last answers, are waited for. Prompts and lengths are drawn from
+    ``seed``: the same every time. ``ignore_eos`` (answers go on to their full length) None means: if the server is
+    ours.
     """
 
     concurrency: tuple[int, ...] = ()

@@ -87,6 +87,9 @@ class Report:
                 f"At {', '.join(cold)} the first wave had not ended after {self.plan.drain_s:g} s (drain_s): "
                 "the server was still warming up when it was measured."
             )
+        empty = [f"{point.load} within {point.window_s:.3g} s" for point in self.points if not point.num_counted]
+        if empty:
+            said.append(f"No request began at {', '.join(empty)}, so that none was counted: give more seconds.")
         late = [f"{1000 * p.lag_s:.0f} ms at {p.load}" for p in self.points if p.lag_s > _LATE_S]
         if late:
             said.append(

@@ -168,15 +168,18 @@ class _Running:
     async def _counted(self, is_warm: bool) -> Window:
         self._start_s = time.monotonic()
         self._lags_s.clear()
+        before = self._num_asked
         if most := self._plan.requests:
-            asked = self._num_asked + most
-            await self._until(lambda: self._num_asked >= asked, self._plan.seconds)
+            await self._until(lambda: self._num_asked >= before + most, self._plan.seconds)
         else:
             await self._until(lambda: False, self._plan.seconds)
-        # A tick late, unless it was stopped early: what was asked in between is not counted.
-        is_early = self._is_stopped() or bool(most)
+        is_longer = self._load.kind == "concurrency" and self._num_asked == before
+        if is_longer:  # an answer takes longer, so that no client has asked again
+            await self._until(lambda: self._num_asked > before, self._plan.drain_s)
+        # A tick late, unless it was to end otherwise: what was asked in between is not counted.
+        is_as_it_is = self._is_stopped() or bool(most) or is_longer
         now_s = time.monotonic()
-        end_s = now_s if is_early else min(now_s, self._start_s + self._plan.seconds)
+        end_s = now_s if is_as_it_is else min(now_s, self._start_s + self._plan.seconds)
         return Window(self._start_s, end_s, Quantiles.of(self._lags_s).p95 or 0.0, is_warm)
 
     def _are_open(self, window: Window) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -43,4 +44,12 @@ def trial_of(target: Target, baseline: str = "", prompts: Prompts = (), *, round
 def _read(prompts: Prompts) -> list[Prompt]:
     if isinstance(prompts, str | Path):
         return read_prompts(file_text(prompts), str(prompts)) if str(prompts) else []
-    return read_prompts("\n".join(json.dumps(dict(each)) for each in prompts)) if prompts else []
+    lines: list[str] = []
+    for number, each in enumerate(prompts, start=1):
+        try:
+            if not isinstance(each, Mapping):
+                raise TypeError(f'{reprlib.repr(each)} is none, give {{"prompt": …}}')
+            lines.append(json.dumps(dict(each)))
+        except (TypeError, ValueError, RecursionError) as fault:
+            raise InvalidRequest(f"prompts, line {number}: {fault}", param="prompts") from None
+    return read_prompts("\n".join(lines)) if lines else []

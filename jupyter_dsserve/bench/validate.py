@@ -127,6 +127,11 @@ def _rounds(trial: Trial, share: float, on_progress: OnProgress) -> tuple[Round,
                 raise KeyboardInterrupt
             if not report.points:
                 raise DSServeError(f"{model} was not measured")
-            points[model] = report.points[0]
+            point = points[model] = report.points[0]
+            if not point.num_counted:
+                raise Unavailable(
+                    f"no request to {model} began within {point.window_s:.3g} s of round {number + 1}, so that nothing "
+                    "was measured: give more seconds, or fewer output_tokens"
+                )
         found.append((points[trial.baseline], points[trial.target.model]))
     return tuple(found)

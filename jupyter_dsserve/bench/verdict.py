@@ -103,7 +103,7 @@ class Verdict:
 
     def to_junit(self) -> str:
         """A test case for each prompt and each threshold, as CI systems read them."""
-        suite = ElementTree.Element("testsuite", name=self.headline.partition(":")[0])
+        suite = ElementTree.Element("testsuite", name=_printable(self.headline.partition(":")[0]))
         for case in self.cases:
             _junit(suite, "prompts", case.name, case.latency_s, "; ".join(case.problems))
         for check in self.checks:
@@ -196,10 +196,10 @@ def judged(thresholds: Thresholds, cases: Sequence[Case], rounds: Sequence[Round
                 checks.append(_ratio_check(name, limit, is_most, found.get(name)))
         points = [point for _, point in rounds]
         failed = sum(sum(point.errors.values()) + point.unfinished for point in points)
-        total = failed + sum(point.answered for point in points)
-        rate = failed / total if total else 1.0
-        said = f"{failed} of {total} requests failed ({rate:.2%}), at most {thresholds.max_error_rate:.2%}"
-        checks.append(Check("errors", rate <= thresholds.max_error_rate, said))
+        if total := sum(point.num_counted for point in points):
+            rate = failed / total
+            said = f"{failed} of {total} requests failed ({rate:.2%}), at most {thresholds.max_error_rate:.2%}"
+            checks.append(Check("errors", rate <= thresholds.max_error_rate, said))
     return tuple(checks)
 
 
@@ -219,7 +219,11 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _junit(suite: ElementTree.Element, group: str, name: str, seconds: float, failure: str) -> None:
-    case = ElementTree.SubElement(suite, "testcase", classname=group, name=name, time=f"{seconds:.3f}")
+    case = ElementTree.SubElement(suite, "testcase", classname=group, name=_printable(name), time=f"{seconds:.3f}")
     if failure:
-        # XML has no place for control characters that an answer may hold.
-        ElementTree.SubElement(case, "failure", message="".join(c if c.isprintable() else " " for c in failure))
+        ElementTree.SubElement(case, "failure", message=_printable(failure))
+
+
+def _printable(text: str) -> str:
+    """XML has no place for control characters, which an answer or a name may hold."""
+    return "".join(c if c.isprintable() else " " for c in text)

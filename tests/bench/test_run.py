@@ -103,6 +103,20 @@ async def test_it_stops_by_itself_also_when_no_answer_ends(gateway: Gateway, cal
     await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 0)
 
 
+async def test_a_window_shorter_than_an_answer_lasts_until_some_have_begun(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.02")
+    (point,) = (await pressed(gateway, concurrency=2, seconds=0.05, output_tokens=10)).points
+    assert point.answered >= 1
+    assert 0.1 < point.window_s < 0.6
+    assert point.output_tokens_per_s == pytest.approx(2 / 0.02, rel=0.3)
+
+
+async def test_a_point_of_no_request_says_why(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0.02")
+    report = await pressed(gateway, concurrency=2, seconds=0.05, drain_s=0.15, output_tokens=100_000)
+    assert "No request began at concurrency 2 within 0.2" in report.notes()[1]
+
+
 async def test_when_asking_itself_comes_late_the_report_says_so(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.002")
 

@@ -10,10 +10,14 @@ from xml.etree import ElementTree
 import pytest
 
 from jupyter_dsserve.bench.measure import Point, Quantiles
-from jupyter_dsserve.bench.plan import Load
+from jupyter_dsserve.bench.plan import Load, Plan
 from jupyter_dsserve.bench.prompts import Expectation, problems, read_prompts
+from jupyter_dsserve.bench.report import Report
+from jupyter_dsserve.bench.target import Target
+from jupyter_dsserve.bench.trial import trial_of
+from jupyter_dsserve.bench.validate import validate
 from jupyter_dsserve.bench.verdict import Case, Thresholds, Verdict, compared, judged
-from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.errors import InvalidRequest, Unavailable
 
 NONE = Quantiles()
 POINT = Point(
@@ -139,11 +143,42 @@ def test_each_threshold_fails_by_itself(
     assert [check.name for check in checks if not check.has_passed] == failing
 
 
+def test_a_round_in_which_no_request_began_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target("http://x/v1", model="demo@v2")
+    empty = replace(POINT, answered=0, latency_s=NONE)
+    report = Report(target.url, "demo@v1", "now", Plan(), (empty,), "usage", {}, False)
+    monkeypatch.setattr("jupyter_dsserve.bench.validate.run_blocking", lambda *_: report)
+    with pytest.raises(Unavailable, match=r"no request to demo@v1 began within 1 s of round 1.*give more seconds"):
+        validate(trial_of(target, "demo@v1"))
+    assert "errors" not in [check.name for check in judged(Thresholds(), [], [(empty, empty)])]
+
+
 def test_what_could_not_be_measured_has_not_been_kept() -> None:
     nothing = replace(POINT, latency_s=NONE, answered=0, errors={"HTTP 500": 5})
     checks = {check.name: check for check in judged(Thresholds(), [], [(POINT, nothing)])}
     assert not checks["latency, p50"].has_passed
     assert "5 of 5 requests failed" in checks["errors"].said
+
+
+def test_junit_is_xml_whatever_the_names_are() -> None:
+    cases = (replace(BAD, name="a\x00\x1b", problems=("\ud800",)),)
+    checks = judged(Thresholds(), cases, [])
+    suite = ElementTree.fromstring(Verdict("", "demo\x01", "", "", Thresholds(), cases, (), (), checks).to_junit())
+    assert (suite.attrib["name"], suite[0].attrib["name"]) == ("demo ", "a  ")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "named"),
+    [
+        (["def f("], r"line 1: 'def f\(' is none"),
+        ([{"prompt": "a"}, 5], "line 2: 5 is none"),
+        ([{"prompt": "a"}, {"prompt": {1}}], "line 2: .*not JSON serializable"),
+        ([{"prompt": "a", ("b",): 1}], "line 1: "),
+    ],
+)
+def test_a_prompt_from_python_that_cannot_be_is_named(prompts: Any, named: str) -> None:
+    with pytest.raises(InvalidRequest, match=named):
+        trial_of(Target("http://x/v1", model="demo@v2"), prompts=prompts)
 
 
 def test_the_report_says_the_same_in_each_form() -> None:
