@@ -17,7 +17,7 @@ from IPython.display import display
 from jupyter_dsserve.bench.table import Bundle
 from jupyter_dsserve.notebook.answers import Prompt
 from jupyter_dsserve.notebook.client import AsyncClient, Client
-from jupyter_dsserve.notebook.views import Answer, colour_of, footnote
+from jupyter_dsserve.notebook.views import Answer, colour_of, footnote, ink
 from jupyter_dsserve.notebook.words import marked
 from jupyter_dsserve.protocol.errors import DSServeError
 
@@ -101,7 +101,7 @@ class Beside:
 
 def answer_column(version: str, html: str, below: str) -> str:
     """An answer under its version's name, with a line below it; ``html`` is escaped already."""
-    name = f'<b style="color:{colour_of(version)}">{escape(version)}</b>'
+    name = f'<b style="color:{ink(colour_of(version))}">{escape(version)}</b>'
     style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4;margin:2px 8px 2px 0"
     return f'{name}<pre style="{style}">{html}</pre>{footnote(below)}'
 

@@ -61,6 +61,11 @@ def colour_of(version: str) -> str:
     return COLOURS[_number(version) % len(COLOURS)]
 
 
+def ink(colour: str) -> str:
+    """``colour`` for words: nearer to that of the words around, to be read on a light page and on a dark one."""
+    return f"color-mix(in srgb, {colour} 60%, currentColor)"
+
+
 def dash_of(version: str) -> str:
     """The dash of a version's line, for those who do not see its colour."""
     return DASHES[_number(version) % len(DASHES)]

@@ -335,22 +335,26 @@ def test_a_key_is_made_and_told_once(lab: Lab, page: Page) -> None:
     lab.ask("DELETE", "/api/deployments/other")
 
 
+def serious(page: Page, place: str, seen: set[str]) -> dict[str, list[str]]:
+    """What axe finds there, by its rules; those in ``seen`` found what they look at."""
+    # JupyterLab's body has no height and hides what overflows: axe would take the whole page for invisible.
+    page.add_style_tag(content="body { height: 100vh }")
+    found = Axe().run(page, context=place).response
+    assert seen <= {rule["id"] for rule in found["passes"] + found["violations"]}, "it saw nothing"
+    rules = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
+    return {rule["id"]: [node["failureSummary"] for node in rule["nodes"]] for rule in rules}
+
+
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_axe_finds_nothing_serious(page: Page, theme: str) -> None:
     dress(page, theme)
-    # JupyterLab's body has no height and hides what overflows: axe would take the whole page for invisible.
-    page.add_style_tag(content="body { height: 100vh }")
     run(page, "dsserve:load-new")
     for place in (".jp-Dialog-body", "#jupyter-dsserve-sidebar", ".jp-DSServe-statusItem"):
         if place.startswith("#"):
             dialog(page).get_by_role("button", name="Cancel").click()
             dialog(page).wait_for(state="detached")
-        found = Axe().run(page, context=place).response
         seen = {"color-contrast", "label" if "Dialog" in place else "button-name"}
-        assert seen <= {rule["id"] for rule in found["passes"]}, "it saw nothing"
-        serious = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
-        said = {rule["id"]: [node["failureSummary"] for node in rule["nodes"]] for rule in serious}
-        assert said == {}, f"{place} in {theme}"
+        assert serious(page, place, seen) == {}, f"{place} in {theme}"
 
 
 def test_a_gateway_that_hangs_is_told_and_so_is_its_return(lab: Lab, page: Page) -> None:
@@ -394,6 +398,31 @@ def test_a_cell_that_is_put_into_the_notebook_asks_the_version(page: Page) -> No
     assert page.locator(".jp-CodeCell").count() == before + 1, "the notebook loads the extension already"
     execute(page, asks)
     asks.locator(".jp-OutputArea-output").get_by_text(re.compile(r"demo@v2 · \d+ tokens")).wait_for()
+
+
+def test_axe_finds_nothing_serious_in_a_panel(page: Page) -> None:
+    page.set_viewport_size({"width": 1360, "height": 1900})  # of what is scrolled away it does not see the colours
+    execute(page, page.locator(".jp-CodeCell", has_text="%dsserve panel demo"))
+    panel = page.locator(".dsserve-panel")
+    panel.locator(".js-plotly-plot").wait_for()
+    for name in ("Playground", "Events", "Memory", "Logs"):
+        panel.get_by_text(name, exact=True).click()
+    panel.get_by_text("that may be held").wait_for()
+    panel.locator("pre", has_text="demo@v1#0").wait_for()
+    # Whether they have something to scroll depends on what else runs on this machine.
+    page.add_style_tag(content=".dsserve-panel .widget-html[tabindex] { max-height: 3em !important }")
+    for theme in ("Light", "Dark"):
+        dress(page, theme)
+        seen = {"color-contrast", "label", "select-name", "aria-input-field-name", "scrollable-region-focusable"}
+        assert serious(page, ".dsserve-panel", seen) == {}, theme
+    for name in ("Playground", "Events", "Memory", "Logs"):
+        panel.get_by_text(name, exact=True).click()
+    panel.get_by_role("slider", name="v1: Percent of the traffic that v1 gets").wait_for()
+    panel.get_by_role("button", name="Stop").click()
+    page.locator(".jp-Notebook .jp-CodeCell", has_text="%dsserve panel demo").locator(".cm-content").click()
+    run(page, "notebook:clear-cell-output")
+    panel.wait_for(state="detached")
+    page.set_viewport_size({"width": 1360, "height": 900})
 
 
 def test_the_main_area_shows_the_same(page: Page) -> None:

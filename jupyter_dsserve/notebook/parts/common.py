@@ -9,6 +9,7 @@ from typing import Any
 
 import ipywidgets as w
 
+from jupyter_dsserve.notebook.views import ink
 from jupyter_dsserve.protocol.errors import DSServeError
 
 # Runs what a hand asks for, and says in the panel what became of it: what a callback prints or raises nobody sees.
@@ -49,6 +50,11 @@ class Fold(w.Accordion):  # type: ignore[misc]  # ipywidgets has no types
         """Get what it shows from the gateway."""
 
 
+def scrolled(name: str, height: str) -> w.HTML:
+    """What is cut at ``height`` and scrolls, by keyboard too: the box keeps the focus when its words change."""
+    return w.HTML(tooltip=name, tabbable=True, layout={"max_height": height, "overflow": "auto"})
+
+
 def close_all(widget: Any) -> None:
     """ipywidgets' own ``close`` leaves what a widget is made of in the kernel and in the browser."""
     for part in [*getattr(widget, "children", ()), getattr(widget, "layout", None), getattr(widget, "style", None)]:
@@ -58,7 +64,7 @@ def close_all(widget: Any) -> None:
 
 
 def in_red(text: str) -> str:
-    return f'<span style="color:#D55E00">{escape(text)}</span>' if text else ""
+    return f'<span style="color:{ink("#D55E00")}">{escape(text)}</span>' if text else ""
 
 
 def small(*lines: str) -> str:

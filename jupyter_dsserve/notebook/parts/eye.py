@@ -1,4 +1,5 @@
-"""Whether anybody can see a panel: scrolled away, folded or in a hidden tab it need not be drawn."""
+"""What the page does for a panel: it tells whether anybody can see it (scrolled away, folded or in a hidden tab it need
+not be drawn), and screen readers what each of its fields is."""
 
 from __future__ import annotations
 
@@ -21,18 +22,32 @@ function tell(model) {
   }
 }
 
+// ipywidgets names a field by its description alone; what is none but has a tooltip, and a slider at all, we name.
+function name(panel) {
+  for (const field of panel.querySelectorAll("select, input, .noUi-handle, .widget-html[tabindex]")) {
+    const label = field.closest(".jupyter-widgets").querySelector(".widget-label");
+    const said = [label?.textContent, label?.title || field.title].filter((each) => each && each !== "null").join(": ");
+    if (field.getAttribute("aria-label") !== said) field.setAttribute("aria-label", said);
+    if (field.matches("div.widget-html")) field.setAttribute("role", "region");
+  }
+}
+
 function render({ model, el }) {
   if (!views.has(model)) views.set(model, new Map());
   const seen = views.get(model);
   const look = (isSeen) => { seen.set(el, isSeen); tell(model); };
   const observer = new IntersectionObserver((found) => look(found[found.length - 1].isIntersecting));
+  const namer = new MutationObserver(() => name(el.closest(".dsserve-panel") ?? el));
   let waiting;
   const begin = () => {  // as soon as it stands in its panel
     const panel = el.closest(".dsserve-panel");
-    if (panel) observer.observe(panel); else waiting = setTimeout(begin, 50);
+    if (!panel) { waiting = setTimeout(begin, 50); return; }
+    observer.observe(panel);
+    namer.observe(panel, { childList: true, subtree: true, attributeFilter: ["title"] });
+    name(panel);
   };
   begin();
-  return () => { clearTimeout(waiting); observer.disconnect(); seen.delete(el); tell(model); };
+  return () => { clearTimeout(waiting); observer.disconnect(); namer.disconnect(); seen.delete(el); tell(model); };
 }
 
 export default { render };

@@ -8,7 +8,7 @@ from html import escape
 import ipywidgets as w
 
 from jupyter_dsserve.notebook.client import Client
-from jupyter_dsserve.notebook.parts.common import Fold
+from jupyter_dsserve.notebook.parts.common import Fold, scrolled
 
 _LINES = 30
 
@@ -18,8 +18,8 @@ class Logs(Fold):
 
     def __init__(self, name: str, client: Client) -> None:
         self._name, self._client = name, client
-        self.version = w.Dropdown(layout={"width": "8em"})
-        self.text = w.HTML()
+        self.version = w.Dropdown(tooltip="The version whose logs are shown", layout={"width": "8em"})
+        self.text = scrolled("The last lines of the logs", "16em")
         super().__init__("Logs", self.version, self.text)
 
     def show(self, versions: Sequence[str]) -> None:
@@ -35,5 +35,5 @@ class Logs(Fold):
             return
         logs = self._client.logs(self._name, self.version.value, _LINES)
         written = "\n".join(f"{worker}\n" + "\n".join(f"  {line}" for line in lines) for worker, lines in logs.items())
-        style = "max-height:18em;overflow:auto;font-size:80%;line-height:1.4;white-space:pre-wrap"
+        style = "font-size:80%;line-height:1.4;white-space:pre-wrap"
         self.text.value = f'<pre style="{style}">{escape(written or "nothing was written yet")}</pre>'

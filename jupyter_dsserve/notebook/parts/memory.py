@@ -8,7 +8,7 @@ import ipywidgets as w
 
 from jupyter_dsserve.notebook.client import Client
 from jupyter_dsserve.notebook.ledger import Ledger
-from jupyter_dsserve.notebook.parts.common import Fold
+from jupyter_dsserve.notebook.parts.common import Fold, scrolled
 from jupyter_dsserve.notebook.views import colour_of
 from jupyter_dsserve.protocol.records import DeviceMemory
 from jupyter_dsserve.protocol.sizes import shown
@@ -19,14 +19,15 @@ class Memory(Fold):
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self.books = w.HTML()
-        super().__init__("Memory", self.books)
+        self.bars = w.HTML()
+        self.books = scrolled("Who holds the memory", "18em")
+        super().__init__("Memory", self.bars, self.books)
 
     def ask(self) -> None:
         ledger: Ledger = self._client.ledger()
-        bars = "".join(bar(device) for device in ledger.devices)
+        self.bars.value = "".join(bar(device) for device in ledger.devices)
         table = ledger._repr_mimebundle_()["text/html"]
-        self.books.value = f'{bars}<div style="font-size:85%;max-height:20em;overflow:auto">{table}</div>'
+        self.books.value = f'<div style="font-size:85%">{table}</div>'
 
 
 def bar(device: DeviceMemory) -> str:

@@ -35,7 +35,10 @@ class Playground(Fold):
         self.max_tokens = w.BoundedIntText(64, min=1, max=100_000, description="tokens", layout={"width": "10em"})
         self.temperature = w.BoundedFloatText(0.0, min=0.0, max=2.0, step=0.1, description="temperature")
         self.temperature.layout.width, self.temperature.style.description_width = "11em", "6.5em"
-        self.chosen = [w.Dropdown(layout={"width": "7em"}) for _ in range(2)]
+        self.chosen = [
+            w.Dropdown(tooltip=tip, layout={"width": "7em"})
+            for tip in ("The version that is asked", "The version that is asked beside it, if any")
+        ]
         self.button = button("Ask", "Ask both versions", icon="comment", button_style="primary")
         self.columns = [w.HTML(layout={"flex": "1 1 0", "min_width": "0"}) for _ in range(2)]
         self.button.on_click(lambda _: self._toggle())

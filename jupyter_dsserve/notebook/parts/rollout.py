@@ -10,7 +10,7 @@ import ipywidgets as w
 
 from jupyter_dsserve.notebook.client import Client
 from jupyter_dsserve.notebook.parts.common import Act, button
-from jupyter_dsserve.notebook.views import Deployment, Rollout, colour_of
+from jupyter_dsserve.notebook.views import Deployment, Rollout, colour_of, ink
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.records import RolloutState
 
@@ -126,15 +126,15 @@ def rollout_html(rollout: Rollout) -> str:
         filled = colour if i < at or is_here else "transparent"
         is_end = i == at and rollout.state is RolloutState.ROLLED_BACK
         border = colour if i <= at else "#8888"
-        text = "#fff" if filled != "transparent" else "inherit"
+        text = "#000" if filled != "transparent" else "inherit"
         weight = "bold" if is_here else "normal"
         style = f"border:1px solid {border};background:{filled};color:{text};font-weight:{weight}"
         said = f"{step:g} %{' ✕' if is_end else ' ✓' if i < at else ''}"
         steps.append(f'<span style="{style};border-radius:8px;padding:0 8px;margin-right:4px">{said}</span>')
     title = (
-        f'<b style="color:{colour}">{rollout.state.value}</b> rollout of '
-        f'<b style="color:{colour_of(rollout.candidate)}">{escape(rollout.candidate)}</b> beside '
-        f'<b style="color:{colour_of(rollout.stable)}">{escape(rollout.stable)}</b> &nbsp; {"".join(steps)}'
+        f'<b style="color:{ink(colour)}">{rollout.state.value}</b> rollout of '
+        f'<b style="color:{ink(colour_of(rollout.candidate))}">{escape(rollout.candidate)}</b> beside '
+        f'<b style="color:{ink(colour_of(rollout.stable))}">{escape(rollout.stable)}</b> &nbsp; {"".join(steps)}'
     )
     lines = "".join(
         f"<div>{_evidence_bar(measure.against)} {escape(line)}</div>"

@@ -13,7 +13,7 @@ import ipywidgets as w
 from jupyter_dsserve.notebook.client import Client
 from jupyter_dsserve.notebook.parts.common import Act, button, close_all, small
 from jupyter_dsserve.notebook.series import Series
-from jupyter_dsserve.notebook.views import Deployment, Version, colour_of, state_text
+from jupyter_dsserve.notebook.views import Deployment, Version, colour_of, ink, state_text
 from jupyter_dsserve.notebook.weights import balanced, whole_percents
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.records import VersionState, VersionStats
@@ -49,7 +49,7 @@ class VersionRow(w.HBox):  # type: ignore[misc]  # ipywidgets has no types
     def show(self, version: Version, share: int, stats: VersionStats | None, per_s: float, held_by: str) -> None:
         """``share`` of the traffic in percent, ``per_s`` requests a second; ``held_by`` says why the slider cannot be
         moved, or is empty."""
-        name = f'<b style="color:{colour_of(version.version)}">{escape(version.version)}</b>'
+        name = f'<b style="color:{ink(colour_of(version.version))}">{escape(version.version)}</b>'
         self.label.value = f"{name} {escape(state_text(version))}{small(version.spec.model, version.note)}"
         self.progress.value = version.progress
         self.progress.layout.display = "" if version.state in _COMING else "none"
@@ -75,10 +75,13 @@ class LoadForm(w.HBox):  # type: ignore[misc]
         self._name, self._client, self._act = name, client, act
         self.model = w.Combobox(
             placeholder="builtin:demo-v2, a directory or a hub name",
+            tooltip="The model to load: a built-in one, a directory or a hub name",
             options=["builtin:demo-v1", "builtin:demo-v2"],
             layout={"width": "22em"},
         )
-        self.version = w.Text(placeholder="version", layout={"width": "6em"})
+        self.version = w.Text(
+            placeholder="version", tooltip="What to call it; numbered if empty", layout={"width": "6em"}
+        )
         self.dtype = w.Dropdown(
             options=_DTYPES, tooltip="The weights' type; auto is their own", layout={"width": "5em"}
         )
