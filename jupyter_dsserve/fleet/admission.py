@@ -147,8 +147,9 @@ class Admission:
         device = replica.device or holding.grant.device
         is_there = device in self._capacity
         devices = holding.devices if holding.grant.device == device or not is_there else {device}
-        holding.taken = {d: await self._taken(version, replica, d) for d in devices}
+        # Said before it is measured: what loads on meanwhile would be settled with less than it takes.
         is_first = replica.state is VersionState.READY and replica.heartbeat.device_bytes and not holding.settled
+        holding.taken = {d: await self._taken(version, replica, d) for d in devices}
         if not is_first or not (total := sum(holding.taken.values())):
             return 0
         # On a CPU the cache takes memory as it is filled, on a GPU all of it at once.
