@@ -245,15 +245,14 @@ class WorkerApp:
     async def _load_and_serve(self) -> None:
         """Load in the engine's thread, then send heartbeats; returns only if the load failed."""
         ready: asyncio.Future[AnyRunner] = self._loop.create_future()
-        if self._launch.spec.runner != "toy":  # whose name is no hub's
-            try:
-                await self._check_content()
-                path = await asyncio.to_thread(snapshot_at, self._launch.model_path)
-            except (Conflict, InvalidRequest) as fault:
-                log.error("the load failed: %s", fault.message)
-                self._outbox.put(pb.FromWorker(failed=pb.Failed(error=codec.error_to_pb(fault))))
-                return
-            self._launch = replace(self._launch, model_path=path)
+        try:
+            await self._check_content()
+            path = await asyncio.to_thread(snapshot_at, self._launch.model_path)
+        except (Conflict, InvalidRequest) as fault:
+            log.error("the load failed: %s", fault.message)
+            self._outbox.put(pb.FromWorker(failed=pb.Failed(error=codec.error_to_pb(fault))))
+            return
+        self._launch = replace(self._launch, model_path=path)
         if self._launch.spec.tp > 1:
             self._group = RankGroup(
                 self._launch.spec,
