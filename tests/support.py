@@ -70,12 +70,13 @@ async def until(look: Callable[[], Any], is_there: Callable[[Any], bool] = bool,
 
 
 def worker_pids(parent: int) -> list[int]:
-    """The worker processes that ``parent`` started and that still run."""
+    """The worker processes that ``parent`` started and that still run; not what else it has (pytest may have Python's
+    resource tracker, which stays until it ends)."""
     try:
         children = psutil.Process(parent).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-    return [p.pid for p in children if p.status() != psutil.STATUS_ZOMBIE]
+    return [p.pid for p in children if any(part.startswith("jupyter_dsserve.") for part in _command(p))]
 
 
 def is_running(pid: int) -> bool:
@@ -241,15 +242,18 @@ class JupyterServer:
     def processes(self) -> list[int]:
         """The gateway (if it is ours) and its workers."""
         return [
-            p.pid for p in psutil.Process(self.process.pid).children(recursive=True) if "jupyter_dsserve" in _line(p)
+            p.pid
+            for p in psutil.Process(self.process.pid).children(recursive=True)
+            if "jupyter_dsserve" in " ".join(_command(p))
         ]
 
 
-def _line(process: psutil.Process) -> str:
+def _command(process: psutil.Process) -> list[str]:
+    """The words of its command line; none if it has ended."""
     try:
-        return " ".join(process.cmdline())
+        return process.cmdline()
     except psutil.Error:
-        return ""
+        return []
 
 
 def free_port() -> int:

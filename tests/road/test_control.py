@@ -20,7 +20,7 @@ from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Unavailable
 from tests.engine.test_loop import toy_text
-from tests.support import Caller, Command, until, worker_pids
+from tests.support import Caller, Command, is_running, until
 
 FAST = "toy:step_s=0.001"
 
@@ -147,7 +147,7 @@ async def test_unload_ends_the_process_keeps_the_version_and_moves_its_traffic(
     await caller.post("/api/deployments/demo/versions/v1/unload")
     stopped = await caller.settled("demo", "v1", "STOPPED")
     assert stopped["replicas"] == []
-    assert pid not in worker_pids(pid)
+    assert not is_running(pid)
     assert await route(caller) == {"v2": 100}
     await caller.post("/api/deployments/demo/versions/v1/load")
     assert (await caller.settled("demo", "v1", "READY"))["weight"] == 0
