@@ -378,6 +378,7 @@ async def test_a_caller_that_is_refused_hears_so_however_late_its_body_comes(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 async def test_ten_times_a_keys_load_is_held_to_its_limits_and_another_keys_callers_do_not_feel_it() -> None:
     found = await measure(120)
     assert found.calls == pytest.approx(1, abs=0.05), found
