@@ -250,7 +250,7 @@ def test_a_panel_that_is_out_of_view_rests_and_is_whole_when_it_is_back(page: Pa
 
 
 def test_the_playground_shows_two_answers_side_by_side_and_folds_open_and_shut(
-    demo: Demo, page: Page, pictures: Pictures
+    demo: Demo, page: Page, tmp_path: Path
 ) -> None:
     panel = cell(page, "%dsserve panel assistant").locator(".jp-OutputArea-output > .widget-vbox")
     panel.get_by_text("Playground").click()
@@ -265,7 +265,7 @@ def test_the_playground_shows_two_answers_side_by_side_and_folds_open_and_shut(
     panel.get_by_text("Logs", exact=True).click()
     panel.locator("pre", has_text="assistant@v1#0").wait_for()
     page.mouse.move(5, 5)
-    panel.screenshot(path=pictures.folder / "folds.png")
+    panel.screenshot(path=tmp_path / "folds.png")  # to look at; README does not show it
     for name in ("Playground", "Events", "Memory", "Logs"):
         panel.get_by_text(name, exact=True).click()
 
