@@ -13,8 +13,9 @@ from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
 from jupyter_dsserve.gateway.bodies import validated
-from jupyter_dsserve.gateway.openai_bodies import ChatBody, ChatMessage, CompletionBody, EmbeddingsBody
+from jupyter_dsserve.gateway.openai_bodies import ChatBody, ChatMessage, CompletionBody
 from jupyter_dsserve.gateway.responses_bodies import ResponseBody
+from jupyter_dsserve.gateway.text_bodies import EmbeddingsBody
 from jupyter_dsserve.protocol.errors import InvalidRequest
 
 DOCS = (Path(__file__).parent.parent / "docs/openai.md").read_text()

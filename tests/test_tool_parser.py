@@ -15,7 +15,7 @@ from llguidance import LLMatcher, LLTokenizer
 from jupyter_dsserve.fleet.answering import Answering
 from jupyter_dsserve.gateway import tools
 from jupyter_dsserve.gateway.choices import ChatChoices
-from jupyter_dsserve.gateway.openai_bodies import checked_arguments
+from jupyter_dsserve.gateway.tool_bodies import checked_arguments
 from jupyter_dsserve.gateway.tool_calls import Piece
 from jupyter_dsserve.gateway.tool_parser import ToolParser
 from jupyter_dsserve.gateway.tools import gathered

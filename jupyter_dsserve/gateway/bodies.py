@@ -1,6 +1,7 @@
 """What may stand in a request's body, and how it becomes the protocol's dataclasses.
 
-Unknown fields are refused, with the nearest known name. Bodies of OpenAI's routes are in `openai_bodies.py`.
+Unknown fields are refused, with the nearest known name. Bodies of OpenAI's routes are in
+`openai_bodies.py`, `responses_bodies.py` and `text_bodies.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,16 @@ import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError, from_json
 
 from jupyter_dsserve.fleet.autoscale import AutoscaleSettings
 from jupyter_dsserve.fleet.rollout import RolloutSpec
@@ -34,6 +43,19 @@ def _boolean(value: object) -> object:
 
 
 No = Annotated[Literal[False], BeforeValidator(_boolean)]
+
+
+def no(why: str, remedy: str = "leave it out") -> WrapValidator:
+    """Refuses what the type does not take, saying why instead of naming the type."""
+
+    def refusing(value: object, inner: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return inner(value)
+        except ValidationError:
+            raise PydanticCustomError("refused", "{reason}", {"reason": f"{why}: {remedy}"}) from None
+
+    return WrapValidator(refusing)
+
 
 # ---- control
 
@@ -253,6 +275,7 @@ class ScoresBody(Body):
 # ---- inference
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = list[TokenId]
 Priority = Annotated[int, Field(ge=-100, le=100)]
 TimeoutS = Annotated[float, Field(gt=0, le=86_400)]
 MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]

@@ -1,4 +1,4 @@
-"""What may stand in a body of OpenAI's routes, and how it becomes the protocol's dataclasses.
+"""What may stand in a body of OpenAI's completions and chats, and how it becomes the protocol's dataclasses.
 
 Fields that we know and do not honour are declared with the one value that asks for nothing, so that asking for more is
 refused by name. docs/openai.md lists every field of OpenAI's; a test compares.
@@ -6,45 +6,25 @@ refused by name. docs/openai.md lists every field of OpenAI's; a test compares.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
-from jupyter_dsserve.gateway.bodies import Body, MaxTokens, No, Priority, TimeoutS, TokenId, new_id
-from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.request import (
-    Message,
-    Prompt,
-    Request,
-    SamplingParams,
-    Structure,
-    StructureKind,
-    Text,
-    Texts,
-    ToolCall,
-    Tools,
-    text_size,
+from jupyter_dsserve.gateway.bodies import Body, MaxTokens, No, Priority, TimeoutS, TokenId, TokenIds, new_id, no
+from jupyter_dsserve.gateway.form_bodies import ResponseFormat, StructuredOutputs
+from jupyter_dsserve.gateway.tool_bodies import (
+    CallBody,
+    ChatToolChoice,
+    ToolBody,
+    chosen_by,
+    refuse_two_forms,
+    tools_of,
 )
+from jupyter_dsserve.protocol.errors import InvalidRequest
+from jupyter_dsserve.protocol.request import Message, Prompt, Request, SamplingParams, Structure, Tools
 
-
-def no(why: str, remedy: str = "leave it out") -> WrapValidator:
-    """Refuses what the type does not take, saying why instead of naming the type."""
-
-    def refusing(value: object, inner: ValidatorFunctionWrapHandler) -> object:
-        try:
-            return inner(value)
-        except ValidationError:
-            raise PydanticCustomError("refused", "{reason}", {"reason": f"{why}: {remedy}"}) from None
-
-    return WrapValidator(refusing)
-
-
-functions_only = no("models here call functions only", 'send {"type": "function", ...}')
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenIdText = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # OpenAI's way: JSON has no other keys
 _MAX_CHOICES = 2048  # of a call: as many as OpenAI takes prompts
@@ -154,63 +134,7 @@ class StreamOptions(Body):
     include_obfuscation: Annotated[No | None, no("events are not padded with random characters")] = None
 
 
-class JsonSchema(Body):
-    name: str
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    description: str | None = None
-    strict: bool | None = None  # every answer keeps to its schema
-
-
-class ResponseFormat(Body):
-    """OpenAI's way to ask for JSON."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    def structure(self) -> Structure | None:
-        """Raises `InvalidRequest` for a ``json_schema`` that lacks its schema."""
-        if self.type == "text":
-            return None
-        if self.type == "json_object":
-            return Structure(StructureKind.JSON, '{"type": "object"}', "response_format")
-        if self.json_schema is None:
-            raise InvalidRequest(
-                "response_format has type 'json_schema' and no json_schema: send "
-                '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}',
-                param="response_format",
-            )
-        return Structure(StructureKind.JSON, json.dumps(self.json_schema.schema_), "response_format")
-
-
-class StructuredOutputs(Body):
-    """vLLM's way to ask for a form: one of the four."""
-
-    regex: Annotated[str, Field(min_length=1)] | None = None
-    choice: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
-    json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
-    grammar: Annotated[str, Field(min_length=1)] | None = None
-
-    def structure(self) -> Structure:
-        """Raises `InvalidRequest` unless just one is given."""
-        schema = json.dumps(self.json_) if isinstance(self.json_, dict) else self.json_
-        given = {
-            StructureKind.REGEX: self.regex,
-            StructureKind.CHOICE: None if self.choice is None else json.dumps(self.choice),
-            StructureKind.JSON: schema,
-            StructureKind.GRAMMAR: self.grammar,
-        }
-        found = [Structure(kind, source) for kind, source in given.items() if source is not None]
-        if len(found) != 1:
-            named = ", ".join(structure.kind.value for structure in found) or "none"
-            raise InvalidRequest(
-                f"structured_outputs has {named}: give it one of regex, choice, json and grammar",
-                param="structured_outputs",
-            )
-        return found[0]
-
-
 NumLikely = Annotated[int, Field(ge=0, le=20)]
-TokenIds = list[TokenId]
 
 
 class CompletionBody(_OpenAIBody):
@@ -252,146 +176,6 @@ class Part(Body):
     text: str | None = None
     refusal: str | None = None
     prompt_cache_breakpoint: dict[str, str] | None = None
-
-
-class CalledFunction(Body):
-    name: FunctionName
-    arguments: str
-
-
-class CallBody(Body):
-    """A call that the model made earlier."""
-
-    id: Annotated[str, Field(min_length=1)]
-    type: Annotated[Literal["function"], functions_only]
-    function: CalledFunction
-
-    def call(self, at: str) -> ToolCall:
-        """Raises `InvalidRequest` for arguments that are no JSON object."""
-        return ToolCall(self.id, self.function.name, checked_arguments(self.function.arguments, at))
-
-
-def checked_arguments(arguments: str, at: str) -> str:
-    """Raises `InvalidRequest`, naming the field ``at``, unless they are a JSON object: templates write one."""
-    try:
-        is_object = isinstance(json.loads(arguments or "{}"), dict)
-    except (ValueError, RecursionError):  # the latter for lists within lists within lists
-        is_object = False
-    if not is_object:
-        raise InvalidRequest(
-            f"field {at!r} is {json.dumps(arguments[:80])}: send the JSON object that the call had", param=at
-        )
-    return arguments or "{}"
-
-
-class FunctionBody(Body):
-    name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ToolBody(Body):
-    type: Annotated[Literal["function"], functions_only]
-    function: FunctionBody
-
-
-ToolChoice = Literal["none", "auto", "required"]
-Chosen = tuple[ToolChoice | None, Sequence[str] | None]  # and among which functions; None: among all
-
-
-class NamedFunction(Body):
-    name: str
-
-
-class NamedTool(Body):
-    type: Annotated[Literal["function"], functions_only]
-    function: NamedFunction
-
-    def chosen(self) -> Chosen:
-        return "required", [self.function.name]
-
-
-class AmongTools(Body):
-    mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=128)]
-
-
-class AllowedTools(Body):
-    type: Literal["allowed_tools"]
-    allowed_tools: AmongTools
-
-    def chosen(self) -> Chosen:
-        return self.allowed_tools.mode, [tool.function.name for tool in self.allowed_tools.tools]
-
-
-def kind_of_choice(choice: object) -> str:
-    """Which of three it is to be: so an error is of that one alone. In brackets as a branch's name, for `validated`."""
-    kind = choice.get("type", "") if isinstance(choice, dict) else getattr(choice, "type", None)
-    return "[a word]" if kind is None else "[allowed]" if kind == "allowed_tools" else "[named]"
-
-
-A_WORD, NAMED, ALLOWED = Tag("[a word]"), Tag("[named]"), Tag("[allowed]")
-ChatToolChoice = Annotated[
-    Annotated[ToolChoice, A_WORD] | Annotated[NamedTool, NAMED] | Annotated[AllowedTools, ALLOWED],
-    Discriminator(kind_of_choice),
-]
-
-
-def tools_of(
-    functions: Sequence[FunctionBody], chosen: Chosen, is_parallel: bool | None, param: str = "tools"
-) -> Tools | None:
-    """What may be called, and what must be.
-
-    Of some that only may be called, the model is told of no others. Where one of some must be, it is told of all, and
-    the answer's form leaves it no others: so the prompt's beginning stays the same, and need not be computed again.
-    Raises `InvalidRequest` for a choice among no functions, or of none of them.
-    """
-    choice, among = chosen
-    names = [function.name for function in functions]
-    if len(set(names)) < len(names):
-        raise InvalidRequest(f"{param} has two functions of one name: {', '.join(names)}", param=param)
-    if not names:
-        if choice not in (None, "none", "auto") or among:
-            told = ", ".join(among or ()) or choice
-            raise InvalidRequest(f"tool_choice is {told!r}, but there are no tools: send some", param="tool_choice")
-        return None
-    if choice == "none":
-        return None
-    if unknown := set(among or ()) - set(names):
-        raise InvalidRequest(
-            f"tool_choice is {unknown.pop()!r}, but the functions are {', '.join(names)}: choose one of them",
-            param="tool_choice",
-        )
-    allowed = [name for name in names if among is None or name in among]
-    is_required = choice == "required"
-    told_of = [
-        {
-            "type": "function",
-            "function": function.model_dump(include={"name", "description", "parameters"}, exclude_none=True),
-        }
-        for function in functions
-        if is_required or function.name in allowed
-    ]
-    return Tools(json.dumps(told_of), tuple(allowed) if is_required else (), is_parallel is not False)
-
-
-def chosen_by(choice: ToolChoice | Chooses | None) -> Chosen:
-    """Of any route's ``tool_choice``."""
-    return (choice, None) if choice is None or isinstance(choice, str) else choice.chosen()
-
-
-class Chooses(Protocol):
-    def chosen(self) -> Chosen: ...
-
-
-def refuse_two_forms(tools: Tools | None, has_form: bool) -> None:
-    """Raises `InvalidRequest` if a function must be called, and the answer must have another form too."""
-    if tools and tools.required and has_form:
-        raise InvalidRequest(
-            "tool_choice wants a call, and the answer is to have a form of its own: ask for one of them",
-            param="tool_choice",
-        )
 
 
 class ChatMessage(Body):
@@ -479,58 +263,6 @@ class ChatBody(_OpenAIBody):
         tools = tools_of(functions, chosen_by(self.tool_choice), self.parallel_tool_calls)
         refuse_two_forms(tools, self.response_format is not None and self.response_format.type != "text")
         return tools
-
-
-# OpenAI's own limits.
-MAX_TEXTS = 2048
-# Of one request to a worker: enough to fill batches, and few enough that a long list spreads over the replicas.
-_TEXTS_A_REQUEST = 32
-# Nor more characters, but for one long text: a worker tokenizes a request at one go, and others wait for it meanwhile.
-_CHARS_A_REQUEST = 1 << 18
-
-
-class TextsBody(Body):
-    """Texts, or the token ids of texts, each for itself."""
-
-    model: str
-    input: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
-        | Annotated[TokenIds, Field(min_length=1)]
-        | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, max_length=MAX_TEXTS)]
-    )
-    user: str | None = None
-    priority: Priority = 0
-    timeout_s: TimeoutS | None = None
-
-    def texts(self) -> list[Text]:
-        given: list[Any] = self.input if isinstance(self.input, list) else [self.input]
-        if isinstance(given[0], int):
-            given = [given]
-        return [text if isinstance(text, str) else tuple(text) for text in given]
-
-    def requests(self) -> list[Request]:
-        return requests_of(self.texts(), self.priority, self.timeout_s)
-
-
-def requests_of(texts: Sequence[Text], priority: int, timeout_s: float | None) -> list[Request]:
-    """The texts of a call, cut into requests that can run side by side."""
-    parts: list[list[Text]] = []
-    num_chars = 0
-    for text in texts:
-        num_chars += text_size(text)
-        if not parts or len(parts[-1]) == _TEXTS_A_REQUEST or num_chars > _CHARS_A_REQUEST:
-            parts.append([])
-            num_chars = text_size(text)
-        parts[-1].append(text)
-    return [Request(new_id("texts"), Texts(tuple(part)), priority=priority, timeout_s=timeout_s) for part in parts]
-
-
-class EmbeddingsBody(TextsBody):
-    """``dimensions`` keeps the first of each vector's numbers and makes its length 1 again."""
-
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
 
 def _wrapped(seed: int) -> int:

@@ -13,7 +13,7 @@ from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
 from jupyter_dsserve.gateway.generate import PRIORITY_HEADER, collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.gateway.openai import OpenAIHandler
-from jupyter_dsserve.gateway.pair_bodies import RerankBody, ScoreBody
+from jupyter_dsserve.gateway.text_bodies import RerankBody, ScoreBody
 from jupyter_dsserve.gateway.texts import rows_of, usage_of
 from jupyter_dsserve.protocol.errors import InvalidRequest, TooLarge
 from jupyter_dsserve.protocol.request import Chunk, Request, Texts, text_size

@@ -8,20 +8,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field
 
-from jupyter_dsserve.gateway.bodies import Body, MaxTokens, Priority, TimeoutS, new_id
-from jupyter_dsserve.gateway.openai_bodies import (
+from jupyter_dsserve.gateway.bodies import Body, MaxTokens, Priority, TimeoutS, new_id, no
+from jupyter_dsserve.gateway.openai_bodies import NumLikely
+from jupyter_dsserve.gateway.tool_bodies import (
     A_WORD,
     ALLOWED,
     NAMED,
     Chosen,
     FunctionBody,
-    NumLikely,
     ToolChoice,
     checked_arguments,
     chosen_by,
     functions_only,
     kind_of_choice,
-    no,
     refuse_two_forms,
     tools_of,
 )

@@ -17,8 +17,7 @@ from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
 from jupyter_dsserve.gateway.generate import PRIORITY_HEADER, collect, start
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.gateway.openai import OpenAIHandler
-from jupyter_dsserve.gateway.openai_bodies import EmbeddingsBody
-from jupyter_dsserve.gateway.pair_bodies import ClassifyBody
+from jupyter_dsserve.gateway.text_bodies import ClassifyBody, EmbeddingsBody
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk
 

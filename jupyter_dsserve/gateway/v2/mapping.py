@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jupyter_dsserve.gateway.bodies import validated
-from jupyter_dsserve.gateway.openai_bodies import MAX_TEXTS, requests_of
+from jupyter_dsserve.gateway.text_bodies import MAX_TEXTS, requests_of
 from jupyter_dsserve.gateway.v2.parameters import (
     OPTIONAL_INPUTS,
     CallParameters,

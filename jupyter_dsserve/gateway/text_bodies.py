@@ -1,18 +1,69 @@
-"""What may stand in the bodies of ``/v1/classify``, ``/v1/score`` and ``/v1/rerank``: texts, and pairs of texts."""
+"""What may stand in the bodies of ``/v1/embeddings``, ``/v1/classify``, ``/v1/score`` and ``/v1/rerank``: texts and
+pairs of texts, and how they are cut into requests."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from jupyter_dsserve.gateway.bodies import Body, Priority, TimeoutS
-from jupyter_dsserve.gateway.openai_bodies import MAX_TEXTS, TextsBody, TokenIds, requests_of
+from jupyter_dsserve.gateway.bodies import Body, Priority, TimeoutS, TokenIds, new_id
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.request import Pair, Request, Text
+from jupyter_dsserve.protocol.request import Pair, Request, Text, Texts, text_size
 
+# OpenAI's own limits.
+MAX_TEXTS = 2048
 TextList = Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
 TextPair = Annotated[list[str], Field(min_length=2, max_length=2)]
+# Of one request to a worker: enough to fill batches, and few enough that a long list spreads over the replicas.
+_TEXTS_A_REQUEST = 32
+# Nor more characters, but for one long text: a worker tokenizes a request at one go, and others wait for it meanwhile.
+_CHARS_A_REQUEST = 1 << 18
+
+
+class TextsBody(Body):
+    """Texts, or the token ids of texts, each for itself."""
+
+    model: str
+    input: (
+        str
+        | TextList
+        | Annotated[TokenIds, Field(min_length=1)]
+        | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, max_length=MAX_TEXTS)]
+    )
+    user: str | None = None
+    priority: Priority = 0
+    timeout_s: TimeoutS | None = None
+
+    def texts(self) -> list[Text]:
+        given: list[Any] = self.input if isinstance(self.input, list) else [self.input]
+        if isinstance(given[0], int):
+            given = [given]
+        return [text if isinstance(text, str) else tuple(text) for text in given]
+
+    def requests(self) -> list[Request]:
+        return requests_of(self.texts(), self.priority, self.timeout_s)
+
+
+def requests_of(texts: Sequence[Text], priority: int, timeout_s: float | None) -> list[Request]:
+    """The texts of a call, cut into requests that can run side by side."""
+    parts: list[list[Text]] = []
+    num_chars = 0
+    for text in texts:
+        num_chars += text_size(text)
+        if not parts or len(parts[-1]) == _TEXTS_A_REQUEST or num_chars > _CHARS_A_REQUEST:
+            parts.append([])
+            num_chars = text_size(text)
+        parts[-1].append(text)
+    return [Request(new_id("texts"), Texts(tuple(part)), priority=priority, timeout_s=timeout_s) for part in parts]
+
+
+class EmbeddingsBody(TextsBody):
+    """``dimensions`` keeps the first of each vector's numbers and makes its length 1 again."""
+
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
 
 class ClassifyBody(TextsBody):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from jupyter_dsserve.gateway.openai_bodies import EmbeddingsBody
-from jupyter_dsserve.gateway.pair_bodies import RerankBody
+from jupyter_dsserve.gateway.text_bodies import EmbeddingsBody, RerankBody
 from jupyter_dsserve.protocol.request import Pair, Texts, text_size
 
 
