@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import ssl
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +13,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from jupyter_dsserve.fleet.certificate import pem_pair
 from jupyter_dsserve.gateway.connections import MAX_HEADER_BYTES, most_connections
 from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.gateway.grpc.door import Door
@@ -121,17 +120,7 @@ def _described() -> DescriptorPool:
 
 def _credentials(certfile: str, keyfile: str) -> grpc.ServerCredentials | None:
     """None without TLS. Raises `Conflict` for files that cannot be used."""
-    if not certfile and not keyfile:
+    if not (certfile or keyfile):
         return None
-    if not (certfile and keyfile):
-        raise Conflict("TLS of gRPC takes both: give --grpc-certfile and --grpc-keyfile")
-    try:
-        # gRPC says nothing of what is wrong with them.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, lambda: "")
-        pair = (Path(keyfile).expanduser().read_bytes(), Path(certfile).expanduser().read_bytes())
-    except (OSError, ValueError) as fault:  # ssl's are OSErrors
-        raise Conflict(
-            f"--grpc-certfile {certfile} and --grpc-keyfile {keyfile} cannot be used ({fault}): give a certificate and "
-            "its key, both PEM, the key without a password"
-        ) from None
-    return grpc.ssl_server_credentials([pair])
+    certificate, key = pem_pair("grpc", certfile, keyfile)
+    return grpc.ssl_server_credentials([(key, certificate)])
