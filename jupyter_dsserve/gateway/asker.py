@@ -22,7 +22,7 @@ from jupyter_dsserve.protocol.traces import Attribute
 
 
 class Asker:
-    """A face says `headers`, `passed_s` and `attributes`; `generate.start` does the rest. `end_call` in any case."""
+    """A face says `sent_headers`, `passed_s`, `attributes`; `generate.start` does the rest. `end_call` in any case."""
 
     def enter(self, context: Context) -> None:
         """What a constructor does; Tornado's handlers have none of their own."""

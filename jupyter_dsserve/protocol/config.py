@@ -70,67 +70,63 @@ class AdmissionSettings:
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """``port`` 0 takes a free one. ``drain_s`` seconds are given to running requests at the end. ``loads`` are
-    (deployment, model) pairs to serve from the start. ``restore``: versions that ran when the last gateway on this
-    directory ended are loaded again; without it they are only registered. ``allow_code``: versions may load files that
-    can run code (torch.export programs). ``database_url``: where versions, routes and history are kept, a
-    ``postgresql://`` URL or ``@FILE`` with one in it; empty is SQLite in ``data_dir``. Of the history the last
-    ``history_events`` of the last ``history_days`` are kept, and what versions did each minute for ``stats_days``; zero
-    sets no such limit. ``memory_budget_bytes``: the most
-    that we hold of each device; 0 is 75 % of what is free at the start.
-    ``limits_url`` is a Redis in which gateways share the limits of keys, or ``@FILE`` with its URL; empty is none.
-    ``max_calls`` of models run at once, and more get 429; 0 sets no limit. Pages from ``cors_origins`` may ask from a
-    browser (``*``: any). ``open_metrics``: ``/metrics`` needs no key. Of the last ``traces`` calls
-    of models is kept what happened when; 0 keeps none. ``otlp_endpoint`` is where traces are sent, a URL of OTLP over
-    gRPC or HTTP; empty is the environment's. ``trace_sample``: the share of them, 0 to 1, where the caller says
-    nothing; None is the environment's, or all. ``log_prompts``: the beginning of each prompt is logged.
-    ``log_json``: so are workers' lines, all of it in JSON. ``access_log``: each request has a line.
-    A connection is cut whose reader takes nothing of what waits for it for ``stall_s`` seconds, whose request's body is
-    not there after ``body_s``, or that asks nothing for ``idle_s`` (0: never, each of them). Beyond ``max_connections``
-    new ones get 503 (0: three quarters of the files that the process may open).
-    ``grpc_port`` is that of gRPC, on ``grpc_ip`` (empty: ``ip``): 0 takes a free one, None is no gRPC; with
-    ``grpc_certfile`` and ``grpc_keyfile``, both PEM, it speaks TLS. At ``join_address`` (``HOST:PORT``; empty: nowhere)
-    workers of other machines join, over TLS with ``join_certfile`` and ``join_keyfile``, or with a certificate that the
-    gateway makes.
-    ``deployments`` is a file whose deployments are applied at the start, and with ``watch`` whenever it was written."""
+    """All that a gateway is told. Where a field says nothing else, 0 sets no limit."""
 
-    data_dir: Path
+    data_dir: Path  # keys, versions, routes, logs
+
+    # ---- where it answers; a port of 0 takes a free one
+
     ip: str = "127.0.0.1"
     port: int = 8899
-    grpc_port: int | None = None
-    grpc_ip: str = ""
-    grpc_certfile: str = ""
+    grpc_port: int | None = None  # None is no gRPC
+    grpc_ip: str = ""  # empty is `ip`
+    grpc_certfile: str = ""  # PEM, as the key; without them gRPC speaks no TLS
     grpc_keyfile: str = ""
-    join_address: str = ""
-    join_certfile: str = ""
+    join_address: str = ""  # HOST:PORT where workers of other machines join, over TLS; empty is nowhere
+    join_certfile: str = ""  # PEM, as the key; without them the gateway makes a certificate
     join_keyfile: str = ""
-    drain_s: float = 30.0
+    cors_origins: tuple[str, ...] = ()  # whose pages may ask from a browser; ``*`` is any
+    open_metrics: bool = False  # /metrics needs no key
+
+    # ---- what it serves from the start
+
+    loads: tuple[tuple[str, str], ...] = ()  # (deployment, model) pairs
+    deployments: str = ""  # a file whose deployments are applied
+    watch: bool = False  # and again whenever it was written
+    restore: bool = True  # load again what ran when the last gateway on this directory ended; else only register it
+
+    # ---- what versions may do and hold
+
+    allow_code: bool = False  # they may load files that can run code (torch.export programs)
+    memory_budget_bytes: int = 0  # the most that we hold of each device; 0 is 75 % of what is free at the start
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    drain_s: float = 30.0  # for running requests, at an unload and at the end; 0 ends them at once
+
+    # ---- what callers may do
+
     max_body_bytes: int = 16 * 1024 * 1024
-    loads: tuple[tuple[str, str], ...] = ()
-    restore: bool = True
-    allow_code: bool = False
-    database_url: str = field(default="", repr=False)  # a password may be in it
-    limits_url: str = field(default="", repr=False)  # likewise
+    max_calls: int = 0  # of models, at once; more get 429
+    max_connections: int = 0  # more get 503; 0 is three quarters of the files that the process may open
+    stall_s: float = 60.0  # until a connection is cut whose reader takes nothing of what waits for it
+    body_s: float = 120.0  # in which a request's body must have come
+    idle_s: float = 75.0  # that a connection may ask nothing
+    limits_url: str = field(default="", repr=False)  # a Redis that gateways share keys' limits in, or @FILE
+
+    # ---- what it keeps
+
+    database_url: str = field(default="", repr=False)  # postgresql://, or @FILE with it; empty is SQLite in `data_dir`
     history_events: int = 100_000
     history_days: float = 90.0
-    stats_days: float = 14.0
-    memory_budget_bytes: int = 0
-    max_calls: int = 0
-    max_connections: int = 0
-    stall_s: float = 60.0
-    body_s: float = 120.0
-    idle_s: float = 75.0
-    cors_origins: tuple[str, ...] = ()
-    open_metrics: bool = False
-    traces: int = 200
-    otlp_endpoint: str = ""
-    trace_sample: float | None = None
-    log_prompts: bool = False
-    log_json: bool = False
-    access_log: bool = True
-    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
-    deployments: str = ""
-    watch: bool = False
+    stats_days: float = 14.0  # of what versions did each minute
+    traces: int = 200  # of the last calls of models what happened when; 0 keeps none
+
+    # ---- what it tells
+
+    otlp_endpoint: str = ""  # where traces are sent, by OTLP over gRPC or HTTP; empty is the environment's
+    trace_sample: float | None = None  # the share of them, where the caller says nothing; None: the environment's
+    access_log: bool = True  # a line for each request
+    log_json: bool = False  # all of it, workers' lines too
+    log_prompts: bool = False  # the beginning of each
 
     @staticmethod
     def told(settings: Mapping[str, Any], **own: Any) -> GatewayConfig:
