@@ -96,7 +96,7 @@ def verdict(watched: Watched, signs: Signs, now: float) -> Verdict:
     if silent_s >= SILENT_S and signs.is_stopped:
         return Verdict(Health.DEAD, f"the worker's process was stopped, silent for {silent_s:.1f} s, and was ended")
     if silent_s >= MAX_SILENT_S:
-        return Verdict(Health.DEAD, f"the worker was silent for {silent_s:.0f} s and was ended")
+        return Verdict(Health.DEAD, f"the worker was silent for {silent_s:.0f} s and was given up")
     if silent_s >= SILENT_S:
         return Verdict(Health.SUSPECT, f"silent for {silent_s:.1f} s")
     limit_s = watched.standing_limit_s(signs.is_bounded)

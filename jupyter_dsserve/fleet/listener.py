@@ -14,11 +14,12 @@ import grpc.aio
 
 from jupyter_dsserve.fleet.certificate import given_certificate, own_certificate
 from jupyter_dsserve.protocol.errors import Conflict
+from jupyter_dsserve.protocol.pings import pings
 from jupyter_dsserve.protocol.spec import MAX_FAR_MESSAGE_BYTES
 from jupyter_dsserve.protocol.worker_pb2_grpc import LinkServicer, add_LinkServicer_to_server
 
 _PING_S = 10  # a connection is asked so often whether its machine is still there
-_PING_WAIT_S = 5
+_PING_WAIT_S = 15
 _MIN_PING_S = 5  # workers may ask as often
 # Without a token nobody holds a connection for longer, nor do all together hold more of the files that we may open.
 _HANDSHAKE_S = 10
@@ -63,8 +64,7 @@ class Listener:
                 ("grpc.max_allowed_incoming_connections", _most_connections()),
                 ("grpc.server_handshake_timeout_ms", 1000 * _HANDSHAKE_S),
                 ("grpc.max_connection_idle_ms", 1000 * _IDLE_S),
-                ("grpc.keepalive_time_ms", 1000 * _PING_S),
-                ("grpc.keepalive_timeout_ms", 1000 * _PING_WAIT_S),
+                *pings(_PING_S, _PING_WAIT_S),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 1000 * _MIN_PING_S),
             ],

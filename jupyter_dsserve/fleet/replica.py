@@ -180,7 +180,8 @@ class Replica:
         """The worker is gone: every request still on it ends with an error, and none is taken any more."""
         self._become(VersionState.STOPPED)
         self.commands.put_nowait(None)
-        error = ReplicaLost(f"the worker {self.id} ended while it was answering; ask again")
+        how = f"was lost while it was answering ({self.trouble})" if self.trouble else "ended while it was answering"
+        error = ReplicaLost(f"the worker {self.id} {how}; ask again")
         for request_id, inbox in self._in_flight.items():
             inbox.cut(request_id, error)
 

@@ -90,7 +90,7 @@ class WorkerApp:
         self._compiling = ThreadPoolExecutor(1, "compiling")  # of grammars: a large one must not hold up the others
 
     async def run(self) -> int:
-        """Serve until drained or cut off. 0: drained or the gateway left; 1: the load failed or Hello was refused."""
+        """Serve until drained or cut off. 0: drained; 1: the load failed, Hello was refused or the gateway is gone."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_signal_handler(signal.SIGTERM, self._outbox.put, pb.FromWorker(draining=pb.Draining()))
         async with self._dial.aio_channel(_UNLIMITED_MESSAGES) as channel:
@@ -103,7 +103,7 @@ class WorkerApp:
             await asyncio.wait({reading, loading, drained}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done() and (fault := loading.exception()):
                 log.error("the worker failed", exc_info=fault)
-            code = 1 if loading.done() or (reading.done() and reading.result()) else 0
+            code = 0 if self._draining.is_set() and not loading.done() else 1
             if self._engine:
                 self._engine.stop()
             # The gateway ends the stream once it has read everything: if we cut it, what is on its way would be lost.
@@ -127,18 +127,17 @@ class WorkerApp:
             )
         )
 
-    async def _read(self, stream: grpc.aio.StreamStreamCall[pb.FromWorker, pb.ToWorker]) -> bool:
-        """Act on what the gateway says until it leaves. True if it refused us."""
+    async def _read(self, stream: grpc.aio.StreamStreamCall[pb.FromWorker, pb.ToWorker]) -> None:
+        """Act on what the gateway says until it leaves."""
         try:
             async for message in stream:
                 if message.WhichOneof("kind") == "refuse":
                     log.error("the gateway refused this worker: %s", message.refuse.reason)
-                    return True
+                    return
                 for command in message.several.commands or (message,):
                     self._obey(command)
         except grpc.aio.AioRpcError as fault:
-            log.warning("the stream to the gateway broke: %s", fault.details())
-        return False
+            log.warning("the stream to the gateway broke, and this worker ends: %s", fault.details())
 
     def _obey(self, command: pb.ToWorker) -> None:
         kind = command.WhichOneof("kind")

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import grpc
 import grpc.aio
 
+from jupyter_dsserve.protocol.pings import pings
+
 _CONNECT_S = 10.0
 _Options = list[tuple[str, "int | str"]]
 # Is the gateway's machine still there? A unix socket tells by itself.
-_PINGS: _Options = [("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 10_000)]
+_PINGS = pings(10, 15)
 
 
 class Untrusted(Exception):

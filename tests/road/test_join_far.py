@@ -23,7 +23,7 @@ import pytest
 import pytest_asyncio
 from onnx import TensorProto, helper
 
-from jupyter_dsserve.fleet import listener
+from jupyter_dsserve.fleet import health, listener
 from jupyter_dsserve.fleet.certificate import given_certificate, own_certificate
 from jupyter_dsserve.fleet.listener import JoinSettings, Listener
 from jupyter_dsserve.gateway.server import Gateway
@@ -53,9 +53,12 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
+    """Where workers may ask often whether it is there."""
     config = GatewayConfig(tmp_path_factory.mktemp("data"), port=0, drain_s=5, join_address="127.0.0.1:0")
     gateway = Gateway(config)
-    await gateway.start()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(listener, "_MIN_PING_S", 1)
+        await gateway.start()
     yield gateway
     await gateway.stop()
 
@@ -101,6 +104,84 @@ async def test_one_of_another_interpreter_joins_serves_and_is_dropped_within_5_s
     begun = time.monotonic()
     await until(lambda: replicas(caller), lambda found: len(found) == 1, timeout_s=5)
     assert time.monotonic() - begun < 5
+
+
+class Network:
+    """The way to ``address``, until it is dead: then nothing goes through, and no connection ends."""
+
+    def __init__(self, address: str) -> None:
+        self._to = address.rpartition(":")
+        self._ways: list[tuple[asyncio.StreamWriter, list[asyncio.Task[None]]]] = []
+        self.is_dead = False
+
+    async def __aenter__(self) -> Network:
+        self._server = await asyncio.start_server(self._lead, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for writer, pumps in self._ways:
+            for pump in pumps:
+                pump.cancel()
+            writer.close()
+
+    async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        beyond, there = await asyncio.open_connection(self._to[0], int(self._to[2]))
+        pumps = [asyncio.create_task(self._pump(reader, there)), asyncio.create_task(self._pump(beyond, writer))]
+        self._ways += [(writer, pumps), (there, [])]
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            if not self.is_dead:
+                writer.write(data)
+        if not self.is_dead:
+            writer.close()
+
+
+# A worker that asks more often than others whether the gateway is there.
+_ASKING = """
+from jupyter_dsserve.protocol.pings import pings
+from jupyter_dsserve.worker import dial
+dial._PINGS = pings(2, 2)
+from jupyter_dsserve.worker.__main__ import main
+main()
+"""
+
+
+async def test_one_whose_network_dies_is_given_up_ends_itself_and_another_joins_later(
+    caller: Caller, gateway: Gateway, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "MAX_SILENT_S", 4.0)
+    token, words = parts(await command(gateway))
+    version = gateway.fleet.version("demo", "v1")
+    async with Network(gateway.fleet.joins.address) as network:
+        words[words.index("--join") + 1] = network.address
+        told = put_together(token, ["-c", _ASKING, *words[2:]])
+        process = hands.start(told)
+        await until(lambda: [r.state.value for r in version.replicas] == ["READY"] * 2)
+        gone = version.replicas[1]
+        begun = [asyncio.create_task(caller.complete(max_tokens=600)) for _ in range(4)]  # 3 s
+        await until(lambda: gone.heartbeat.running == 2)
+        network.is_dead = True
+        later = [asyncio.create_task(caller.complete(max_tokens=600)) for _ in range(4)]
+        await until(lambda: gone.in_flight == 4)
+        await until(lambda: gone.trouble, timeout_s=5)
+        assert (await caller.complete()).status_code == 200
+        assert {answer.status_code for answer in await asyncio.gather(*later)} == {200}  # given to the other one
+        answers = sorted([answer.status_code, answer.text] for answer in await asyncio.gather(*begun))
+        assert [code for code, _ in answers] == [200, 200, 503, 503]
+        assert f"the worker {gone.id} was lost while it was answering (the worker was silent for 4 s" in answers[-1][1]
+        assert (version.replicas, gone.in_flight) == ([version.replicas[0]], 0)
+        await until(lambda: process.poll() is not None, timeout_s=10)
+        assert process.returncode == 1
+        assert "the stream to the gateway broke" in hands.said
+        network.is_dead = False
+        hands.start(told)
+        await until(lambda: [r.state.value for r in version.replicas] == ["READY"] * 2)
+        assert {(await caller.complete()).status_code for _ in range(2)} == {200}
+        hands.processes[-1].send_signal(signal.SIGINT)
+        await until(lambda: len(version.replicas) == 1)
 
 
 async def test_the_command_works_as_it_stands_in_a_shell_and_the_worker_leaves_on_ctrl_c(
@@ -229,6 +310,9 @@ async def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.
     await alone.stop()
 
 
+BEGINNING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # of HTTP/2, without settings
+
+
 def trusting() -> ssl.SSLContext:
     context = ssl._create_unverified_context()
     context.set_alpn_protocols(["h2"])
@@ -257,9 +341,18 @@ async def test_and_not_for_long(port: int) -> None:
     opened = [await asyncio.open_connection("127.0.0.1", port, ssl=tls) for tls in (None, trusting())]
     for reader, writer in opened:
         if writer.get_extra_info("ssl_object"):
-            writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))  # settings: none
+            writer.write(BEGINNING)
         await asyncio.wait_for(reader.read(-1), 5)
         writer.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("port", [{"_PING_S": 1, "_PING_WAIT_S": 1}], indirect=True)
+async def test_one_whose_machine_does_not_answer_a_ping_is_gone(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting())
+    writer.write(BEGINNING)
+    assert b"ping_timeout" in await asyncio.wait_for(reader.read(-1), 5)
+    writer.close()
 
 
 async def test_the_certificate_is_made_once_and_its_key_is_the_owners_alone(tmp_path: Path) -> None:

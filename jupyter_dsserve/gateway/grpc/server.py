@@ -29,6 +29,7 @@ from jupyter_dsserve.protocol.inference_pb2_grpc import (
     add_ModelServiceServicer_to_server,
 )
 from jupyter_dsserve.protocol.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from jupyter_dsserve.protocol.pings import pings
 from jupyter_dsserve.protocol.spec import Task
 
 SERVICES: dict[str, Task | None] = {
@@ -41,7 +42,7 @@ _FILES: tuple[Any, ...] = (inference_pb2, open_inference_pb2, health_pb2, reflec
 _MAX_STREAMS = 1000  # calls at once on one connection; more wait in their client
 _HANDSHAKE_S = 20  # for TLS and the beginning of HTTP/2
 _PING_S = 60  # a connection is asked so often whether somebody is there, while calls run or not
-_PING_WAIT_S = 20  # and is closed without an answer
+_PING_WAIT_S = 60  # and is closed without an answer, which waits for what a slow caller sends before it
 _MIN_PING_S = 10  # clients may ask as often
 _NEVER = (1 << 31) - 1
 # What is left at the stop once all requests have ended: last answers, and streams on which nothing runs.
@@ -70,8 +71,7 @@ class GrpcFront:
                 ("grpc.absolute_max_metadata_size", MAX_HEADER_BYTES),  # in between it refuses some by chance
                 ("grpc.server_handshake_timeout_ms", 1000 * _HANDSHAKE_S),
                 ("grpc.max_connection_idle_ms", min(_NEVER, math.ceil(1000 * config.idle_s)) or _NEVER),
-                ("grpc.keepalive_time_ms", 1000 * _PING_S),
-                ("grpc.keepalive_timeout_ms", 1000 * _PING_WAIT_S),
+                *pings(_PING_S, _PING_WAIT_S),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 1000 * _MIN_PING_S),
             ],
