@@ -79,11 +79,15 @@ class DataDir:
     def _made_once(self, name: str, content: str) -> None:
         path = self.path / name
         if not path.exists():
-            # Written aside and then moved: a crash in between must not leave an empty file.
-            new = path.with_suffix(".new")
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(f"{content}\n")
-            new.rename(path)
+            write_private(path, f"{content}\n".encode())
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """For its owner only. Written aside and then moved: a crash in between must not leave half of it."""
+    new = path.with_suffix(".new")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
+    new.rename(path)
 
 
 def read_admin_key(path: Path) -> str:

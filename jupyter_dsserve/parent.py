@@ -1,4 +1,5 @@
-"""Between a process of ours and the one that started it: the launch line on stdin, and ending when the parent does."""
+"""Between a process of ours and the one that started it: the launch line on stdin, ending when the parent does, and how
+long the parent waits before it starts one again."""
 
 from __future__ import annotations
 
@@ -36,6 +37,11 @@ def childs_environment() -> dict[str, str]:
     """
     kept = {name: value for name, value in os.environ.items() if name not in _OTHERS_KEYS}
     return {**kept, "PYTHONSAFEPATH": "1"}
+
+
+def backoff_s(num_failures: int) -> float:
+    """Seconds to wait before the start after failure number ``num_failures`` (from 1): 0.5, doubling, at most 30."""
+    return min(0.25 * 2.0**num_failures, 30.0)
 
 
 def end_with_parent() -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from jupyter_dsserve.data_dir import Holder, holder, killed_holder, read_admin_key
-from jupyter_dsserve.parent import childs_environment
+from jupyter_dsserve.parent import backoff_s, childs_environment
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Unavailable
 from jupyter_dsserve.protocol.records import GatewayAddress, GatewayState, GatewayStatus
@@ -26,11 +26,6 @@ MAX_START_S = 60.0  # one that does not answer by then hangs
 _HURRY_S = 1.0  # for one that was told twice to end, before it is killed
 _LOOK_S = 0.05
 _MAX_LINE = 1_000_000
-
-
-def backoff_s(num_crashes: int) -> float:
-    """Seconds to wait before the start after crash number ``num_crashes`` (from 1): 0.5, doubling, at most 30."""
-    return min(0.25 * 2.0**num_crashes, 30.0)
 
 
 class Keeper:

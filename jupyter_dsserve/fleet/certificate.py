@@ -7,12 +7,12 @@ nobody need sign it, and any address leads to it.
 from __future__ import annotations
 
 import hashlib
-import os
 import ssl
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+from jupyter_dsserve.data_dir import write_private
 from jupyter_dsserve.protocol.errors import Conflict
 
 _NAME = "dsserve-gateway"
@@ -95,16 +95,8 @@ def _make(certfile: Path, keyfile: Path) -> None:
         .sign(key, hashes.SHA256())
     )
     pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    _write(keyfile, key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    _write(certfile, made.public_bytes(pem))
-
-
-def _write(path: Path, content: bytes) -> None:
-    # Written aside and then moved: a crash in between must not leave half of it.
-    new = path.with_suffix(".new")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)
-    new.rename(path)
+    write_private(keyfile, key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    write_private(certfile, made.public_bytes(pem))
 
 
 def _is_good(pem: bytes) -> bool:

@@ -101,7 +101,7 @@ _minutes = sa.Table(
 class VersionRow:
     """A version as it is registered. ``is_wanted``: it is to be loaded when the gateway starts. ``settings``: what may
     change while it stays the same version, as JSON. ``created_by`` is who registered it, ``metadata`` what is known of
-    the run that trained it, ``content`` names what lay in its directory then (`source.content_of`)."""
+    the run that trained it, ``content`` names what lay in its directory then (`content.content_of`)."""
 
     deployment: str
     name: str

@@ -23,6 +23,7 @@ from jupyter_dsserve.fleet.loading import LoadWatch, load_limit_s
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.fleet.watch import Watch
+from jupyter_dsserve.parent import backoff_s
 from jupyter_dsserve.protocol.errors import DSServeError, EngineFailure
 from jupyter_dsserve.protocol.records import VersionState
 from jupyter_dsserve.protocol.sizes import shown
@@ -39,11 +40,6 @@ _NEWS = 0.05  # a load that took more or less than expected by this share is wor
 
 # kind, version, replica id, reason
 Record = Callable[[str, Version, str, str], None]
-
-
-def backoff_s(num_failures: int) -> float:
-    """Seconds to wait before restart number ``num_failures`` (from 1): half a second, doubling, at most 30."""
-    return min(0.25 * 2.0**num_failures, 30.0)
 
 
 @dataclass(slots=True, eq=False)

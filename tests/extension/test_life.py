@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from jupyter_dsserve.extension.app import ACTIVITY_S
-from jupyter_dsserve.extension.keeper import Keeper, backoff_s
+from jupyter_dsserve.extension.keeper import Keeper
 from jupyter_dsserve.protocol.config import GatewayConfig
 from tests.engine.test_loop import toy_text
 from tests.support import Caller, Command, Json, JupyterServer, is_running, until
@@ -239,7 +239,3 @@ async def test_serving_counts_as_activity_and_looking_does_not(home: Path) -> No
                     seen = asked
                     asked = await until(last_activity, lambda at, seen=seen: at > seen, timeout_s=ACTIVITY_S + 15)
                 long.cancel()
-
-
-def test_crashes_are_followed_by_longer_and_longer_waits() -> None:
-    assert [backoff_s(n) for n in (1, 2, 3, 9)] == [0.5, 1.0, 2.0, 30.0]

@@ -6,7 +6,7 @@ import pytest
 
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.fleet.stats import Served, Window, percentile
-from jupyter_dsserve.fleet.supervisor import backoff_s
+from jupyter_dsserve.parent import backoff_s
 from jupyter_dsserve.protocol.errors import InvalidRequest
 
 KEYS = [f"user-{i}" for i in range(10_000)]
