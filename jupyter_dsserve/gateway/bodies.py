@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError, from_json
 
 from jupyter_dsserve.fleet.autoscale import AutoscaleSettings
 from jupyter_dsserve.fleet.rollout import RolloutSpec
+from jupyter_dsserve.protocol.config import Priority as LoadPriority
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.records import ApiKey, Origin
 from jupyter_dsserve.protocol.request import Request, SamplingParams
@@ -86,7 +87,7 @@ class LoadBody(Body):
     dtype: DType = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     replicas: NumReplicas | None = None
-    priority: Literal["high", "medium", "low"] | None = None
+    priority: LoadPriority | None = None
     python: str = ""
     max_sequences: Annotated[int, Field(ge=1, le=4096)] = 64
     max_context: Annotated[int, Field(ge=0, lt=2**31)] = 0

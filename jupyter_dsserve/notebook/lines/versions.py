@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics
 from IPython.core.magic_arguments import argument, magic_arguments
@@ -10,6 +12,13 @@ from jupyter_dsserve.notebook import session
 from jupyter_dsserve.notebook.arguments import fact, name_and_version, parsed, pinned
 from jupyter_dsserve.notebook.progress import LoadBar
 from jupyter_dsserve.notebook.views import Deployment, Version
+from jupyter_dsserve.protocol.config import Priority
+from jupyter_dsserve.protocol.spec import DType, Quantize, RunnerName, Strategy, Task, Zero
+
+
+def _asked(words: Any) -> list[str]:
+    """What may be asked for: the empty word of such a type is what is so unless told."""
+    return [word for word in get_args(words) if word]
 
 
 class VersionLines(Magics):
@@ -21,23 +30,23 @@ class VersionLines(Magics):
     @argument("--object", default="", help="Instead: the variable that holds a model of this kernel.")
     @argument("--tokenizer", default="", help="The variable that holds its tokenizer.")
     @argument("--version", default="", help="Its name; none takes the next free of v1, v2, …")
-    @argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], help="auto is the checkpoint's own.")
+    @argument("--dtype", choices=get_args(DType), help="auto is the checkpoint's own.")
     @argument("--device", help="auto, cpu or cuda:N.")
     @argument("--replicas", type=int, help="How many workers.")
     @argument("--python", help="The workers' interpreter; 'kernel' is this kernel's.")
-    @argument("--task", choices=["generate", "embed", "classify", "tensor"], help="What the model is for.")
-    @argument("--runner", choices=["auto", "ragged", "padded", "encoder", "program", "toy"], help="The engine.")
+    @argument("--task", choices=get_args(Task), help="What the model is for.")
+    @argument("--runner", choices=get_args(RunnerName), help="The engine.")
     @argument("--max-sequences", type=int, help="How many requests run at once; the rest wait.")
     @argument("--max-context", type=int, help="Tokens; 0 is the model's own.")
     @argument("--kv-bytes", type=int, help="Memory for keys and values; 0 is half of what is free after loading.")
     @argument("--max-step-tokens", type=int, help="The most tokens of one forward pass.")
     @argument("--num-threads", type=int, help="Processor threads; 0 leaves one core to the notebook.")
     @argument("--tp", type=int, help="How many processes (on GPUs: how many of them) share the model.")
-    @argument("--zero", choices=["cpu", "nvme"], help="Where the weights lie until their layer computes.")
+    @argument("--zero", choices=_asked(Zero), help="Where the weights lie until their layer computes.")
     @argument("--nvme-dir", help="The folder for --zero nvme; none is the gateway's user's cache.")
-    @argument("--quantize", choices=["int8", "int4"], help="Bits of a weight in linear layers.")
+    @argument("--quantize", choices=_asked(Quantize), help="Bits of a weight in linear layers.")
     @argument("--min-agreement", type=float, help="With plain transformers, 0 to 1: below it is not served.")
-    @argument("--priority", choices=["high", "medium", "low"], help="Who goes first when loads wait for memory.")
+    @argument("--priority", choices=get_args(Priority), help="Who goes first when loads wait for memory.")
     @argument("--note", help="A word about it, in quotes.")
     @argument("--metadata", action="append", help="KEY=VALUE of the run that trained it; may be given several times.")
     @argument("--created-by", help="Who loads it; you unless told.")
@@ -105,7 +114,7 @@ class VersionLines(Magics):
     @argument("version", nargs="?", default="", help="The version that takes all traffic.")
     @argument(
         "--strategy",
-        choices=["beside", "recreate"],
+        choices=get_args(Strategy),
         default="beside",
         help="recreate ends the others first, where memory does not hold both; requests wait meanwhile.",
     )

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from functools import partial
 from html import escape
-from typing import Any
+from typing import Any, get_args
 
 import ipywidgets as w
 
@@ -15,14 +15,14 @@ from jupyter_dsserve.notebook.parts.common import Act, button, close_all, small
 from jupyter_dsserve.notebook.series import Series
 from jupyter_dsserve.notebook.views import Deployment, Version, colour_of, ink, state_text
 from jupyter_dsserve.notebook.weights import balanced, whole_percents
+from jupyter_dsserve.protocol.config import Priority
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.records import VersionState, VersionStats
 from jupyter_dsserve.protocol.sizes import shown as size_shown
+from jupyter_dsserve.protocol.spec import DType
 
 _LOADED = (VersionState.QUEUED, VersionState.LOADING, VersionState.WARMING, VersionState.READY)
 _COMING = (VersionState.LOADING, VersionState.WARMING)
-_DTYPES = ("auto", "fp32", "bf16", "fp16")
-_PRIORITIES = ("high", "medium", "low")
 
 
 class VersionRow(w.HBox):  # type: ignore[misc]  # ipywidgets has no types
@@ -83,10 +83,10 @@ class LoadForm(w.HBox):  # type: ignore[misc]
             placeholder="version", tooltip="What to call it; numbered if empty", layout={"width": "6em"}
         )
         self.dtype = w.Dropdown(
-            options=_DTYPES, tooltip="The weights' type; auto is their own", layout={"width": "5em"}
+            options=get_args(DType), tooltip="The weights' type; auto is their own", layout={"width": "5em"}
         )
         self.priority = w.Dropdown(
-            options=_PRIORITIES, tooltip="Who goes first when loads wait for memory", layout={"width": "6.5em"}
+            options=get_args(Priority), tooltip="Who goes first when loads wait for memory", layout={"width": "6.5em"}
         )
         self.button = button("Load", "Load it beside the others", icon="plus", button_style="primary")
         self.button.on_click(lambda _: self._begin())
