@@ -1,10 +1,9 @@
-"""The worker's asyncio half: the stream to the gateway, and tokenizing. The engine runs in a thread of its own."""
+"""The worker's asyncio half: the stream to the gateway, and its threads (tokenizing, grammars, the engine)."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import signal
 import socket
@@ -13,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import grpc.aio
@@ -21,36 +21,21 @@ from jupyter_dsserve import __version__
 from jupyter_dsserve.content import check_content, content_at
 from jupyter_dsserve.engine.batcher import Batcher, BatchRunner
 from jupyter_dsserve.engine.group import RankGroup
-from jupyter_dsserve.engine.host import start_reading_ahead
 from jupyter_dsserve.engine.hub import snapshot_at
 from jupyter_dsserve.engine.loop import Engine
-from jupyter_dsserve.engine.program import ProgramRunner, load_program
-from jupyter_dsserve.engine.runner import KVRoom, Runner, Span, Step
-from jupyter_dsserve.engine.sequence import Sequence
+from jupyter_dsserve.engine.runner import KVRoom, Runner
 from jupyter_dsserve.engine.step_times import measured_steps
-from jupyter_dsserve.engine.toy import load_toy, load_toy_encoder
 from jupyter_dsserve.protocol import codec
 from jupyter_dsserve.protocol import worker_pb2 as pb
 from jupyter_dsserve.protocol.errors import Conflict, DSServeError, EngineFailure, InvalidRequest
-from jupyter_dsserve.protocol.request import (
-    Chunk,
-    Features,
-    FinishReason,
-    Message,
-    Prompt,
-    Request,
-    SamplingParams,
-    Structure,
-    Texts,
-    Tools,
-    text_size,
-)
+from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request
 from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION, WorkerLaunch
 from jupyter_dsserve.protocol.tensors import ModelInfo
-from jupyter_dsserve.protocol.tools import structure_with
 from jupyter_dsserve.protocol.worker_pb2_grpc import LinkStub
 from jupyter_dsserve.worker.dial import Dial
+from jupyter_dsserve.worker.loading import load_batch_runner, load_runner
 from jupyter_dsserve.worker.outbox import Outbox
+from jupyter_dsserve.worker.prompts import num_chars_of, sequence_of, structure_of
 from jupyter_dsserve.worker.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -64,7 +49,6 @@ T = TypeVar("T")
 HEARTBEAT_S = 1.0
 _FAREWELL_S = 30.0  # for the gateway to read what was sent; it ends us sooner if it wants to
 _LONG_CHARS = 1 << 18  # of a request; the gateway cuts lists to no more, but for one long text
-_LOADED = 0.9  # of the progress to READY; the rest is warming
 
 
 class WorkerApp:
@@ -171,8 +155,9 @@ class WorkerApp:
             if isinstance(self._engine, Batcher):
                 self._engine.post(await self._tokenized(self._engine.prepare, request, now))
             else:
-                sequence = await self._tokenized(self._prepare, request, now)
-                if structure := self._structure(request):
+                prepare = partial(sequence_of, self._request_tokenizer)
+                sequence = await self._tokenized(prepare, request, now)
+                if structure := structure_of(self._request_tokenizer, request):
                     matcher = self._request_tokenizer.matcher
                     sequence.matcher = await self._loop.run_in_executor(self._compiling, matcher, structure)
                 sequence.tokenized_s = time.monotonic()
@@ -182,47 +167,11 @@ class WorkerApp:
             self._send_chunks([Chunk(message.request_id, finish_reason=FinishReason.ERROR, error=error)])
 
     async def _tokenized(self, prepare: Callable[[Request, float], T], request: Request, now: float) -> T:
-        num_chars = _num_chars(request)
+        num_chars = num_chars_of(request)
         if num_chars > _LONG_CHARS:
             return await self._loop.run_in_executor(self._tokenizing_long, prepare, request, now)
         async with self._turns.taken(num_chars):
             return await self._loop.run_in_executor(self._tokenizing, prepare, request, now)
-
-    def _prepare(self, request: Request, now: float) -> Sequence:
-        if isinstance(request.prompt, Texts | Features):
-            raise InvalidRequest("this version generates text: send it a prompt")
-        return Sequence(
-            request.id,
-            self._tokenize(request.prompt, request.tools),
-            request.sampling,
-            priority=request.priority,
-            arrived_s=now,
-            deadline_s=math.inf if request.timeout_s is None else now + request.timeout_s,
-            continues=not any(isinstance(part, Message) for part in request.prompt[:1]),
-            keeps_markers=request.tools is not None,
-            num_added=self._num_added(request.prompt) if request.sampling.echo else 0,
-        )
-
-    def _num_added(self, prompt: Prompt) -> int:
-        """How many tokens the tokenizer puts before a text."""
-        if not isinstance(prompt, str):
-            return 0
-        whole, own = (self._request_tokenizer.encode_batch([prompt], added)[0] for added in (True, False))
-        return next((num for num in range(len(whole) - len(own) + 1) if whole[num : num + len(own)] == own), 0)
-
-    def _structure(self, request: Request) -> Structure | None:
-        """The form of the answer: what is asked for, and what calls of functions must look like."""
-        asked, tools, tokenizer = request.sampling.structure, request.tools, self._request_tokenizer
-        return structure_with(tools, tokenizer.tool_format, tokenizer.markers, asked) if tools else asked
-
-    def _tokenize(self, prompt: str | tuple[int, ...] | tuple[Message, ...], tools: Tools | None) -> list[int]:
-        tokenizer = self._request_tokenizer
-        if isinstance(prompt, str):
-            return tokenizer.encode_batch([prompt])[0]
-        if prompt and isinstance(prompt[0], Message):
-            turns = [m for m in prompt if isinstance(m, Message)]
-            return tokenizer.encode_batch([tokenizer.render_chat(turns, tools)], add_special_tokens=False)[0]
-        return [t for t in prompt if isinstance(t, int)]
 
     def _emit(self, chunks: list[Chunk]) -> None:
         """From the engine's thread: all chunks of one step."""
@@ -305,50 +254,16 @@ class WorkerApp:
             os._exit(1)  # without it nobody would ever be answered: let the fleet start another worker
 
     def _load_engine(self) -> Engine:
-        runner = self._load_runner()
-        _generate_one_token(runner)
+        runner = load_runner(self._launch, self._group, self._progress)
         self._step_times = measured_steps(runner, time.monotonic)
         self._request_tokenizer = runner.tokenizer.copy()
         return Engine(runner, self._emit)
 
     def _load_batcher(self) -> Batcher:
-        runner = self._load_batch_runner()
-        self._progress("warming", _LOADED)
-        runner.check()
+        runner = load_batch_runner(self._launch, self._progress)
         if runner.info.note:
             log.info("%s: %s", self._launch.spec.model, runner.info.note)
         return Batcher(runner, self._emit)
-
-    def _load_batch_runner(self) -> BatchRunner:
-        spec = self._launch.spec
-        if spec.runner == "toy":
-            return load_toy_encoder(spec, self._loading)
-        if spec.runner == "program":
-            program = load_program(spec, self._launch.model_path)
-            self._loading("loaded", 1.0)
-            return ProgramRunner(program, spec.max_sequences)
-        self._loading("importing torch", 0.0)
-        start_reading_ahead(self._launch.model_path)
-        from jupyter_dsserve.engine.encoder import load_encoder
-
-        return load_encoder(spec, self._launch.model_path, self._loading)
-
-    def _load_runner(self) -> Runner:
-        """The runner of the spec, checked."""
-        spec = self._launch.spec
-        if spec.runner == "toy":
-            toy = load_toy(spec.model, spec.max_context, self._loading)
-            self._loading("warming", 1.0)
-            return toy
-        self._loading("importing torch", 0.0)
-        start_reading_ahead(self._launch.model_path)
-        # Only here: a toy worker must not pay for torch.
-        from jupyter_dsserve.engine.loader import load_checked
-
-        return load_checked(spec, self._launch.model_path, self._loading, self._group)
-
-    def _loading(self, stage: str, fraction: float) -> None:
-        self._progress(stage, _LOADED * fraction)
 
     def _progress(self, stage: str, fraction: float) -> None:
         message = pb.FromWorker(progress=pb.Progress(stage=stage, fraction=fraction))
@@ -372,14 +287,6 @@ class WorkerApp:
         )
 
 
-def _num_chars(request: Request) -> int:
-    """About what there is to tokenize; a chat counts as short."""
-    prompt = request.prompt
-    if isinstance(prompt, Texts):
-        return sum(map(text_size, prompt.texts))
-    return len(prompt) if isinstance(prompt, str) else 0
-
-
 def _settle(ready: asyncio.Future[AnyRunner], outcome: AnyRunner | Exception) -> None:
     """The first outcome of a load counts: of a group's ranks several may say that it failed."""
     if ready.done():
@@ -392,9 +299,3 @@ def _settle(ready: asyncio.Future[AnyRunner], outcome: AnyRunner | Exception) ->
 
 def _with_room(info: ModelInfo, room: KVRoom) -> ModelInfo:
     return replace(info, note="; ".join(filter(None, (info.note, str(room))))) if room.max_bytes else info
-
-
-def _generate_one_token(runner: Runner) -> None:
-    """READY means that a token was really generated: do so."""
-    sequence = Sequence("warm-up", [0], SamplingParams(), slot=0)
-    runner.forward(Step([Span(sequence, start=0, num_tokens=1, is_sampled=True)], num_decoding=0)).sample([sequence])
