@@ -28,7 +28,9 @@ def write_reports(verdict: Verdict, paths: Sequence[Path]) -> None:
         try:
             path.write_text(_WRITTEN[path.suffix](verdict))
         except OSError as fault:
-            raise InvalidRequest(f"report {path} cannot be written ({fault.strerror})", param="report") from None
+            raise InvalidRequest(
+                f"report {path} cannot be written ({fault.strerror}): give another path", param="report"
+            ) from None
 
 
 def file_text(name: str | Path) -> str:

@@ -106,7 +106,9 @@ class Server:
         except (aiohttp.ClientError, OSError) as fault:
             raise Unavailable(f"nothing answers at {self._target.url} ({_words(fault)}): is it running?") from None
         except (ValueError, KeyError, TypeError):
-            raise Unavailable(f"what answers at {self._target.url} does not speak OpenAI's API") from None
+            raise Unavailable(
+                f"what answers at {self._target.url} does not speak OpenAI's API: give the URL of a server that does"
+            ) from None
         if len(names) != 1:
             raise InvalidRequest(f"name the model: {self._target.url} has {', '.join(names) or 'none yet'}")
         return names[0]

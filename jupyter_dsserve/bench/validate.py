@@ -104,7 +104,7 @@ def _case(client: httpx.Client, url: str, model: str, prompt: Prompt) -> Case:
         choice = raw["choices"][0]
         text = choice["message"]["content"] if prompt.is_chat else choice["text"]
     except (KeyError, IndexError, TypeError):
-        raise Unavailable(f"what answers at {url} does not speak OpenAI's API") from None
+        raise Unavailable(f"what answers at {url} does not speak OpenAI's API: give a URL that does") from None
     return Case(prompt.name, took_s, text or "", tuple(problems(prompt.expect, text or "", took_s)))
 
 

@@ -315,6 +315,6 @@ def _unfit(sampling: SamplingParams, vocab_size: int) -> InvalidRequest | None:
     for name, tokens in named.items():
         if tokens and max(tokens) >= vocab_size:
             return InvalidRequest(
-                f"{name} names token {max(tokens)}, but this model's are 0 to {vocab_size - 1}", param=name
+                f"{name} names token {max(tokens)}: this model has those from 0 to {vocab_size - 1}", param=name
             )
     return None

@@ -80,7 +80,9 @@ def export(spec: ExportSpec) -> Exported:
             exported = _written(subject, task, made, out, spec.tolerance)
             made.replace(out)
     except OSError as fault:
-        raise InvalidRequest(f"{out} cannot be written ({fault.strerror or fault})", param="out") from fault
+        raise InvalidRequest(
+            f"{out} cannot be written ({fault.strerror or fault}): give another --out", param="out"
+        ) from fault
     return exported
 
 
@@ -89,7 +91,7 @@ def _task_and_path(spec: ExportSpec) -> tuple[Task, str]:
     model = _only_program(spec.model) if spec.task == "tensor" else spec.model
     suffix = os.path.splitext(model)[1]
     if suffix == ".onnx":
-        raise InvalidRequest(f"model {spec.model} is an ONNX file already", param="model")
+        raise InvalidRequest(f"model {spec.model} is an ONNX file already: load it as it is", param="model")
     if suffix == ".pt2" or spec.task == "tensor":
         if suffix != ".pt2" or spec.task not in ("", "tensor") or not os.path.isfile(model):
             raise InvalidRequest(

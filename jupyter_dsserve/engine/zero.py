@@ -75,7 +75,11 @@ def offloaded_dtype(spec: WorkerSpec, config: Any, device: torch.device) -> torc
             param="dtype",
         )
     if own == torch.float16 and device.type == "cpu":
-        raise InvalidRequest("the checkpoint is in float16, which DeepSpeed does not compute on a CPU", param="zero")
+        raise InvalidRequest(
+            f"zero is {spec.zero!r}, and the checkpoint is in float16, which DeepSpeed does not compute on a CPU: save "
+            "it in bfloat16 or float32, or leave zero out",
+            param="zero",
+        )
     return own
 
 

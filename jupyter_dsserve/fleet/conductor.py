@@ -142,7 +142,7 @@ class Conductor:
         """Leave the weights as they are and decide nothing."""
         running = self._running(deployment)
         if running.rollout.state is RolloutState.PAUSED:
-            raise Conflict(f"the rollout of {deployment} is paused already")
+            raise Conflict(f"the rollout of {deployment} is paused already: resume goes on with it")
         running.rollout = replace(running.rollout, state=RolloutState.PAUSED, reason="by hand")
         self._record(deployment, "rollout_paused", f"at {running.rollout.weight:g} %")
         await written(self._save(deployment))

@@ -264,9 +264,10 @@ class Handler(Asker, RequestHandler):
         if isinstance(fault, DSServeError):
             return fault
         if status_code == 404:
-            return NotFound(f"there is no {self.request.path} here; docs/architecture.md lists the routes")
+            return NotFound(f"there is no {self.request.path} here: the page /docs, or /openapi.json, lists the routes")
         if status_code == 405:
-            return NotAllowed(f"{self.request.path} does not take {self.request.method}")
+            taken = ", ".join(method.upper() for method in methods_of(type(self)))
+            return NotAllowed(f"{self.request.path} does not take {self.request.method}: it takes {taken}")
         if isinstance(fault, HTTPError) and fault.status_code < 500:
             return InvalidRequest(f"the request cannot be read: {fault.log_message or fault.reason or fault}")
         return DSServeError(f"{responses.get(status_code, 'error')}: the gateway's log says more")

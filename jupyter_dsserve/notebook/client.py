@@ -306,7 +306,7 @@ class AsyncClient:
             pass
         finally:
             await response.aclose()
-        raise Unavailable("the gateway ended, or fell silent")
+        raise Unavailable("the gateway ended, or fell silent: listen again")
 
     async def bench(self, model: str, **options: Any) -> Report:
         """As `Client.bench`; in this loop, so that what else runs in it slows the asking."""

@@ -46,5 +46,7 @@ def _number(name: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
-        raise InvalidRequest(f"toy setting {name}={text!r} is not a number of 0 or more", param="model")
+        raise InvalidRequest(
+            f"toy setting {name}={text!r} is no number of 0 or more: write one, such as {name}=0.01", param="model"
+        )
     return value

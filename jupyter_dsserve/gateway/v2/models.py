@@ -45,7 +45,7 @@ def shown(fleet: Fleet, model: str, version: str = "") -> Version:
     deployment = fleet.deployment(name)
     ready = sorted(deployment.ready, key=lambda v: -deployment.route.weights.get(v, 0.0))
     if not ready:
-        raise Unavailable(f"no version of {model} is READY", retry_after_s=2)
+        raise Unavailable(f"no version of {model} is READY: load one", retry_after_s=2)
     return fleet.version(name, ready[0])
 
 

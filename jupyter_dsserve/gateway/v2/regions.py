@@ -82,7 +82,10 @@ class Regions:
         try:
             file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise NotFound(f"there is no shared memory {region.key!r} on this machine", param="key") from None
+            raise NotFound(
+                f"there is no shared memory {region.key!r} on this machine: create it before it is registered",
+                param="key",
+            ) from None
         except OSError as fault:
             raise Forbidden(f"shared memory {region.key!r} cannot be opened: {fault.strerror}", param="key") from None
         try:

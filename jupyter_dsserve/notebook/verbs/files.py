@@ -59,5 +59,5 @@ class Files(Talking):
             try:
                 Path(file).expanduser().write_text(text)
             except OSError as fault:
-                raise InvalidRequest(f"{file} cannot be written ({fault.strerror})") from None
+                raise InvalidRequest(f"{file} cannot be written ({fault.strerror}): give another path") from None
         return text

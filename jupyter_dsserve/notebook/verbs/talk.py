@@ -159,14 +159,18 @@ def _ask_jupyter(server: JupyterServer, method: str) -> Talk[httpx.Response]:
     try:
         response: httpx.Response = yield Send(request)
     except httpx.HTTPError as fault:
-        raise Unavailable(f"the Jupyter server at {server.url} does not answer ({_words(fault)})") from None
+        raise Unavailable(
+            f"the Jupyter server at {server.url} does not answer ({_words(fault)}): does it still run?"
+        ) from None
     if response.status_code == 404:
         raise NotFound(
             f"the Jupyter server at {server.url} does not have jupyter_dsserve: install it in that server's "
             "environment and start the server again"
         )
     if response.status_code == 403:
-        raise Unauthorized(f"the Jupyter server at {server.url} does not let this kernel use dsserve")
+        raise Unauthorized(
+            f"the Jupyter server at {server.url} does not let this kernel use dsserve: its own settings say who may"
+        )
     if not response.is_success:
         raise error_in(response.status_code, response.content)
     return response
