@@ -1,4 +1,4 @@
-"""The data directory: one gateway at a time, the admin key that opens it, and where it answers."""
+"""The data directory: one gateway at a time, the admin key that opens it, and where it answers. Secrets in files."""
 
 from __future__ import annotations
 
@@ -99,10 +99,16 @@ def read_admin_key(path: Path) -> str:
     return key
 
 
+def told_or_read(given: str) -> str:
+    """``given``, or for ``@FILE`` what stands in there, so that a password is in no list of processes. Raises
+    `Conflict` if it cannot be read."""
+    return _read(Path(given[1:]).expanduser()) if given.startswith("@") else given
+
+
 def _read(file: Path) -> str:
     try:
         return file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as fault:
+    except (OSError, ValueError) as fault:
         why = getattr(fault, "strerror", None) or "it is no text"
         raise Conflict(f"{file} cannot be read ({why}): check its permissions") from None
 

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
 
+from jupyter_dsserve.data_dir import told_or_read
 from jupyter_dsserve.protocol.errors import Conflict
 
 # File systems on which the shared memory of SQLite's write-ahead log works: a disk, or memory, of this machine.
@@ -41,14 +42,8 @@ def database_url(given: str, data_dir: Path) -> sa.URL:
     """
     if not given:
         return sa.URL.create("sqlite", database=str(data_dir / "fleet.db"))
-    if given.startswith("@"):
-        path = Path(given[1:]).expanduser()
-        try:
-            given = path.read_text().strip()
-        except (OSError, ValueError) as fault:
-            raise Conflict(f"the database URL's file {path} cannot be read ({fault}): check it") from None
     try:
-        url = sa.make_url(given)
+        url = sa.make_url(told_or_read(given))
     except (ArgumentError, ValueError):
         url = None
     if url is None or url.drivername not in ("postgres", "postgresql", "postgresql+psycopg"):

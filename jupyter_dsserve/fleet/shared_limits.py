@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jupyter_dsserve.data_dir import told_or_read
 from jupyter_dsserve.fleet.keys import MINUTE_S, Reservation
 from jupyter_dsserve.protocol.errors import Conflict
 
@@ -45,7 +46,7 @@ class SharedLimits:
             from redis.exceptions import RedisError
         except ImportError:
             raise Conflict("limits over Redis need its client: pip install 'jupyter_dsserve[redis]'") from None
-        url = _read(url)
+        url = told_or_read(url)
         try:
             if not url.startswith(_SCHEMES):
                 raise ValueError
@@ -152,13 +153,3 @@ class SharedLimits:
         reason = f"{how} holds keys to their limits" if is_lost else f"{how} hold keys to their limits"
         log.log(logging.WARNING if is_lost else logging.INFO, "%s", reason)
         self._say("limits_local" if is_lost else "limits_shared", reason)
-
-
-def _read(url: str) -> str:
-    if not url.startswith("@"):
-        return url
-    path = Path(url[1:]).expanduser()
-    try:
-        return path.read_text().strip()
-    except (OSError, ValueError) as fault:
-        raise Conflict(f"the file {path} with the URL of limits cannot be read ({fault}): check it") from None
