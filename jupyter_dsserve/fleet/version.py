@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jupyter_dsserve.fleet.observations import Watch
+from jupyter_dsserve.fleet.reading import Reading
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.road import Road, later
 from jupyter_dsserve.fleet.router import least_loaded, prefix_of
-from jupyter_dsserve.fleet.stats import Served, Window, percentile
+from jupyter_dsserve.fleet.stats import Window, percentile
 from jupyter_dsserve.fleet.tracing import Trace
 from jupyter_dsserve.protocol.config import Priority
-from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, ReplicaLost, Unavailable
+from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, Unavailable
 from jupyter_dsserve.protocol.records import Origin, VersionState, VersionStats
-from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, Usage
+from jupyter_dsserve.protocol.request import Chunk, Request
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from jupyter_dsserve.protocol.tensors import ModelInfo
 
@@ -31,7 +32,6 @@ _FURTHEST_FIRST = (
     VersionState.QUEUED,
     VersionState.DRAINING,
 )
-_NO_USAGE = Usage(0, 0)
 SETTLED = (VersionState.READY, VersionState.FAILED, VersionState.STOPPED)
 
 
@@ -163,57 +163,35 @@ class Version:
         the wait took too long.
         """
         started = time.monotonic()
-        first_token_s: float | None = None
+        reading = Reading(self.window, started)
+        see, num_spare = reading.see, self.num_spare
         lost: Replica | None = None
-        watch: Watch | None = None
-        queued_s = 0.0
         has_waited = False  # so that less of its time is left
-        has_told = False  # the caller something: then nobody else can answer any more
         line = self.road.line
         try:
             while True:
-                attempt = trace.attempt(request.id, self.name, time.monotonic()) if trace else None
+                attempt = reading.attempt = trace.attempt(request.id, self.name, time.monotonic()) if trace else None
                 is_line = line.num_waiting and line.num_waiting_for(self.name)
                 replica = None if is_line else self._find(request, lost)
                 if replica is None:
                     replica = await self._wait(request, started, lost)
-                    has_waited, queued_s = True, time.monotonic() - started
-                is_lost = False
+                    has_waited, reading.queued_s = True, time.monotonic() - started
                 if attempt:
                     attempt.replica, attempt.asked_s = replica.id, time.monotonic()
                 if self.watch and not lost:  # once, whoever answers in the end: a mirror copies what it is told of
-                    watch = self.watch(request, replica.in_flight, started)
+                    reading.watch = self.watch(request, replica.in_flight, started)
                 asked = later(request, time.monotonic() - started) if has_waited else request
                 async with aclosing(replica.generate(asked, self.road.policy.first_token_timeout_s)) as chunks:
                     async for chunk in chunks:
-                        now = time.monotonic()
-                        if watch:
-                            watch.see(chunk, now)
-                        if chunk.num_tokens:
-                            if first_token_s is None:
-                                first_token_s = now - started
-                                if attempt:
-                                    attempt.first_token_s = now
-                        elif not (has_told or chunk.text or lost) and isinstance(chunk.error, ReplicaLost):
-                            is_lost = self.num_spare(replica) > 0
-                            if is_lost:
-                                if attempt:
-                                    attempt.see_last(chunk, now, "lost")
-                                break
-                        has_told = True
-                        self.window.add_tokens(now, chunk.num_tokens)
-                        if chunk.finish_reason:
-                            self._note_end(chunk, now, started, first_token_s, queued_s)
-                            if attempt:
-                                attempt.see_last(chunk, now, chunk.finish_reason.value)
+                        if not see(chunk, replica, num_spare):
+                            break
                         yield chunk
-                if not is_lost:
-                    return
+                    else:
+                        return
                 lost, has_waited = replica, True
                 self.road.num_retrying += 1
-        except DSServeError:  # in line, or for want of a replica: no chunk tells its end
-            now = time.monotonic()
-            self.window.add(Served(now, now - started, None, 0, is_error=True, queued_s=now - started))
+        except DSServeError:
+            reading.refused(time.monotonic())
             raise
         finally:
             self.road.num_retrying -= lost is not None
@@ -272,22 +250,6 @@ class Version:
             return 0
         return self.road.num_retries_left(sum(r.in_flight for r in self.replicas))
 
-    def _note_end(self, chunk: Chunk, now: float, started: float, first_token_s: float | None, queued_s: float) -> None:
-        is_error = chunk.finish_reason is FinishReason.ERROR and not _is_callers_fault(chunk)
-        said = chunk.usage or _NO_USAGE
-        self.window.add(
-            Served(
-                now,
-                now - started,
-                first_token_s,
-                said.completion_tokens,
-                is_error,
-                queued_s,
-                said.prompt_tokens,
-                said.cached_tokens,
-            )
-        )
-
     def stats(self, weight: float, at: float, now: float) -> VersionStats:
         """``at`` is seconds since the epoch, for the record; ``now`` is monotonic seconds."""
         good = self.window.good(now)
@@ -315,7 +277,3 @@ class Version:
             prefix_hits=sum(r.heartbeat.num_cached for r in ready) / max(1, sum(r.heartbeat.num_prompt for r in ready)),
             preemptions=sum(r.heartbeat.num_preempted for r in ready),
         )
-
-
-def _is_callers_fault(chunk: Chunk) -> bool:
-    return chunk.error is not None and 400 <= chunk.error.status < 500
