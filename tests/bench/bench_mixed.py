@@ -1,12 +1,13 @@
 """Prompts of 4,096 tokens beside prompts of 64, in process on one core: what the short ones' readers feel of them.
 
-    python -m tests.bench.bench_mixed [--rounds 3] [--seconds 8] [--out tests/bench/results]
+    python -m tests.bench.bench_mixed [--rounds 3] [--seconds 20] [--out tests/bench/results]
 
 Sixteen callers ask model S (fp32) without a pause, each for 64 tokens after a prompt of 64; two more ask for 16 after a
 prompt of 4,096. A step has a budget of tokens (`max_step_tokens`): a smaller one gives who decodes the next token
 sooner, a larger one takes prompts in faster. Cases alternate within a round, and figures are medians over rounds: only
-what is compared within one run counts. "gap" is the time between two tokens of a short answer. It takes
-rounds × 5 cases × (seconds + 1), two and a half minutes unless told otherwise, and writes ``mixed.json``.
+what is compared within one run counts. "gap" is the time between two tokens of a short answer; a figure of which
+nothing was seen within the time is null. It takes rounds × 5 cases × (seconds + 1), a good five minutes unless told
+otherwise, and writes ``mixed.json``.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ WARM_S = 1.0
 class Point:
     num_long: int
     max_step_tokens: int
-    gap_p50_ms: float
-    gap_p95_ms: float
-    gap_p99_ms: float
-    short_first_p50_ms: float
-    short_first_p95_ms: float
-    long_first_p50_ms: float  # 0: none ended its prompt
-    output_tokens_per_s: float
-    prompt_tokens_per_s: float
+    gap_p50_ms: float | None  # None, here and below: a round saw none
+    gap_p95_ms: float | None
+    gap_p99_ms: float | None
+    short_first_p50_ms: float | None
+    short_first_p95_ms: float | None
+    long_first_p50_ms: float | None
+    output_tokens_per_s: float | None
+    prompt_tokens_per_s: float | None
 
 
 class Callers:
@@ -72,19 +73,19 @@ class Callers:
         while time.perf_counter() < until:
             self._engine.turn()
 
-    def measure(self, seconds: float) -> dict[str, float]:
+    def measure(self, seconds: float) -> dict[str, float | None]:
         self._gaps, self._first, self._num_tokens = [], {False: [], True: []}, 0
         prompts = self._engine.load().num_prompt
         self._begun = time.perf_counter()
         self.run(seconds)
         took = time.perf_counter() - self._begun
         return {
-            "gap_p50_ms": 1000 * at(self._gaps, 0.5),
-            "gap_p95_ms": 1000 * at(self._gaps, 0.95),
-            "gap_p99_ms": 1000 * at(self._gaps, 0.99),
-            "short_first_p50_ms": 1000 * at(self._first[False], 0.5),
-            "short_first_p95_ms": 1000 * at(self._first[False], 0.95),
-            "long_first_p50_ms": 1000 * at(self._first[True], 0.5),
+            "gap_p50_ms": at_ms(self._gaps, 0.5),
+            "gap_p95_ms": at_ms(self._gaps, 0.95),
+            "gap_p99_ms": at_ms(self._gaps, 0.99),
+            "short_first_p50_ms": at_ms(self._first[False], 0.5),
+            "short_first_p95_ms": at_ms(self._first[False], 0.95),
+            "long_first_p50_ms": at_ms(self._first[True], 0.5),
             "output_tokens_per_s": self._num_tokens / took,
             "prompt_tokens_per_s": (self._engine.load().num_prompt - prompts) / took,
         }
@@ -114,13 +115,19 @@ class Callers:
                 self._ask(is_long)
 
 
-def at(values: Sequence[float], share: float) -> float:
-    """The value below which ``share`` of ``values`` lie; 0 if there are none."""
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0
+def at_ms(seconds: Sequence[float], share: float) -> float | None:
+    """The milliseconds below which ``share`` of ``seconds`` lie; None if there are none."""
+    return 1000 * sorted(seconds)[min(len(seconds) - 1, int(share * len(seconds)))] if seconds else None
+
+
+def median(values: Sequence[float | None]) -> float | None:
+    """None unless every round saw one: those that did not were the slow ones."""
+    known = [value for value in values if value is not None]
+    return round(statistics.median(known), 2) if len(known) == len(values) else None
 
 
 def measure(runner: RaggedRunner, rounds: int, seconds: float) -> list[Point]:
-    found: dict[tuple[int, int], list[dict[str, float]]] = {case: [] for case in CASES}
+    found: dict[tuple[int, int], list[dict[str, float | None]]] = {case: [] for case in CASES}
     for number in range(rounds):
         for num_long, budget in CASES:
             runner.max_step_tokens = budget
@@ -128,17 +135,14 @@ def measure(runner: RaggedRunner, rounds: int, seconds: float) -> list[Point]:
             callers.run(WARM_S)
             found[num_long, budget].append(callers.measure(seconds))
     names = [field.name for field in fields(Point)][2:]
-    return [
-        Point(*case, *(round(statistics.median(each[name] for each in rows), 2) for name in names))
-        for case, rows in found.items()
-    ]
+    return [Point(*case, *(median([each[name] for each in rows]) for name in names)) for case, rows in found.items()]
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--models", type=Path, default=Path(".cache/bench"), help="made there if they are missing")
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--seconds", type=float, default=8.0, help="of each case in a round")
+    options.add_argument("--seconds", type=float, default=20.0, help="of each case in a round")
     options.add_argument("--out", type=Path, help="folder for mixed.json")
     chosen = options.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
