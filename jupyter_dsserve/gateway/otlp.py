@@ -1,8 +1,9 @@
 """Traces on their way to a collector (Jaeger, Tempo, …) by OpenTelemetry's own SDK, the extra ``otel``.
 
 A call is handed over once it has ended, with the times that it noted; what is not sampled costs one look. The SDK's
-thread sends in batches, and drops what a collector that is away does not take. Its environment variables hold
-(OTEL_EXPORTER_OTLP_HEADERS for a collector's key, OTEL_BSP_*, OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, …).
+thread has `otlp_spans` draw up and encode the spans of many calls at once, sends them, and drops what a collector that
+is away does not take. Its environment variables hold (OTEL_EXPORTER_OTLP_HEADERS for a collector's key, OTEL_BSP_*,
+OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, …).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import contextlib
 import logging
 import os
 import threading
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
@@ -21,27 +22,30 @@ from opentelemetry.trace import (
     NonRecordingSpan,
     SpanContext,
     SpanKind,
-    Status,
-    StatusCode,
     TraceFlags,
     TraceState,
     set_span_in_context,
 )
 
 from jupyter_dsserve import __version__
-from jupyter_dsserve.fleet.tracing import Trace, spans_of
+from jupyter_dsserve.fleet.tracing import Trace
 from jupyter_dsserve.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
+
+    from jupyter_dsserve.gateway.otlp_spans import Encoder
 
 log = logging.getLogger(__name__)
 
 _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_SENDERS = "opentelemetry.exporter.otlp.proto"
 _GRPC_PORT = 4317  # which OTLP has for it; 4318 is for HTTP
 _FAREWELL_S = 2.0  # for the last batch
-_KINDS = {"replica": SpanKind.CLIENT}
+_BATCH_VARIABLE = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
+_BATCH_CALLS = 128  # in a message: a call has seven spans or so, and may have hundreds; collectors take 4 MiB
 _MISSING = "traces are sent by OpenTelemetry's SDK, which is not installed: pip install 'jupyter_dsserve[otel]'"
 
 
@@ -55,60 +59,36 @@ class OtlpExporter:
     def __init__(self, endpoint: str, sample: float | None) -> None:
         try:
             from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-            from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+            from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
-            from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
             from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-            exporter = _sender(endpoint)
+            from jupyter_dsserve.gateway.otlp_spans import Encoder, EndedCall
+
+            resource = Resource.create({"service.version": __version__})
+            if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+                resource = resource.merge(Resource({SERVICE_NAME: "jupyter_dsserve"}))
+            sender = _sender(endpoint, Encoder(resource, InstrumentationScope("jupyter_dsserve", __version__)))
         except ImportError:
             raise InvalidRequest(_MISSING, param="otlp_endpoint") from None
-        resource = Resource.create({"service.version": __version__})
-        if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
-            resource = resource.merge(Resource({SERVICE_NAME: "jupyter_dsserve"}))
-        # It reads the environment's sampler.
-        provider = TracerProvider(
-            sampler=None if sample is None else ParentBasedTraceIdRatio(sample),
-            resource=resource,
-            shutdown_on_exit=False,
-        )
-        self._sampler = provider.sampler
-        self._processor = BatchSpanProcessor(exporter)
-        # Ended spans are made as they are handed over: to begin each and end it, as a tracer does, takes five times as
-        # long, and gives them other ids than those that people find at the gateway.
-        scope = InstrumentationScope("jupyter_dsserve", __version__)
-        self._ended = partial(ReadableSpan, resource=resource, instrumentation_scope=scope)
+        self._sampler: Sampler | None = None
+        if sample is None:
+            self._sampler = TracerProvider(resource=resource, shutdown_on_exit=False).sampler  # the environment's
+        self._bound = round((sample or 0.0) * 2**64)
+        self._ended: Callable[[Trace, str], Any] = EndedCall
+        at_once = None if os.environ.get(_BATCH_VARIABLE) else _BATCH_CALLS
+        self._processor = BatchSpanProcessor(sender, max_export_batch_size=at_once)
 
     def __call__(self, trace: Trace) -> None:
         """Hand over an ended call, if it is sampled."""
-        parent = _callers(trace)
-        above = set_span_in_context(NonRecordingSpan(parent), Context()) if parent else Context()
-        name = f"{trace.operation} {trace.model}"
-        told = self._sampler.should_sample(above, trace.trace_id, name, SpanKind.SERVER)
-        if not told.decision.is_sampled():
-            return
-        began = int(trace.at * 1e9)
-        contexts: dict[str, SpanContext] = {}
-        for span in spans_of(trace, trace.ended_s):
-            is_call = not contexts
-            own = SpanContext(
-                trace.trace_id, int(span.span_id, 16), False, TraceFlags(TraceFlags.SAMPLED), told.trace_state
-            )
-            contexts[span.span_id] = own
-            start = began + int(span.start_s * 1e9)
-            has_failed = is_call and trace.outcome in ("error", "timeout")
-            self._processor.on_end(
-                self._ended(
-                    name=span.name,
-                    context=own,
-                    parent=parent if is_call else contexts[span.parent_id],
-                    attributes=span.attributes,
-                    kind=SpanKind.SERVER if is_call else _KINDS.get(span.name, SpanKind.INTERNAL),
-                    status=Status(StatusCode.ERROR, trace.error) if has_failed else Status(),
-                    start_time=start,
-                    end_time=start + int(span.duration_s * 1e9),
-                )
-            )
+        if self._sampler:
+            told = _told(self._sampler, trace)
+            is_sampled, state = told.decision.is_sampled(), told.trace_state.to_header() if told.trace_state else ""
+        else:  # as the SDK's sampler by shares, in a fifth of its time: most calls are not sampled
+            is_sampled = trace.is_sampled if trace.parent_id else trace.trace_id % 2**64 < self._bound
+            state = trace.trace_state
+        if is_sampled:
+            self._processor.on_end(self._ended(trace, state))
 
     async def close(self) -> None:
         """Send what is left, for at most some seconds: a collector that is away must not hold up the stop."""
@@ -141,17 +121,20 @@ def otlp_exporter(endpoint: str, sample: float | None) -> OtlpExporter | None:
         return None
 
 
-def _callers(trace: Trace) -> SpanContext | None:
-    """The caller's span, if there is one."""
-    if not trace.parent_id:
-        return None
-    flags = TraceFlags(TraceFlags.SAMPLED if trace.is_sampled else TraceFlags.DEFAULT)
-    state = TraceState.from_header([trace.trace_state])
-    return SpanContext(trace.trace_id, trace.parent_id, is_remote=True, trace_flags=flags, trace_state=state)
+def _told(sampler: Sampler, trace: Trace) -> SamplingResult:
+    above = Context()
+    if trace.parent_id:
+        flags = TraceFlags(TraceFlags.SAMPLED if trace.is_sampled else TraceFlags.DEFAULT)
+        state = TraceState.from_header([trace.trace_state])
+        caller = SpanContext(trace.trace_id, trace.parent_id, is_remote=True, trace_flags=flags, trace_state=state)
+        above = set_span_in_context(NonRecordingSpan(caller), above)
+    return sampler.should_sample(above, trace.trace_id, f"{trace.operation} {trace.model}", SpanKind.SERVER)
 
 
-def _sender(endpoint: str) -> SpanExporter:
+def _sender(endpoint: str, encoder: Encoder) -> SpanExporter:
     """What speaks OTLP with the endpoint: over gRPC or HTTP as the environment says, or as its port does."""
+    from jupyter_dsserve.gateway.otlp_spans import sender_module
+
     named = endpoint or next(os.environ[name] for name in _ENDPOINT_VARIABLES if os.environ.get(name))
     try:
         url = urlsplit(named)
@@ -164,11 +147,13 @@ def _sender(endpoint: str) -> SpanExporter:
         )
     protocol = next((os.environ[name] for name in _PROTOCOL_VARIABLES if os.environ.get(name)), "")
     if protocol == "grpc" or (not protocol and port == _GRPC_PORT):
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
-
-        return GrpcExporter(endpoint=endpoint or None, insecure=None if not endpoint else url.scheme == "http")
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
-
-    # Given as a base, as in OTEL_EXPORTER_OTLP_ENDPOINT, or with the path of its own.
-    whole = endpoint if url.path.strip("/") else f"{endpoint.rstrip('/')}/v1/traces"
-    return HttpExporter(endpoint=whole if endpoint else None)
+        of_grpc = sender_module(f"{_SENDERS}.grpc.trace_exporter", encoder)
+        sender = of_grpc.OTLPSpanExporter(
+            endpoint=endpoint or None, insecure=None if not endpoint else url.scheme == "http"
+        )
+    else:
+        of_http = sender_module(f"{_SENDERS}.http.trace_exporter", encoder)
+        # Given as a base, as in OTEL_EXPORTER_OTLP_ENDPOINT, or with the path of its own.
+        whole = endpoint if url.path.strip("/") else f"{endpoint.rstrip('/')}/v1/traces"
+        sender = of_http.OTLPSpanExporter(endpoint=whole if endpoint else None)
+    return cast("SpanExporter", sender)

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as services
+from opentelemetry.proto.trace.v1 import trace_pb2 as spans_pb
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
@@ -36,6 +37,7 @@ class Collector(services.TraceServiceServicer):
     def __init__(self) -> None:
         self.spans: dict[str, list[Any]] = {}
         self.services: set[str] = set()
+        self.keys: list[str] = []  # that came with each message over HTTP
 
     async def Export(self, request: pb.ExportTraceServiceRequest, context: Any) -> pb.ExportTraceServiceResponse:  # noqa: N802
         self.take(request)
@@ -55,6 +57,7 @@ class HttpDoor(RequestHandler):
         self.collector = collector
 
     def post(self) -> None:
+        self.collector.keys.append(self.request.headers.get("X-Collector-Key", ""))
         self.collector.take(pb.ExportTraceServiceRequest.FromString(self.request.body))
         self.finish(pb.ExportTraceServiceResponse().SerializeToString())
 
@@ -75,7 +78,7 @@ async def collector() -> AsyncIterator[tuple[Collector, str, str]]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     sockets = bind_sockets(0, "127.0.0.1")
-    http = HTTPServer(Application([(r"/v1/traces", HttpDoor, {"collector": collector})]))
+    http = HTTPServer(Application([(r"/v1/traces", HttpDoor, {"collector": collector})]), decompress_request=True)
     http.add_sockets(sockets)
     yield collector, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
     http.stop()
@@ -101,7 +104,7 @@ async def caller(
 
 
 async def asked(caller: Caller, flags: str = "01", trace_id: str = TRACE_ID, **fields: Any) -> Any:
-    headers = {"traceparent": f"00-{trace_id}-{PARENT_ID}-{flags}"}
+    headers = {"traceparent": f"00-{trace_id}-{PARENT_ID}-{flags}", "tracestate": "vendor=x"}
     body = {"model": "demo", "prompt": "a secret", "max_tokens": 5, **fields}
     return await caller.post("/v1/completions", json=body, headers=headers)
 
@@ -128,6 +131,10 @@ async def test_a_call_arrives_below_its_callers_span_with_all_its_phases(
     assert said["gen_ai.operation.name"].string_value == "text_completion"
     assert said["gen_ai.usage.output_tokens"].int_value == 5
     assert said["dsserve.version"].string_value == "v1"
+    assert 0 < said["dsserve.first_token_s"].double_value < whole_s
+    assert {span.trace_state for span in spans} == {"vendor=x"}
+    # The caller's span is in another process, and no other span's parent is.
+    assert [span.name for span in spans if span.flags & spans_pb.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK] == [call.name]
     assert (call.kind, replica.kind) == (call.SPAN_KIND_SERVER, call.SPAN_KIND_CLIENT)
     assert call.status.code == call.status.STATUS_CODE_UNSET
     assert collector[0].services == {"jupyter_dsserve"}
@@ -163,6 +170,8 @@ async def test_over_http_by_the_environments_variables(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector[2])
     monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-collector-key=opens")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")  # so that it is the end that sends it
     gateway = Gateway(GatewayConfig(tmp_path / "data", port=0, drain_s=1))
     await gateway.start()
@@ -171,6 +180,7 @@ async def test_over_http_by_the_environments_variables(
     await gateway.stop()
     assert {span.name for span in collector[0].spans["b" * 32]} == {"text_completion demo", "route"}
     assert "mine" in collector[0].services
+    assert collector[0].keys == ["opens"]
 
 
 async def test_a_collector_that_is_away_costs_no_call_and_no_long_stop(tmp_path: Path) -> None:
