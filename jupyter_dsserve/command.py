@@ -35,10 +35,33 @@ class Command(JupyterApp):
                 near = difflib.get_close_matches(name, known, n=1)
                 self.quit(f"there is no option --{name}" + (f": did you mean --{near[0]}?" if near else "; see --help"))
 
+    def load_config_file(self, suppress_errors: bool = True) -> None:  # type: ignore[override]  # so is Jupyter's
+        """As Jupyter does, but a file that is not there, cannot be read or sets what nobody knows is an error: Jupyter
+        goes on with the defaults, and limits that somebody wrote down would not hold."""
+        if self.config_file and not _config_files(Path(self.config_file)):
+            self.quit(f"--config {self.config_file}: there is no such *.py or *.json file")
+        self.raise_config_file_errors = True
+        try:
+            super().load_config_file(suppress_errors=False)
+        except Exception as fault:
+            named = f"--config {self.config_file}" if self.config_file else "a config file of Jupyter's"
+            self.quit(f"{named} cannot be used: {type(fault).__name__}: {fault}")
+        for name in self.config.get(type(self).__name__, {}):
+            if name not in self.trait_names(config=True):
+                near = difflib.get_close_matches(name, self.trait_names(config=True), n=1)
+                own = f"{type(self).__name__}.{name}"
+                self.quit(f"there is no setting {own}" + (f": did you mean {near[0]}?" if near else "; see --help-all"))
+
     def quit(self, message: str) -> NoReturn:
         self.log.critical(message)
         self.exit(1)
         raise SystemExit(1)
+
+
+def _config_files(given: Path) -> list[Path]:
+    """What traitlets reads for ``given``: the name with either ending, whatever its own is."""
+    suffixes = [given.suffix] if given.suffix in (".py", ".json") else [".py", ".json"] if not given.suffix else []
+    return [found for suffix in suffixes if (found := given.with_suffix(suffix)).is_file()]
 
 
 SHARED_ALIASES = {"log-level": base_aliases["log-level"], "config": base_aliases["config"]}

@@ -75,6 +75,7 @@ def open_engine(url: sa.URL) -> sa.Engine:
     except ModuleNotFoundError:
         raise Conflict("a PostgreSQL registry needs psycopg: pip install 'jupyter_dsserve[postgres]'") from None
     if is_sqlite:
+        os.close(os.open(str(url.database), os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's own would be for all to read
         journal = "WAL" if is_local(Path(str(url.database)), _mounts()) else "DELETE"
         sa.event.listen(engine, "connect", lambda connection, _record: _prepare_sqlite(connection, journal))
         # Python's sqlite3 begins no transaction for a CREATE or ALTER: begin them all ourselves.

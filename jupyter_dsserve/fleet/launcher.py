@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import glob
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from jupyter_dsserve.parent import childs_environment
 from jupyter_dsserve.protocol.errors import InvalidRequest
@@ -48,7 +50,7 @@ class LocalLauncher:
 
     def __init__(self, log_dir: Path) -> None:
         self._log_dir = log_dir
-        log_dir.mkdir(parents=True, exist_ok=True)
+        log_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def log_path(self, replica: str) -> Path:
         return self._log_dir / f"{replica}.log"
@@ -66,7 +68,7 @@ class LocalLauncher:
         python = launch.spec.python or sys.executable
         path = self.log_path(launch.replica)
         _keep_tail(path)
-        with path.open("ab") as log:
+        with _private(path) as log:
             try:
                 process = await asyncio.create_subprocess_exec(
                     python,
@@ -108,6 +110,11 @@ def tail(path: Path, num_lines: int) -> list[str]:
     with path.open("rb") as log:
         log.seek(max(0, path.stat().st_size - _SHOWN_LOG_BYTES))
         return log.read().decode(errors="replace").splitlines()[-num_lines:]
+
+
+def _private(path: Path) -> BinaryIO:
+    """To add to. A model's code may write anything there, which is not for all to read."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
 
 
 def _keep_tail(path: Path) -> None:
