@@ -35,6 +35,11 @@ class Deployment:
         return {v.name for v in self.versions.values() if v.can_answer}
 
     @property
+    def is_missing(self) -> bool:
+        """Whether something is loaded, or on its way, and nothing can answer."""
+        return not self.ready and any(version.is_wanted for version in self.versions.values())
+
+    @property
     def served(self) -> list[Version]:
         """Those with weight."""
         return [self.versions[name] for name in self.route.weights if name in self.versions]

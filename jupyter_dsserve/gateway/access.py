@@ -55,7 +55,8 @@ def log_request(handler: RequestHandler) -> None:
     if getattr(handler, "asked", None) is not None:  # a call of a model, which `log_call` tells of
         return
     request, status = handler.request, handler.get_status()
-    is_looking = request.method in ("GET", "HEAD", "OPTIONS") and status < 400
+    is_probe = status == 503 and "/health" in request.path
+    is_looking = request.method in ("GET", "HEAD", "OPTIONS") and (status < 400 or is_probe)
     level = logging.WARNING if status >= 500 else logging.DEBUG if is_looking else logging.INFO
     if not log.isEnabledFor(level):
         return

@@ -7,7 +7,7 @@ import ipaddress
 import logging
 from pathlib import Path
 
-from traitlets import Bool, Dict, Float, Int, List, Unicode
+from traitlets import Bool, Dict, Float, Int, List, Unicode, default
 
 from jupyter_dsserve import __version__
 from jupyter_dsserve.command import SHARED_ALIASES, SHARED_FLAGS, Command
@@ -47,6 +47,12 @@ class DSServeApp(Command):
     join_keyfile = Unicode("", help="The private key of join_certfile, PEM.").tag(config=True)
     load = List(
         Unicode(), help="NAME=MODEL to serve from the start, as version v1 if NAME is new; may be given several times."
+    ).tag(config=True)
+    notice_s = Float(
+        0.0,
+        min=0,
+        help="Seconds between the signal to stop and the stop, in which calls are taken while /health/ready says 503 "
+        "already: for balancers, some of their probes long.",
     ).tag(config=True)
     drain_s = Float(30.0, min=0, help="Seconds that running requests get to end at the stop; 0 ends at once.").tag(
         config=True
@@ -99,6 +105,11 @@ class DSServeApp(Command):
     idle_s = Float(
         75.0, min=0, help="Seconds that a connection may be open without a (whole) request's head; 0 sets no limit."
     ).tag(config=True)
+    trust_proxy = List(
+        Unicode(),
+        help="A proxy whose X-Forwarded-For says who calls, for logs and traces: its address, or a network such as "
+        "10.0.0.0/8; may be given several times.",
+    ).tag(config=True)
     cors_origin = List(
         Unicode(), help="Pages from this origin may ask from a browser, such as https://app.example; * is any."
     ).tag(config=True)
@@ -132,6 +143,7 @@ class DSServeApp(Command):
     aliases = {
         **SHARED_ALIASES,
         "cors-origin": "DSServeApp.cors_origin",
+        "trust-proxy": "DSServeApp.trust_proxy",
         "max-calls": "DSServeApp.max_calls",
         "traces": "DSServeApp.traces",
         "max-connections": "DSServeApp.max_connections",
@@ -152,6 +164,7 @@ class DSServeApp(Command):
         "limits-url": "DSServeApp.limits_url",
         "deployments": "DSServeApp.deployments",
         "load": "DSServeApp.load",
+        "notice": "DSServeApp.notice_s",
         "drain": "DSServeApp.drain_s",
         "memory-budget": "DSServeApp.memory_budget",
     }
@@ -182,6 +195,10 @@ class DSServeApp(Command):
         "export": ("jupyter_dsserve.notebook.commands.ExportApp", "Write the deployments file of what is served."),
     }
 
+    @default("log_format")
+    def _default_log_format(self) -> str:
+        return "%(asctime)s,%(msecs)03d %(levelname)s %(name)s: %(message)s"  # as workers write it
+
     def start(self) -> None:
         super().start()
         if self.extra_args:
@@ -206,7 +223,8 @@ class DSServeApp(Command):
             )
         loads = tuple(self._load_pair(text) for text in self.load)
         own = {"data_dir": Path(self.dsserve_data_dir).expanduser(), "loads": loads}
-        return GatewayConfig.told(self.trait_values(), cors_origins=tuple(self.cors_origin), **own)
+        lists = {"cors_origins": tuple(self.cors_origin), "trusted_proxies": tuple(self.trust_proxy)}
+        return GatewayConfig.told(self.trait_values(), **lists, **own)
 
     def _load_pair(self, text: str) -> tuple[str, str]:
         name, sign, model = text.partition("=")

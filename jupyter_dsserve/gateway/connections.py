@@ -68,10 +68,12 @@ def most_connections(wanted: int) -> int:
 
 class Connections:
     """Those that are open. One that takes nothing of what waits for it for ``stall_s`` seconds is cut (0: never).
-    Beyond ``most`` a new one is told 503 (0: three quarters of the files that the process may open)."""
+    Beyond ``most`` a new one is told 503 (0: three quarters of the files that the process may open). Once the gateway
+    ``is_leaving`` each ends with its next answer, so that who keeps some open asks elsewhere."""
 
     def __init__(self, stall_s: float = 0.0, most: int = 0) -> None:
         self.num_cut = self.num_refused = 0
+        self.is_leaving = False
         self.stall_s = stall_s
         self._most = most_connections(most)
         self._open: dict[IOStream, Taken | None] = {}

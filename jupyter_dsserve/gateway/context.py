@@ -9,6 +9,7 @@ from jupyter_dsserve.fleet.shared_limits import SharedLimits
 from jupyter_dsserve.gateway.calls import Calls
 from jupyter_dsserve.gateway.connections import Connections
 from jupyter_dsserve.gateway.feed import Feed
+from jupyter_dsserve.gateway.proxies import Proxies
 from jupyter_dsserve.gateway.tracing import Traces
 from jupyter_dsserve.gateway.v2.regions import Regions
 
@@ -23,6 +24,7 @@ class Context:
     max_body_bytes: int
     cors_origins: frozenset[str] = frozenset()
     open_metrics: bool = False
+    proxies: Proxies = field(default_factory=Proxies)
     calls: Calls = field(default_factory=Calls)
     traces: Traces = field(default_factory=Traces)
     connections: Connections = field(default_factory=Connections)

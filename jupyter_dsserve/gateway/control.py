@@ -12,6 +12,7 @@ from jupyter_dsserve.gateway.bodies import ActivateBody, DeployBody, LoadBody, R
 from jupyter_dsserve.gateway.describe import CHANGE_ERRORS, describes
 from jupyter_dsserve.gateway.feed import Listener, framed
 from jupyter_dsserve.gateway.handlers import Handler, is_number, until_caller_leaves
+from jupyter_dsserve.gateway.sse import head_stream
 from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from jupyter_dsserve.protocol.records import DeploymentStatus, Event, VersionStats, VersionStatus
 
@@ -19,6 +20,7 @@ _TOY = {"version": "v1", "model": "toy:"}
 _NumLines = Annotated[int, Field(ge=0, lt=10**9, description="The last of each worker; 200 unless told.")]
 _Deployment = Annotated[str, Field(description="Only of this one.")]
 _Since = Annotated[int, Field(ge=0, lt=10**9, description="The first events after the one with this id.")]
+_All = Annotated[bool, Field(description="Only once every deployment that has something loaded can answer.")]
 _Limit = Annotated[int, Field(ge=0, lt=10**9, description="How many; 1000 unless told.")]
 
 
@@ -170,8 +172,7 @@ class EventStream(Handler):
         last_id = self.request.headers.get("Last-Event-ID", "")
         if last_id and not is_number(last_id):
             raise InvalidRequest(f"Last-Event-ID is {last_id!r}: give the id of an event", param="Last-Event-ID")
-        self.set_header("Content-Type", "text/event-stream")
-        self.set_header("Cache-Control", "no-cache")
+        head_stream(self)
         events = self.fleet.events
         listener = Listener(self, events.last_id)
         with self.context.feed.told(events, listener):
@@ -191,14 +192,22 @@ class Live(Handler):
 
 
 class Ready(Handler):
-    """200 as soon as some version can answer."""
+    """200 as soon as some version can answer; with ``all`` once something can in every deployment."""
 
     is_open = True
 
-    @describes("Whether some version can answer.", {200: ReadyAnswer}, errors=(Unavailable,))
+    @describes("Whether some version can answer.", {200: ReadyAnswer}, query={"all": _All}, errors=(Unavailable,))
     def get(self) -> None:
-        if not any(deployment.ready for deployment in self.fleet.deployments()):
+        wants_all = self.get_query_argument("all", "false")
+        if wants_all not in ("true", "false"):
+            raise InvalidRequest(f"all is {wants_all!r}: give true or false", param="all")
+        if self.context.connections.is_leaving:
+            raise Unavailable("this gateway is stopping: ask the next one", retry_after_s=5)
+        deployments = self.fleet.deployments()
+        if not any(deployment.ready for deployment in deployments):
             raise Unavailable("no version is READY", retry_after_s=2)
+        if wants_all == "true" and (num := sum(d.is_missing for d in deployments)):  # whose names need a key
+            raise Unavailable(f"deployments without a READY version, although one is loaded: {num}", retry_after_s=2)
         self.answer({"status": "ready"})
 
     head = get
@@ -229,4 +238,5 @@ ROUTES: list[tuple[str, type[Handler]]] = [
     (r"/api/events", EventStream),
     (r"/health/live", Live),
     (r"/health/ready", Ready),
+    (r"/health", Ready),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from asyncio import Future
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -110,6 +111,9 @@ class Handler(Asker, RequestHandler):
 
     def initialize(self, context: Context) -> None:
         self.enter(context)
+        self.request.remote_ip = context.proxies.caller(
+            self.request.remote_ip or "", self.request.headers.get_list("X-Forwarded-For")
+        )
         self.work: asyncio.Task[Any] | None = None
         self._body = bytearray()
         self._is_refused = False
@@ -129,7 +133,8 @@ class Handler(Asker, RequestHandler):
                 self._check_key()
         except DSServeError as fault:
             self.refuse(fault)
-        self._check_size(int(self.request.headers.get("Content-Length", 0)))
+        length = self.request.headers.get("Content-Length", "0")
+        self._check_size(int(length) if length.isdecimal() else 0)  # what is no number Tornado refuses
 
     def refuse(self, fault: DSServeError | HTTPError) -> None:
         """Of `prepare`: raises ``fault``, but once the request has been read to its end. Answered before, Tornado ends
@@ -219,6 +224,11 @@ class Handler(Asker, RequestHandler):
         """Finish with JSON: a dataclass of ours, a list of them, or plain data."""
         self.set_status(status)
         self.finish(_json(value))
+
+    def flush(self, include_footers: bool = False) -> Future[None]:
+        if self.context.connections.is_leaving and not self._headers_written:
+            self.set_header("Connection", "close")
+        return super().flush(include_footers)
 
     def error_body(self, error: DSServeError) -> dict[str, Any]:
         return {"error": {"type": type(error).__name__, "message": error.message, "param": error.param}}

@@ -43,6 +43,9 @@ async def serve(
         await stopping.wait()
     finally:
         stopping.set()
+        if config.notice_s:
+            log.info("not ready any more: for %g s calls are still taken, then it stops", config.notice_s)
+            await gateway.give_notice()
         log.info("stopping: running requests have %g s to end; a second signal ends them now", config.drain_s)
         await gateway.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import math
 import socket
@@ -43,6 +44,7 @@ from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.gateway.grpc.server import GrpcFront
 from jupyter_dsserve.gateway.handlers import UnknownPath
 from jupyter_dsserve.gateway.otlp import otlp_exporter
+from jupyter_dsserve.gateway.proxies import Proxies
 from jupyter_dsserve.gateway.tracing import Traces
 from jupyter_dsserve.gateway.v2 import handlers as v2_handlers
 from jupyter_dsserve.gateway.v2 import inference as v2_inference
@@ -63,6 +65,7 @@ class Gateway:
     def __init__(self, config: GatewayConfig) -> None:
         """Takes the data directory and the port. Raises `Conflict` if either is held by another or cannot be used."""
         self.config = config
+        proxies = Proxies(config.trusted_proxies)
         self.data_dir = DataDir(config.data_dir)
         try:
             self._otlp = otlp_exporter(config.otlp_endpoint, config.trace_sample)
@@ -88,12 +91,14 @@ class Gateway:
         self._watching: asyncio.Task[None] | None = None
         self._connections = Connections(config.stall_s, config.max_connections)
         self._cutting: asyncio.Task[None] | None = None
+        self._hurried = asyncio.Event()
         self.context = Context(
             self.fleet,
             self.admin_key,
             config.max_body_bytes,
             frozenset(config.cors_origins),
             config.open_metrics,
+            proxies,
             Calls(config.max_calls),
             Traces(config.traces, self._otlp),
             self._connections,
@@ -133,8 +138,18 @@ class Gateway:
             await self._grpc.start(self.context)
         self.data_dir.announce(self.url, self.context.grpc_address)
 
+    async def give_notice(self) -> None:
+        """Before a `stop`: for ``notice_s`` seconds answer whatever comes, but say that it is not ready, so that a
+        balancer sends its calls elsewhere before they would be refused."""
+        self._connections.is_leaving = True
+        if self._grpc:
+            self._grpc.give_notice()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._hurried.wait(), self.config.notice_s)
+
     async def stop(self) -> None:
         """Take no new connections, let what runs end (at most ``drain_s``), end the workers."""
+        self._connections.is_leaving = True
         for task in (self._watching, self._cutting):
             if task:
                 task.cancel()
@@ -159,7 +174,8 @@ class Gateway:
         self.fleet.events.record(time.time(), kind, reason=reason)
 
     def hurry(self) -> None:
-        """End a `stop` that is under way without waiting for running requests."""
+        """End what is under way of `give_notice` and `stop` without waiting for running requests."""
+        self._hurried.set()
         self.fleet.hurry()
 
 

@@ -9,12 +9,18 @@ from tornado.iostream import IOStream
 from tornado.web import RequestHandler
 
 
+def head_stream(handler: RequestHandler, kind: str = "text/event-stream") -> None:
+    """What keeps caches and proxies (nginx) from holding events back."""
+    handler.set_header("Content-Type", kind)
+    handler.set_header("Cache-Control", "no-cache")
+    handler.set_header("X-Accel-Buffering", "no")
+
+
 class EventStream:
     """Begins the answer of ``handler``, whose headers may still be set until the first `flush`."""
 
     def __init__(self, handler: RequestHandler) -> None:
-        handler.set_header("Content-Type", "text/event-stream; charset=utf-8")
-        handler.set_header("Cache-Control", "no-cache")
+        head_stream(handler, "text/event-stream; charset=utf-8")
         connection: Any = handler.request.connection
         self._handler = handler
         self._stream: IOStream = connection.stream

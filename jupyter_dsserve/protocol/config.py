@@ -86,6 +86,7 @@ class GatewayConfig:
     join_certfile: str = ""  # PEM, as the key; without them the gateway makes a certificate
     join_keyfile: str = ""
     cors_origins: tuple[str, ...] = ()  # whose pages may ask from a browser; ``*`` is any
+    trusted_proxies: tuple[str, ...] = ()  # addresses or networks whose X-Forwarded-For says who calls, in logs
     open_metrics: bool = False  # /metrics needs no key
 
     # ---- what it serves from the start
@@ -100,6 +101,7 @@ class GatewayConfig:
     allow_code: bool = False  # they may load files that can run code (torch.export programs)
     memory_budget_bytes: int = 0  # the most that we hold of each device; 0 is 75 % of what is free at the start
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    notice_s: float = 0.0  # for which it goes on, told to stop, and says that it is not ready
     drain_s: float = 30.0  # for running requests, at an unload and at the end; 0 ends them at once
 
     # ---- what callers may do
@@ -146,5 +148,6 @@ class GatewayConfig:
     def from_json(text: str) -> GatewayConfig:
         raw = json.loads(text)
         loads = tuple((name, model) for name, model in raw["loads"])
-        own = {"data_dir": Path(raw["data_dir"]), "loads": loads, "cors_origins": tuple(raw["cors_origins"])}
-        return GatewayConfig(**(raw | own | {"admission": AdmissionSettings(**raw["admission"])}))
+        own = {"data_dir": Path(raw["data_dir"]), "loads": loads}
+        lists = {name: tuple(raw[name]) for name in ("cors_origins", "trusted_proxies")}
+        return GatewayConfig(**(raw | own | lists | {"admission": AdmissionSettings(**raw["admission"])}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -32,6 +33,15 @@ async def error(caller: Caller, method: str, path: str, body: Any, status: int) 
     assert answer.headers["Content-Type"].startswith("application/json")
     found: dict[str, Any] = answer.json()["error"]
     return found
+
+
+async def test_two_lengths_of_one_body_are_a_bad_request_that_ends_its_connection(gateway: Gateway) -> None:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef")
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(

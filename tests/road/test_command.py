@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -10,14 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc.aio
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from jupyter_dsserve.data_dir import DataDir
+from jupyter_dsserve.gateway.app import DSServeApp
 from jupyter_dsserve.protocol.errors import Conflict
 from tests.engine.test_loop import toy_text
 from tests.support import Command, is_running, until, worker_pids
 
 FAST = "demo=toy:step_s=0.001"
+STREAM = {"model": "demo", "prompt": "hello", "max_tokens": 5, "stream": True}
 
 
 async def test_one_line_serves_with_stdin_closed(data_dir: Path) -> None:
@@ -99,6 +105,29 @@ async def test_a_second_signal_ends_at_once(data_dir: Path) -> None:
             assert "ended while it was answering" in (await asking).text
         assert "Traceback" not in command.output()
     assert os.listdir(runtime) == []
+
+
+async def test_with_a_notice_it_says_that_it_is_not_ready_and_answers_until_it_stops(data_dir: Path) -> None:
+    with Command(data_dir, "--load", FAST, "--notice", "600", "--grpc-port", "0") as command:
+        async with await command.caller() as caller:
+            await caller.settled("demo", "v1", "READY")
+            assert "Connection" not in (await caller.complete()).headers
+            command.signal(signal.SIGTERM)
+            await until(lambda: caller.get("/health/ready"), lambda answer: answer.status_code == 503)
+            assert (await caller.get("/v2/health/ready")).status_code == 503
+            holder = json.loads((data_dir / "gateway.lock").read_text())
+            async with grpc.aio.insecure_channel(holder["grpc"]) as channel:
+                health = await HealthStub(channel).Check(HealthCheckRequest())
+                assert health.status == HealthCheckResponse.NOT_SERVING
+            answer = await caller.complete()
+            assert answer.json()["choices"][0]["text"] == toy_text("hello", 5)
+            assert answer.headers["Connection"] == "close"
+            async with caller.stream("POST", "/v1/completions", json=STREAM) as stream:
+                assert stream.headers["Connection"] == "close"
+                assert (await stream.aread()).endswith(b"[DONE]\n\n")
+            command.signal(signal.SIGTERM)
+        assert "not ready any more" in command.output(timeout_s=10)
+        assert command.process.returncode == 0
 
 
 async def test_killed_it_leaves_no_worker_and_everything_comes_back_with_it(data_dir: Path) -> None:
@@ -221,6 +250,27 @@ async def test_options_that_cannot_be_are_said_in_a_line(data_dir: Path, options
     with Command(data_dir, *options) as command:
         said = command.output()
     assert command.process.returncode == 1
+    assert named in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("own.py", "c.DSServeApp.prot = 1", "no setting DSServeApp.prot: did you mean port?"),
+        ("own.py", "c.DSServeApp.port = ", "own.py cannot be used: SyntaxError"),
+        ("own.json", "{", "own.json cannot be used: JSONDecodeError"),
+        ("own.conf", "c.DSServeApp.port = 0", "own.conf: there is no such *.py or *.json file"),
+        ("other.py", "", "own.py: there is no such"),
+    ],
+)
+def test_a_config_file_that_does_not_hold_ends_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, named: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SystemExit):
+        DSServeApp().initialize(["--config", str(tmp_path / name.replace("other", "own"))])
+    said = capsys.readouterr().err
     assert named in said
     assert "Traceback" not in said
 

@@ -303,6 +303,7 @@ async def test_events_and_stats_come_as_they_happen(caller: Caller) -> None:
     seen: dict[str, list[dict[str, object]]] = {"event": [], "stats": []}
     async with caller.stream("GET", "/api/events") as answer:
         assert answer.headers["Content-Type"] == "text/event-stream"
+        assert answer.headers["X-Accel-Buffering"] == "no"
         await caller.load("demo", "v1", FAST)
         await caller.complete()
         kind = ""
@@ -349,6 +350,16 @@ async def test_health_needs_no_key_and_ready_means_that_somebody_can_answer(call
         assert (await stranger.get("/health/ready")).status_code == 503
         await caller.load("demo", "v1", FAST)
         assert (await stranger.get("/health/ready")).status_code == 200
+        assert (await stranger.get("/health/ready?all=true")).status_code == 200
+        await caller.load("other", "v1", "toy:load_s=60", wait=False)
+        assert (await stranger.get("/health")).status_code == 200  # vLLM's name for it
+        wanting = await stranger.get("/health/ready?all=true")
+        assert wanting.status_code == 503
+        assert "other" not in wanting.text  # a name is for those with a key
+        assert (await stranger.get("/health/ready?all=yes")).status_code == 400
+        await caller.post("/api/deployments/other/versions/v1/unload")
+        await caller.settled("other", "v1", "STOPPED")
+        assert (await stranger.get("/health/ready?all=true")).status_code == 200
 
 
 @pytest.mark.parametrize("concurrency", [64])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from jupyter_dsserve.gateway.logs import Flood, Followed, json_formatter
 from tests.support import Command, Json, until
 
 TRACEPARENT = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+# As a proxy adds it to what a caller made up.
+FORWARDED = {"X-Forwarded-For": "203.0.113.9, 198.51.100.7"}
 
 
 def lines_of(command: Command) -> list[Json]:
@@ -23,12 +26,13 @@ def lines_of(command: Command) -> list[Json]:
 
 
 async def test_json_lines_have_a_record_for_each_call_and_for_each_line_of_a_worker(tmp_path: Path) -> None:
-    with Command(tmp_path / "data", "--log-json", "--load", "demo=toy:step_s=0.01") as command:
+    options = ("--log-json", "--trust-proxy", "127.0.0.0/8", "--load", "demo=toy:step_s=0.01")
+    with Command(tmp_path / "data", *options) as command:
         caller = await command.caller()
         async with caller:
             await caller.settled("demo", "v1")
             body = {"model": "demo", "prompt": "a secret word", "max_tokens": 5}
-            answer = await caller.post("/v1/completions?who=me", json=body, headers=TRACEPARENT)
+            answer = await caller.post("/v1/completions?who=me", json=body, headers=TRACEPARENT | FORWARDED)
             assert answer.status_code == 200
             assert (await caller.post("/v1/completions", json=body | {"n": -1})).status_code == 400
             assert (await caller.complete("nobody")).status_code == 404
@@ -48,7 +52,8 @@ async def test_json_lines_have_a_record_for_each_call_and_for_each_line_of_a_wor
         assert good["http.request.method"] == "POST"
         assert good["url.path"] == "/v1/completions"
         assert good["http.response.status_code"] == 200
-        assert good["client.address"] == "127.0.0.1"
+        assert good["client.address"] == "198.51.100.7"
+        assert calls["cancelled"]["client.address"] == "127.0.0.1"
         assert 50e6 < good["event.duration"] < 60e9
         assert good["trace.id"] == "a" * 32
         assert good["dsserve.request_id"] == answer.headers["X-Request-Id"]
@@ -77,6 +82,9 @@ async def test_text_has_a_line_for_each_call_and_prompts_only_if_asked(tmp_path:
         said = await until(command.said, lambda said: "POST /v1/completions 200 " in said)
         [line] = [line for line in said.splitlines() if "POST /v1/completions" in line]
         assert f"· {answer.headers['X-Request-Id']} · demo@v1 " in line
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO jupyter_dsserve\.gateway\.access: POST", line)
+        written = [path for path in (tmp_path / "data").rglob("*") if path.stat().st_mode & 0o077]
+        assert not written, "others may read it"
         assert " → 5 tokens · first " in line
         [prompt] = [line for line in said.splitlines() if "secret" in line]
         assert "(--log-prompts)" in prompt

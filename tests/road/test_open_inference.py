@@ -182,6 +182,7 @@ async def events(caller: Caller, body: Any, model: str = "demo") -> list[Any]:
     async with caller.stream("POST", f"/v2/models/{model}/generate_stream", json=body) as answer:
         assert answer.status_code == 200, await answer.aread()
         assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        assert answer.headers["X-Accel-Buffering"] == "no"
         return [json.loads(line[len("data: ") :]) async for line in answer.aiter_lines() if line]
 
 

@@ -20,6 +20,7 @@ from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.gateway.asker import Asker
 from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.gateway.generate import start
+from jupyter_dsserve.gateway.v2.peers import peer_named
 from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, InvalidRequest, TooManyRequests, Unavailable
 from jupyter_dsserve.protocol.request import Request
 from jupyter_dsserve.protocol.spec import Task
@@ -66,12 +67,18 @@ class GrpcAsker(Asker):
     def passed_s(self) -> float:
         return time.monotonic() - self._began
 
+    @property
+    def address(self) -> str:
+        """The caller's, as it is over HTTP: without the port."""
+        peer = peer_named(self.call.peer())
+        return self.context.proxies.caller(peer[0] if peer else "", self._headers.get_list("X-Forwarded-For"))
+
     def attributes(self) -> Mapping[str, Attribute]:
         return {
             "rpc.system": "grpc",
             "rpc.method": self.method,
             "rpc.grpc.status_code": number_of(self.code),
-            "client.address": self.call.peer(),
+            "client.address": self.address,
         }
 
     def again(self) -> GrpcAsker:

@@ -97,10 +97,15 @@ class GrpcFront:
         reflection.enable_server_reflection(names, self._server, pool=_described())
         await self._server.start()
 
-    def drain(self) -> None:
-        """Take no new calls; those that run go on."""
+    def give_notice(self) -> None:
+        """Say that nothing is served, and serve on."""
         if self._health:
             self._health.is_stopping = True
+
+    def drain(self) -> None:
+        """Take no new calls; those that run go on."""
+        self.give_notice()
+        if self._health:
             self._draining = asyncio.create_task(self._server.stop(self._drain_s))
 
     async def stop(self) -> None:

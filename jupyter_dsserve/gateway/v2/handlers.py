@@ -64,7 +64,7 @@ class Ready(OIPHandler):
 
     @describes("Whether some version can answer.", {200: answers.ServerReady, 503: answers.ServerReady})
     def get(self) -> None:
-        is_ready = any(d.ready for d in self.fleet.deployments())
+        is_ready = not self.context.connections.is_leaving and any(d.ready for d in self.fleet.deployments())
         self.answer({"ready": is_ready}, 200 if is_ready else 503)
 
 
