@@ -23,7 +23,7 @@ from jupyter_dsserve.protocol.errors import DSServeError
 from jupyter_dsserve.protocol.records import GatewayAddress
 
 # Looking never starts the gateway.
-_LOOKING = ("health/", "api/status", "api/events", "metrics", "openapi.json")
+_LOOKING = ("health", "api/status", "api/events", "metrics", "openapi.json")
 _LOGS = re.compile(r"api/deployments/[^/]+/versions/[^/]+/logs")  # an open tab asks again and again
 
 

@@ -198,6 +198,7 @@ async def test_calls_wait_while_the_gateway_starts_and_looking_does_not_start_it
     with JupyterServer(home) as server:
         async with server.caller() as caller:
             for path in (
+                "/health",
                 "/health/ready",
                 "/api/status",
                 "/api/events",
