@@ -57,7 +57,7 @@ def log_request(handler: RequestHandler) -> None:
     request, status = handler.request, handler.get_status()
     is_probe = status == 503 and "/health" in request.path
     is_looking = request.method in ("GET", "HEAD", "OPTIONS") and (status < 400 or is_probe)
-    level = logging.WARNING if status >= 500 else logging.DEBUG if is_looking else logging.INFO
+    level = logging.DEBUG if is_looking else logging.WARNING if status >= 500 else logging.INFO
     if not log.isEnabledFor(level):
         return
     passed_s = request.request_time()
