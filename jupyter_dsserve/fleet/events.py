@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from jupyter_dsserve.protocol.records import Event, VersionStats
 
@@ -14,6 +16,29 @@ _REMEMBERED = 1000
 _MAX_BEHIND = 1000
 
 Item = Event | VersionStats
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which events: those of one ``deployment`` (empty: of all), with ids after ``since`` and before ``before``, that
+    happened at ``first`` or later and at ``last`` or earlier (seconds since the epoch); at most ``limit``: the first
+    of them if there is a ``since``, or else the last."""
+
+    deployment: str = ""
+    since: int | None = None
+    before: int | None = None
+    first: float = 0.0
+    last: float = math.inf
+    limit: int = 1000
+
+    def of(self, events: Iterable[Event]) -> list[Event]:
+        """Those of them, oldest first. No event is there twice."""
+        found = sorted((event for event in events if self._holds(event)), key=lambda event: event.id)
+        return found[-self.limit :] if self.since is None else found[: self.limit]
+
+    def _holds(self, event: Event) -> bool:
+        is_there = (self.since or 0) < event.id < (math.inf if self.before is None else self.before)
+        return is_there and self.deployment in ("", event.deployment) and self.first <= event.at <= self.last
 
 
 class Events:

@@ -21,7 +21,7 @@ from jupyter_dsserve.fleet.catalog import check_names, row_of, same, status_of, 
 from jupyter_dsserve.fleet.conductor import Conductor
 from jupyter_dsserve.fleet.database import database_url
 from jupyter_dsserve.fleet.deployment import Deployment
-from jupyter_dsserve.fleet.events import Events
+from jupyter_dsserve.fleet.events import Asked, Events
 from jupyter_dsserve.fleet.goal import Goal, exported
 from jupyter_dsserve.fleet.joining import Joins
 from jupyter_dsserve.fleet.keyring import Keyring
@@ -361,10 +361,9 @@ class Fleet:
         """The fleet as a deployments file has it."""
         return exported(self.applier.snapshot())
 
-    async def history(self, deployment: str = "", since: int | None = None, limit: int = 1000) -> list[Event]:
-        """At most ``limit`` events, oldest first: the first after the id ``since``, or else the last there are; of one
-        deployment, unless it is empty. From the registry, and what is not written yet from memory."""
-        return await self._past.history(deployment, since, limit)
+    async def history(self, asked: Asked = Asked()) -> list[Event]:  # noqa: B008  # it is immutable
+        """Events, oldest first, from the registry, and what is not written yet from memory."""
+        return await self._past.history(asked)
 
     async def stats(
         self, deployment: str, version: str, since: float, until: float, step_s: int | None = None

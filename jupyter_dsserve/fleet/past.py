@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from jupyter_dsserve.fleet.events import Asked
 from jupyter_dsserve.fleet.minutes import Gauges, Minute, Recorder, Sums, not_read, step_of
 from jupyter_dsserve.fleet.registry import Registry
 from jupyter_dsserve.fleet.stats import Window
@@ -27,13 +28,12 @@ class Past:
         self._registry = registry
         self._minutes = Recorder()
 
-    async def history(self, deployment: str, since: int | None, limit: int) -> list[Event]:
+    async def history(self, asked: Asked) -> list[Event]:
         """As `Fleet.history`."""
-        events = {e.id: e for e in self._fleet.events.since(since or 0) if deployment in ("", e.deployment)}
+        events = {event.id: event for event in self._fleet.events.since(asked.since or 0)}
         with contextlib.suppress(Unavailable):  # what is remembered is better than nothing
-            events |= {e.id: e for e in await self._registry.history(deployment, since, limit)}
-        ordered = [events[id] for id in sorted(events)]
-        return ordered[-limit:] if since is None else ordered[:limit]
+            events |= {event.id: event for event in await self._registry.history(asked)}
+        return asked.of(events.values())
 
     async def stats(
         self, deployment: str, version: str, since: float, until: float, step_s: int | None

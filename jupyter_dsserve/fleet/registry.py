@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 
 from jupyter_dsserve.fleet import schema
 from jupyter_dsserve.fleet.database import open_engine, place_of
+from jupyter_dsserve.fleet.events import Asked
 from jupyter_dsserve.fleet.keys import StoredKey
 from jupyter_dsserve.fleet.minutes import MINUTE_S, Minute
 from jupyter_dsserve.fleet.route import Route
@@ -267,21 +269,24 @@ class Registry:
             self._thread.submit(self._prune)
         return self._write(f"{EVENT}{event.id}", lambda db: db.execute(_history.insert().values(**values)))
 
-    def history(self, deployment: str, since: int | None, limit: int) -> asyncio.Future[list[Event]]:
-        """At most ``limit`` events, oldest first: the first ones after the id ``since``, or else the last there are;
-        of one deployment, unless it is empty. Raises `Unavailable` if they cannot be read."""
-        which = sa.and_(
-            sa.true(),
-            *([_history.c.deployment == deployment] if deployment else []),
-            *([_history.c.id > since] if since is not None else []),
-        )
-        order = _history.c.id if since is not None else _history.c.id.desc()
+    def history(self, asked: Asked) -> asyncio.Future[list[Event]]:
+        """Events, oldest first. Raises `Unavailable` if they cannot be read."""
+        table = _history.c
+        query = sa.select(_history).where(table.at >= asked.first).limit(asked.limit)
+        query = query.order_by(table.id.desc() if asked.since is None else table.id)
+        if asked.deployment:
+            query = query.where(table.deployment == asked.deployment)
+        if asked.since is not None:
+            query = query.where(table.id > asked.since)
+        if asked.before is not None:
+            query = query.where(table.id < asked.before)
+        if asked.last < math.inf:
+            query = query.where(table.at <= asked.last)
 
         def read() -> list[Event]:
             try:
                 with self._engine.begin() as db:
-                    rows = db.execute(sa.select(_history).where(which).order_by(order).limit(limit)).mappings()
-                    return sorted((Event(**r) for r in rows), key=lambda e: e.id)
+                    return asked.of(Event(**row) for row in db.execute(query).mappings())
             except (SQLAlchemyError, Conflict) as fault:
                 raise Unavailable(f"the history cannot be read ({_words(fault)})") from None
 

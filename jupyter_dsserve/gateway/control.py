@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from pydantic import Field
 
+from jupyter_dsserve.fleet.events import Asked
 from jupyter_dsserve.fleet.route import Route
 from jupyter_dsserve.gateway.answers import LiveAnswer, ReadyAnswer, Served
 from jupyter_dsserve.gateway.bodies import ActivateBody, DeployBody, LoadBody, RouteBody
@@ -13,6 +15,7 @@ from jupyter_dsserve.gateway.describe import CHANGE_ERRORS, describes
 from jupyter_dsserve.gateway.feed import Listener, framed
 from jupyter_dsserve.gateway.handlers import Handler, is_number, until_caller_leaves
 from jupyter_dsserve.gateway.sse import head_stream
+from jupyter_dsserve.gateway.stats import Moment, asked_moment
 from jupyter_dsserve.protocol.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from jupyter_dsserve.protocol.records import DeploymentStatus, Event, VersionStats, VersionStatus
 
@@ -21,7 +24,9 @@ _NumLines = Annotated[int, Field(ge=0, lt=10**9, description="The last of each w
 _Deployment = Annotated[str, Field(description="Only of this one.")]
 _Since = Annotated[int, Field(ge=0, lt=10**9, description="The first events after the one with this id.")]
 _All = Annotated[bool, Field(description="Only once every deployment that has something loaded can answer.")]
-_Limit = Annotated[int, Field(ge=0, lt=10**9, description="How many; 1000 unless told.")]
+_Before = Annotated[int, Field(ge=0, lt=10**9, description="The last events before the one with this id.")]
+_MAX_EVENTS = 10_000  # at once
+_Limit = Annotated[int, Field(ge=0, le=_MAX_EVENTS, description="How many; 1000 unless told.")]
 
 
 class Deployments(Handler):
@@ -146,13 +151,34 @@ class Status(Handler):
 
 class History(Handler):
     @describes(
-        "What happened, oldest first: the last events, or the first after an id.",
+        "What happened, oldest first: the last events (of a time, before an id), or the first after an id.",
         {200: list[Event]},
-        query={"deployment": _Deployment, "since": _Since, "limit": _Limit},
+        query={
+            "deployment": _Deployment,
+            "since": _Since,
+            "before": _Before,
+            "from": Moment,
+            "to": Moment,
+            "limit": _Limit,
+        },
     )
     async def get(self) -> None:
-        since, limit = self.number("since", ""), self.number("limit", "1000")
-        self.answer(await self.fleet.history(self.get_query_argument("deployment", ""), since, limit or 1))
+        limit = self.number("limit", "1000") or 1
+        if limit > _MAX_EVENTS:
+            raise InvalidRequest(
+                f"limit is {limit}: ask for at most {_MAX_EVENTS} events, then for those before the id of the first "
+                "(before=ID)",
+                param="limit",
+            )
+        asked = Asked(
+            self.get_query_argument("deployment", ""),
+            self.number("since", ""),
+            self.number("before", ""),
+            asked_moment(self, "from", 0.0),
+            asked_moment(self, "to", math.inf),
+            limit,
+        )
+        self.answer(await self.fleet.history(asked))
 
 
 class EventStream(Handler):

@@ -19,7 +19,7 @@ _DAY_S = 86_400.0
 _COMPACT = re.compile(r"\d{4}(\d\d){0,2}")
 _LAST_S = 4e9  # of the year 2096: what is larger is meant as milliseconds
 
-_Moment = Annotated[str, Field(description="ISO 8601 (UTC unless it says otherwise), or seconds.")]
+Moment = Annotated[str, Field(description="ISO 8601 (UTC unless it says otherwise), or seconds.")]
 _StepS = Annotated[int, Field(ge=60, lt=10**9, multiple_of=60, description="Seconds between points: whole minutes.")]
 _Name = Annotated[str, Field(description="Only of this one.")]
 
@@ -30,26 +30,27 @@ class Stats(Handler):
     @describes(
         "What versions did: requests, errors, tokens, latencies, in steps of minutes.",
         {200: StatsHistory},
-        query={"deployment": _Name, "version": _Name, "from": _Moment, "to": _Moment, "step": _StepS},
+        query={"deployment": _Name, "version": _Name, "from": Moment, "to": Moment, "step": _StepS},
         errors=(Unavailable,),
     )
     async def get(self) -> None:
-        until = self._moment("to", time.time())
-        since = self._moment("from", until - _DAY_S)
+        until = asked_moment(self, "to", time.time())
+        since = asked_moment(self, "from", until - _DAY_S)
         deployment, version = self.get_query_argument("deployment", ""), self.get_query_argument("version", "")
         self.answer(await self.fleet.stats(deployment, version, since, until, self.number("step", "")))
 
-    def _moment(self, name: str, default: float) -> float:
-        """Of the query, in seconds since the epoch. Raises `InvalidRequest` for what is none."""
-        text = self.get_query_argument(name, "")
-        if not text:
-            return default
-        at = moment(text)
-        if not 0 <= at < _LAST_S:
-            raise InvalidRequest(
-                f"{name} is {text!r}: give a time such as 2026-01-31T12:00:00Z, or seconds since the epoch", param=name
-            )
-        return at
+
+def asked_moment(handler: Handler, name: str, default: float) -> float:
+    """Of the query, in seconds since the epoch. Raises `InvalidRequest` for what is none."""
+    text = handler.get_query_argument(name, "")
+    if not text:
+        return default
+    at = moment(text)
+    if not 0 <= at < _LAST_S:
+        raise InvalidRequest(
+            f"{name} is {text!r}: give a time such as 2026-01-31T12:00:00Z, or seconds since the epoch", param=name
+        )
+    return at
 
 
 def moment(text: str) -> float:

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from jupyter_dsserve.fleet.database import database_url
-from jupyter_dsserve.fleet.events import Events
+from jupyter_dsserve.fleet.events import Asked, Events
 from jupyter_dsserve.fleet.minutes import Minute
 from jupyter_dsserve.fleet.registry import TABLES, Registry, Retention, Stored, VersionRow
 from jupyter_dsserve.fleet.route import Route
@@ -153,15 +153,31 @@ async def test_a_writing_is_done_although_nobody_waits_for_it_any_more(url: sa.U
     assert opened(url).routes == {"demo": Route({"v1": 100}, 1)}
 
 
-async def test_history_is_read_in_pieces_forward_and_from_its_end(url: sa.URL) -> None:
+@pytest.mark.parametrize(
+    ("asked", "ids"),
+    [
+        (Asked(limit=4), [27, 28, 29, 30]),
+        (Asked(before=27, limit=4), [23, 24, 25, 26]),
+        (Asked(since=4, limit=3), [5, 6, 7]),
+        (Asked(since=4, before=7, limit=3), [5, 6]),
+        (Asked("other", since=0), list(range(3, 31, 3))),
+        (Asked(since=30), []),
+        (Asked(first=5, last=8), [5, 6, 7, 8]),  # however much came after
+        (Asked("demo", first=5, last=8, limit=2), [7, 8]),
+        (Asked("demo", before=7, first=5, last=8, limit=2), [5]),
+        (Asked(since=5, first=7.5, limit=2), [8, 9]),
+        (Asked(first=30.5), []),
+    ],
+)
+async def test_history_is_read_in_pieces_and_by_time(url: sa.URL, asked: Asked, ids: list[int]) -> None:
     registry = Registry(url)
     registry.open(10)
-    for id in range(1, 31):
-        registry.add_event(Event(id, float(id), "ready", "demo" if id % 3 else "other"))
-    assert [e.id for e in await registry.history("", None, 4)] == [27, 28, 29, 30]
-    assert [e.id for e in await registry.history("", 4, 3)] == [5, 6, 7]
-    assert [e.id for e in await registry.history("other", 0, 100)] == list(range(3, 31, 3))
-    assert await registry.history("", 30, 5) == []
+    events = [Event(id, float(id), "ready", "demo" if id % 3 else "other") for id in range(1, 31)]
+    for event in events:
+        registry.add_event(event)
+    assert [e.id for e in await registry.history(asked)] == ids
+    assert [e.id for e in asked.of(reversed(events))] == ids  # the same of those that are remembered
+    registry.close()
 
 
 @pytest.mark.parametrize(
@@ -190,8 +206,8 @@ async def test_history_is_kept_by_number_and_by_age(url: sa.URL, retention: Rete
     again = Registry(url, retention)
     again.open(10)
     for _ in range(4):  # as many pieces as it takes, each after what else is to be done
-        await again.history("", None, 1)
-    events = await again.history("", 0, 20_000)
+        await again.history(Asked())
+    events = await again.history(Asked(since=0, limit=20_000))
     again.close()
     assert [e.id for e in events] == list(range(12_001 - left, 12_001))
 

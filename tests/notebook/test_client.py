@@ -140,6 +140,7 @@ async def test_traffic_is_routed_activated_unloaded_and_loaded_again(client: Asy
     assert list(await client.history(since=events[-2].id)) == list(events)[-1:]
     assert list(await client.history(since=events[-1].at)) == [event for event in events if event.at >= events[-1].at]
     assert not list(await client.history(since=time.time() + 1000))
+    assert list(await client.history(until=events[2].at, before=events[2].id)) == list(events)[:2]
     await client.delete("demo", "v1")
     await until(lambda: client.status(), lambda s: [v.version for v in s.deployments[0].versions] == ["v2"])
 

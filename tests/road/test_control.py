@@ -16,6 +16,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from jupyter_dsserve.fleet.events import Asked
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Unavailable
@@ -281,7 +282,7 @@ async def test_a_registry_that_cannot_be_written_fails_a_registration_and_no_tra
     assert any("the route of demo" in e["reason"] for e in history if e["kind"] == "registry_failed")
     sa.event.listen(engine, "begin", lambda db: db.exec_driver_sql("PRAGMA query_only = 0"))
     await until(lambda: caller.get("/api/history"), lambda a: any(e["kind"] == "registry_written" for e in a.json()))
-    await gateway.fleet._registry.history("", None, 1)
+    await gateway.fleet._registry.history(Asked())
     with sqlite3.connect(gateway.config.data_dir / "fleet.db") as db:
         assert db.execute("SELECT weights FROM deployments").fetchall() == [('{"v2": 100.0}',)]
     db.close()
@@ -449,8 +450,9 @@ async def test_a_directory_that_changed_since_it_was_registered_is_not_loaded_as
 
 async def test_history_goes_back_beyond_what_is_in_memory(caller: Caller, gateway: Gateway) -> None:
     await caller.load("demo", "v1", FAST)
-    for index in range(1500):
-        gateway.fleet.events.record(time.time(), "noted", deployment="other" if index % 2 else "demo")
+    now = time.time()
+    for index in range(1500):  # a second each
+        gateway.fleet.events.record(now + 1 + index, "noted", deployment="other" if index % 2 else "demo")
 
     async def ids(query: str) -> list[int]:
         return [e["id"] for e in (await caller.get(f"/api/history?{query}")).json()]
@@ -463,8 +465,17 @@ async def test_history_goes_back_beyond_what_is_in_memory(caller: Caller, gatewa
     assert await ids("limit=2") == everything[-2:]
     assert len(await ids("deployment=other&limit=5000")) == 750
     assert len(await ids("")) == 1000
-    refused = await caller.get("/api/history?since=yesterday")
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "since")
+    before = await ids(f"to={now}")
+    assert before == list(range(1, before[-1] + 1))
+    assert len(before) == len(everything) - 1500
+    first = before[-1] + 1  # of the 1500
+    assert await ids(f"from={now + 99}&to={now + 101.5}") == [first + 98, first + 99, first + 100]
+    assert await ids(f"to={now + 101.5}&limit=2") == [first + 99, first + 100]
+    assert await ids(f"to={now + 101.5}&limit=2&before={first + 99}") == [first + 97, first + 98]
+    assert await ids(f"deployment=other&from={now + 99}&since={first + 99}&limit=1") == [first + 101]
+    for query, param in (("since=yesterday", "since"), ("to=yesterday", "to"), ("limit=10001", "limit")):
+        refused = await caller.get(f"/api/history?{query}")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
 
 
 async def test_history_is_what_is_remembered_while_the_registry_cannot_be_read(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, replace
 from urllib.parse import quote, urlencode
@@ -25,8 +24,6 @@ class _Served:
     deployments: list[Deployment]
     grpc: str = ""
 
-
-_MANY = 10_000  # events
 
 _EVENTS = TypeAdapter(list[Event])
 _STATUS = TypeAdapter(_Served)
@@ -66,25 +63,26 @@ class Looking(Talking):
         *,
         since: int | str | float | None = None,
         until: str | float | None = None,
+        before: int | None = None,
         limit: int = 1000,
     ) -> Talk[History]:
-        """What happened, oldest first, to one deployment or to all: the last ``limit`` events.
+        """What happened, oldest first, to one deployment or to all: the last ``limit`` events (10,000 at most).
 
         ``since`` is a whole number, the id of an event: the first ones after it; or an age (``30m``, ``24h``, ``7d``),
         a time (``2026-01-31T09:00``), or seconds since the epoch with a point: the last ones from then on. ``until`` is
-        such a time; of what happened before it only the last 10,000 events of all are looked at. It goes as far back as
-        the gateway keeps it (90 days unless told).
+        such a time. ``before`` is the id of an event: the last ones before it, so
+        ``history(…, before=events[0].id)`` goes on from ``events`` backwards. It goes as far back as the gateway keeps
+        it (90 days unless told).
         """
         now = time.time()
-        id = since if isinstance(since, int) else None
-        first = 0.0 if since is None or id is not None else moment(since, now)
-        last = math.inf if until is None else moment(until, now, "until")
-        # The gateway gives the last ones there are, not the last ones before a moment.
-        num = limit if until is None else max(limit, _MANY)
-        asked = {"deployment": deployment, "limit": num} | ({} if id is None else {"since": id})
-        query = urlencode(asked)
-        found = [e for e in (yield from self._look(_EVENTS, f"/api/history?{query}")) if first <= e.at <= last]
-        return History(found[-limit:] if id is None else found[:limit])
+        asked: dict[str, str | float] = {"deployment": deployment, "limit": limit}
+        if since is not None:
+            asked |= {"since": since} if isinstance(since, int) else {"from": moment(since, now)}
+        if until is not None:
+            asked["to"] = moment(until, now, "until")
+        if before is not None:
+            asked["before"] = before
+        return History((yield from self._look(_EVENTS, f"/api/history?{urlencode(asked)}")))
 
     def stats(
         self,
