@@ -22,12 +22,16 @@ import psutil
 
 Json = Any
 
+# Of all callers: httpx would read the certificates again for each, longer than a gateway takes to start.
+_TLS = httpx.create_ssl_context(trust_env=False)
+
 
 class Caller(httpx.AsyncClient):
     """An HTTP client with the key, bypassing proxies."""
 
     def __init__(self, url: str, key: str) -> None:
-        super().__init__(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60, trust_env=False)
+        headers = {"Authorization": f"Bearer {key}"}
+        super().__init__(base_url=url, headers=headers, timeout=60, trust_env=False, verify=_TLS)
 
     async def load(self, name: str, version: str, model: str, *, wait: bool = True, **fields: Json) -> Json:
         answer = await self.post("/api/deployments", json={"name": name, "version": version, "model": model, **fields})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TABLE
-from tests.fleet.simulation import HEAD, SCENARIOS, Scenario, simulate
+from tests.fleet.simulation import HEAD, SCENARIOS, Result, Scenario, simulate
 
 NUM_RUNS = 50
 # What the long form finds in nine of ten runs and more.
@@ -19,6 +20,12 @@ FOUND = (
     "errors 1 % → 5 %, 100 requests/s",
     "errors 1 % → 20 %",
 )
+
+
+@cache
+def simulated(scenario: Scenario) -> Result:
+    """Two tests look at the same runs."""
+    return simulate(scenario, NUM_RUNS, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,7 @@ def test_the_page_shows_every_scenario() -> None:
 
 @pytest.mark.parametrize("scenario", [s for s in SCENARIOS if not s.is_worse], ids=lambda s: s.name)
 def test_a_candidate_that_is_no_worse_is_hardly_ever_taken_back(scenario: Scenario, table: list[str]) -> None:
-    result = simulate(replace(scenario, max_s=300), NUM_RUNS, seed=1)
+    result = simulated(replace(scenario, max_s=300))
     table.append(result.row())
     assert result.rolled_back <= 1 / NUM_RUNS
     if scenario.name.startswith("thin"):
@@ -46,7 +53,7 @@ def test_a_candidate_that_is_no_worse_is_hardly_ever_taken_back(scenario: Scenar
 
 @pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s.name in FOUND], ids=lambda s: s.name)
 def test_a_candidate_that_is_clearly_worse_is_taken_back(scenario: Scenario, table: list[str]) -> None:
-    result = simulate(scenario, NUM_RUNS, seed=1)
+    result = simulated(scenario)
     table.append(result.row())
     assert result.rolled_back > 0.9
 
@@ -55,4 +62,4 @@ def test_a_candidate_that_is_clearly_worse_is_taken_back(scenario: Scenario, tab
     "scenario", [s for s in SCENARIOS if s.is_worse and s.errors[1] > s.errors[0]], ids=lambda s: s.name
 )
 def test_a_candidate_that_fails_more_often_is_not_promoted(scenario: Scenario) -> None:
-    assert simulate(scenario, NUM_RUNS, seed=1).promoted <= 1 / NUM_RUNS
+    assert simulated(scenario).promoted <= 1 / NUM_RUNS
