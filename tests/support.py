@@ -134,7 +134,7 @@ class Command:
 
     async def caller(self) -> Caller:
         """A caller once the gateway answers."""
-        holder = await until(self._holder)
+        holder = await until(self._holder, timeout_s=60)
         return Caller(holder["url"], self.key)
 
     def _holder(self) -> Json:

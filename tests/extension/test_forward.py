@@ -155,6 +155,7 @@ async def test_every_verb_arrives_with_its_body_and_its_query(through: Caller) -
     route = await through.put("/api/deployments/other/route", json={"weights": {"v1": 40, "v2": 60}})
     assert route.json()["weights"] == {"v1": 40, "v2": 60}
     logs = (await through.get("/api/deployments/other/versions/v1/logs", params={"lines": "1"})).json()
+    assert logs
     assert all(len(lines) <= 1 for lines in logs.values())
     assert (await through.head("/health/live")).status_code == 200
     assert (await through.delete("/api/deployments/other")).status_code == 202

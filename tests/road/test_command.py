@@ -94,6 +94,7 @@ async def test_a_second_signal_ends_at_once(data_dir: Path) -> None:
         async with await command.caller() as caller:
             await caller.settled("demo", "v1", "READY")
             workers = worker_pids(command.pid)
+            assert workers
             asking = asyncio.create_task(caller.complete(max_tokens=100_000))
             await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 1)
             command.signal(signal.SIGINT)

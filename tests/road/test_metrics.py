@@ -138,6 +138,7 @@ async def test_what_is_deleted_leaves_no_series_but_that_of_what_happened(caller
     await caller.delete("/api/deployments/gone")
     text = await until(lambda: scraped(caller), lambda t: not values(t, "dsserve_version_state", deployment="gone"))
     left = [line for line in text.splitlines() if 'deployment="gone"' in line]
+    assert left
     assert all(line.startswith("dsserve_events_total") for line in left), left
 
 
