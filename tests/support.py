@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import httpx
@@ -81,6 +84,38 @@ def worker_pids(parent: int) -> list[int]:
     except psutil.NoSuchProcess:
         return []
     return [p.pid for p in children if any(part.startswith("jupyter_dsserve.") for part in _command(p))]
+
+
+class Peak:
+    """The most anonymous and shared memory of a process while the block runs, looked at every 3 ms."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._pid = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def of(self, pid: int) -> bool:
+        self._pid = pid
+        return pid > 0
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.003):
+            if self._pid:
+                try:
+                    status = Path(f"/proc/{self._pid}/status").read_text()
+                except OSError:  # it has ended
+                    continue
+                found = re.findall(r"Rss(?:Anon|Shmem):\s+(\d+) kB", status)
+                self.num_bytes = max(self.num_bytes, 1024 * sum(map(int, found)))
 
 
 def is_running(pid: int) -> bool:

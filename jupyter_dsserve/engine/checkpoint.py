@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from jupyter_dsserve.adapter import Adapter
+from jupyter_dsserve.engine.memory import return_freed
 from jupyter_dsserve.headers import tensors_in
 from jupyter_dsserve.protocol.errors import InvalidRequest
 
@@ -73,8 +74,10 @@ def merged(model: Any, model_path: str) -> Any:
             param="model",
         ) from None
     try:
-        return PeftModel.from_pretrained(model, str(adapter.path)).merge_and_unload(safe_merge=True)
+        whole = PeftModel.from_pretrained(model, str(adapter.path)).merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, KeyError, OSError, SafetensorError) as fault:
         raise InvalidRequest(
             f"adapter {model_path} does not fit its base {adapter.base}: {fault}", param="model"
         ) from fault
+    return_freed()  # the weights as they were before
+    return whole

@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 
 import torch
 
+from jupyter_dsserve.engine.memory import return_freed
 from jupyter_dsserve.protocol.errors import InvalidRequest
 
 with redirect_stdout(sys.__stderr__):
@@ -29,10 +30,14 @@ def quantise_linears(model: torch.nn.Module, kind: str) -> None:
     """
     before = _num_bytes(model)
     embedding = model.get_input_embeddings().weight  # type: ignore[operator]
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if type(layer) is torch.nn.Linear and layer.weight is not embedding and (config := _config(layer, kind)):
-                setattr(parent, name, layers.QuantizedLinear(config, layer))
+    # By name: a list of the layers would keep all their weights until the last is done.
+    places = [(p, name) for p in model.modules() for name, c in p.named_children() if type(c) is torch.nn.Linear]
+    for parent, name in places:
+        layer = getattr(parent, name)
+        if layer.weight is not embedding and (config := _config(layer, kind)):
+            setattr(parent, name, layers.QuantizedLinear(config, layer))
+            del layer
+            return_freed()  # what held the weight before
     layers.quantized_weight_registry.clear()
     after = _num_bytes(model)
     if after > 0.9 * before:

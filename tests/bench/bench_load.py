@@ -20,26 +20,27 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Nothing here may import torch at the top: the child's imports are what is measured.
 _BYTES = {"fp32": 4, "bf16": 2, "float32": 4, "bfloat16": 2}
 
 
-def load_once(model: str, dtype: str) -> None:
+def load_once(told: str) -> None:
     """Child: says on stdout when the imports are done, waits for a line, loads, and says when which stage began."""
     started = time.perf_counter()
     from jupyter_dsserve.engine.host import start_reading_ahead
-
-    start_reading_ahead(model)
-    from jupyter_dsserve.engine.loader import load_checked
     from jupyter_dsserve.protocol.spec import WorkerSpec
+
+    spec = WorkerSpec.from_json(told)
+    start_reading_ahead(spec.model)
+    from jupyter_dsserve.engine.loader import load_checked
 
     print(json.dumps({"imports": time.perf_counter() - started}), flush=True)
     sys.stdin.readline()
     began: dict[str, float] = {}
     started = time.perf_counter()
-    spec = WorkerSpec(model, dtype=dtype, device="cpu", num_threads=1)  # type: ignore[arg-type]
-    runner = load_checked(spec, model, lambda stage, done: began.setdefault(stage, time.perf_counter() - started))
+    runner = load_checked(spec, spec.model, lambda stage, done: began.setdefault(stage, time.perf_counter() - started))
     began["end"] = time.perf_counter() - started
     print(json.dumps(began), flush=True)
     sys.stdin.readline()  # the runner's memory is looked at until here
@@ -60,12 +61,13 @@ class Loaded:
         return sum(self.stages_s.values())
 
 
-def measure(model: Path, dtype: str, *, is_cold: bool = False) -> Loaded:
-    """Load ``model`` in a new process, and watch it."""
+def measure(model: Path, dtype: str, *, is_cold: bool = False, **fields: Any) -> Loaded:
+    """Load ``model`` in a new process, and watch it. ``fields`` are more of its spec."""
     if is_cold:
         for file in model.glob("*.safetensors"):
             _forget(file)
-    command = [sys.executable, "-m", "tests.bench.bench_load", "--child", str(model), dtype]
+    spec = {"model": str(model), "dtype": dtype, "device": "cpu", "num_threads": 1, **fields}
+    command = [sys.executable, "-m", "tests.bench.bench_load", "--child", json.dumps(spec)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin
         assert child.stdout

@@ -3,45 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
-import threading
 from pathlib import Path
-from types import TracebackType
 
 import pytest
 
 from tests.bench.models import make_model
-from tests.support import Caller, until
+from tests.support import Caller, Peak, until
 
 M = {"dtype": "fp32", "device": "cpu", "max_sequences": 4, "max_context": 512, "num_threads": 1}
-
-
-class Peak:
-    """The most anonymous and shared memory of a process while the block runs, looked at every 3 ms."""
-
-    def __init__(self) -> None:
-        self.num_bytes = 0
-        self._pid = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> Peak:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def of(self, pid: int) -> bool:
-        self._pid = pid
-        return pid > 0
-
-    def _look(self) -> None:
-        while not self._ended.wait(0.003):
-            if self._pid:
-                found = re.findall(r"Rss(?:Anon|Shmem):\s+(\d+) kB", Path(f"/proc/{self._pid}/status").read_text())
-                self.num_bytes = max(self.num_bytes, 1024 * sum(map(int, found)))
 
 
 @pytest.mark.long  # the first time DeepSpeed builds its async_io, for minutes
