@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from jupyter_dsserve.engine.batcher import Arrays, Item, Limits, Work
-from jupyter_dsserve.engine.checkpoint import refuse_unknown_quantization
 from jupyter_dsserve.engine.device import named_device
 from jupyter_dsserve.engine.hf_tokenizer import HFTokenizer
 from jupyter_dsserve.engine.host import num_cores
 from jupyter_dsserve.engine.linear import can_pack, pack_linears
-from jupyter_dsserve.engine.loader import (
-    LOAD_FAULTS,
-    Progress,
-    dtype_for,
-    refuse_directory,
-    reported,
-    wrapped,
-)
+from jupyter_dsserve.engine.loader import Progress, wrapped
 from jupyter_dsserve.engine.memory import held_bytes
 from jupyter_dsserve.engine.pooling import Pooling, activation_named
+from jupyter_dsserve.engine.pretrained import config_at, dtype_for, model_at, refuse_directory
 from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
 from jupyter_dsserve.protocol.export import is_onnx
 from jupyter_dsserve.protocol.request import Pair, Request, Texts
@@ -182,8 +173,7 @@ def load_encoder(spec: WorkerSpec, model_path: str, progress: Progress) -> Encod
         return load_onnx_encoder(spec, model_path, progress)
     torch.set_num_threads(spec.num_threads or max(1, num_cores() - 1))
     progress("config", 0.0)
-    if os.path.isdir(model_path):
-        refuse_directory(Path(model_path))
+    refuse_directory(model_path)
     device = named_device(spec.device)
     is_classifier = spec.task == "classify"
     config = encoder_config(model_path, is_classifier)
@@ -248,11 +238,7 @@ def activation_of(config: Any, model_path: str) -> tuple[str, Callable[[torch.Te
 
 
 def encoder_config(model_path: str, is_classifier: bool) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
-    except LOAD_FAULTS as fault:
-        raise InvalidRequest(f"model {model_path} has no config that loads: {fault}", param="model") from fault
-    refuse_unknown_quantization(config, model_path)
+    config = config_at(model_path)
     named = config.architectures or []
     if is_classifier and not any(name.endswith("ForSequenceClassification") for name in named):
         raise InvalidRequest(
@@ -273,28 +259,10 @@ def encoder_model(
     model_path: str, config: Any, dtype: torch.dtype, is_classifier: bool, progress: Callable[[float], None]
 ) -> Any:
     """The model, every weight that it computes with from the checkpoint."""
-    kind = AutoModelForSequenceClassification if is_classifier else AutoModel
-    try:
-        with reported(progress, model_path):
-            model, found = kind.from_pretrained(
-                model_path,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except LOAD_FAULTS as fault:
-        raise InvalidRequest(f"model {model_path} does not load: {fault}", param="model") from fault
+    if is_classifier:
+        return model_at(AutoModelForSequenceClassification, model_path, config, dtype, progress)
     # Vectors are pooled from the last layer: many checkpoints come without the pooler that its class would add.
-    missing = sorted(name for name in found["missing_keys"] if is_classifier or not name.startswith("pooler."))
-    if missing:
-        raise InvalidRequest(
-            f"model {model_path} lacks {len(missing)} weights, {missing[0]} among them, and random ones would stand "
-            "in: save the whole model again",
-            param="model",
-        )
-    return model.eval()
+    return model_at(AutoModel, model_path, config, dtype, progress, may_lack="pooler.")
 
 
 def longest_text(spec: WorkerSpec, model: Any, pooling: Pooling, tokenizer: HFTokenizer) -> int:

@@ -7,31 +7,19 @@ that spin between steps take the cores from the notebook's own work.
 from __future__ import annotations
 
 import logging
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
-from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging as transformers_logging
 
 from jupyter_dsserve.engine import attention
 from jupyter_dsserve.engine.attention import NotRagged
-from jupyter_dsserve.engine.checkpoint import (
-    base_path,
-    checkpoint_at,
-    merged,
-    refuse_unknown_quantization,
-    tokenizer_path,
-    weight_bytes,
-)
+from jupyter_dsserve.engine.checkpoint import base_path, merged, tokenizer_path
 from jupyter_dsserve.engine.device import named_device
 from jupyter_dsserve.engine.equivalence import Least, least_agreement, reference
 from jupyter_dsserve.engine.group import FollowerLaunch, RankGroup
@@ -40,6 +28,7 @@ from jupyter_dsserve.engine.host import num_cores
 from jupyter_dsserve.engine.linear import can_pack, pack_linears
 from jupyter_dsserve.engine.memory import available_bytes
 from jupyter_dsserve.engine.padded import PaddedRunner
+from jupyter_dsserve.engine.pretrained import config_at, dtype_for, model_at, refuse_directory
 from jupyter_dsserve.engine.quantize import quantise_linears
 from jupyter_dsserve.engine.ragged import RaggedRunner
 from jupyter_dsserve.engine.ranks import follow, lead, least_of_ranks
@@ -56,11 +45,9 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]  # stage, and the share of the load that is done, 0 to 1
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _DEFAULT_CONTEXT = 2048
 _LEAST_CONTEXT = 8
-LOAD_FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
 def load_checked(spec: WorkerSpec, model_path: str, progress: Progress, seat: RankGroup | None = None) -> Runner:
@@ -198,13 +185,8 @@ def _tokenizer(model_path: str, model: Any, progress: Progress) -> HFTokenizer:
 def _config(model_path: str) -> Any:
     """The model's config, if it is one of a causal language model."""
     model_path = base_path(model_path)
-    if os.path.isdir(model_path):
-        refuse_directory(Path(model_path))
-    try:
-        config = AutoConfig.from_pretrained(**checkpoint_at(model_path), trust_remote_code=False)
-    except LOAD_FAULTS as fault:
-        raise InvalidRequest(f"model {model_path} has no config that loads: {fault}", param="model") from fault
-    refuse_unknown_quantization(config, model_path)
+    refuse_directory(model_path)
+    config = config_at(model_path)
     causal = _causal_architectures(config.model_type)
     named = config.architectures or sorted(causal)
     if not causal.intersection(named):
@@ -227,19 +209,6 @@ def _attend_ragged(model: Any) -> None:
     model.set_attn_implementation(attention.NAME)
     if model.config._attn_implementation != attention.NAME:
         raise NotRagged(f"{type(model).__name__} does not go through transformers' AttentionInterface")
-
-
-def refuse_directory(path: Path) -> None:
-    if not (path / "config.json").is_file():
-        raise InvalidRequest(
-            f"model {path} has no config.json: give a directory that save_pretrained wrote", param="model"
-        )
-    if not any(path.glob("*.safetensors")):
-        raise InvalidRequest(
-            f"model {path} has no *.safetensors; weights in pickle files can run code when loaded: "
-            "save the model again with save_pretrained",
-            param="model",
-        )
 
 
 def _causal_architectures(model_type: str) -> set[str]:
@@ -301,79 +270,9 @@ def _short_rope(config: Any) -> int:
     return min((int(length) for length in lengths if length), default=0)
 
 
-def dtype_for(name: str, config: Any, device: torch.device) -> torch.dtype:
-    """The numbers to compute with. ``auto`` is the checkpoint's own, where the device is not slow at it."""
-    if name == "fp16" and device.type == "cpu":
-        raise InvalidRequest(
-            "dtype is fp16, which DeepSpeed does not compute on a CPU: use fp32 or bf16", param="dtype"
-        )
-    if name != "auto":
-        return _DTYPES[name]
-    own: torch.dtype = config.dtype or torch.float32
-    # Measured at 16 sequences without bf16 instructions: the demo model gives half as many tokens in bf16 as in fp32,
-    # one of 16 M parameters less than a third.
-    if device.type == "cpu" and not (own == torch.bfloat16 and _has_fast_bf16()):
-        return torch.float32
-    return own
-
-
-def _has_fast_bf16() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def _model(model_path: str, config: Any, dtype: torch.dtype, progress: Callable[[float], None]) -> Any:
-    """The model in memory-mapped weights, every one of them from the checkpoint."""
-    try:
-        with reported(progress, base_path(model_path)):
-            model, found = AutoModelForCausalLM.from_pretrained(
-                **checkpoint_at(base_path(model_path)),
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except LOAD_FAULTS as fault:
-        raise InvalidRequest(f"model {model_path} does not load: {fault}", param="model") from fault
-    if missing := sorted(found["missing_keys"]):
-        raise InvalidRequest(
-            f"model {model_path} lacks {len(missing)} weights, {missing[0]} among them, and random ones would stand "
-            "in: save the whole model again",
-            param="model",
-        )
-    model = merged(model, model_path)
-    # It would refuse DeepSpeed's cast, which leaves whole numbers alone and after which `wrapped` puts the rest back.
-    model.is_quantized = False
-    return model.eval()
-
-
-@contextmanager
-def reported(progress: Callable[[float], None], path: str) -> Iterator[None]:
-    """Inside, ``progress`` hears the share of the weights at ``path`` that is loaded, in place of transformers'
-    progress bar: of their bytes, or of their number where no file says how large they are."""
-
-    def hook(make_bar: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if kwargs.get("desc") == "Loading weights":
-            return counted(args[0])
-        return make_bar(*args, **kwargs)
-
-    def counted(weights: Iterable[Any]) -> Iterator[Any]:
-        todo, sizes = list(weights), weight_bytes(path)
-        # A weight of the model may be made of several of the file, such as the experts of a layer.
-        parts = [getattr(made, "layer_targets", {}).values() for _, made in todo]
-        steps = [sum(sizes.get(name, 0) for names in part for name in names) for part in parts]
-        if not any(steps):
-            steps = [1] * len(todo)
-        for done, weight in zip(accumulate(steps, initial=0), todo, strict=False):
-            progress(done / sum(steps))
-            yield weight
-
-    transformers_logging.disable_progress_bar()
-    before = transformers_logging.set_tqdm_hook(hook)
-    try:
-        yield
-    finally:
-        transformers_logging.set_tqdm_hook(before)
+    """The model, with the adapter in its weights if it is one."""
+    return merged(model_at(AutoModelForCausalLM, base_path(model_path), config, dtype, progress), model_path).eval()
 
 
 def wrapped(model: torch.nn.Module, dtype: torch.dtype, num_ranks: int = 1) -> Any:

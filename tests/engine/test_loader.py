@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -15,7 +16,7 @@ import transformers
 from deepspeed.inference.engine import InferenceEngine
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from jupyter_dsserve.engine import loader, ragged
+from jupyter_dsserve.engine import pretrained, ragged
 from jupyter_dsserve.engine.attention import NotRagged
 from jupyter_dsserve.engine.checkpoint import weight_bytes
 from jupyter_dsserve.engine.loader import load_checked, load_runner
@@ -183,7 +184,7 @@ class TestNumbers:
         tiny_models.save_architecture("llama", tmp_path)
         AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).save_pretrained(tmp_path)
         for is_fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-            monkeypatch.setattr(loader, "_has_fast_bf16", lambda is_fast=is_fast: is_fast)
+            monkeypatch.setattr(pretrained, "_has_fast_bf16", lambda is_fast=is_fast: is_fast)
             runner = tiny_models.load(tmp_path, dtype="auto")
             assert runner._model.dtype == dtype
             runner.check()
@@ -244,7 +245,7 @@ def test_memory_held_is_that_of_the_process(llama: Path) -> None:
 
 def test_threads_are_those_asked_for_or_all_cores_but_one(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda pid: set(range(4)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
     try:
         tiny_models.load(llama, num_threads=0)
         assert torch.get_num_threads() == 3
