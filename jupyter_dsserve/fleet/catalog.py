@@ -43,7 +43,6 @@ def version_of(row: VersionRow) -> Version:
 
 def same(taken: Version, spec: WorkerSpec, num_replicas: int | None, content: str) -> Version:
     """``taken``, if that is what is asked for. Raises `Conflict` with the differences if not."""
-    check_content(taken.id, taken.origin.content, content, spec.model)
     have = asdict(taken.spec) | {"replicas": taken.num_replicas}
     want = asdict(spec) | {"replicas": num_replicas or taken.num_replicas}
     different = ", ".join(f"{name} is {have[name]!r}, not {want[name]!r}" for name in have if have[name] != want[name])
@@ -53,6 +52,7 @@ def same(taken: Version, spec: WorkerSpec, num_replicas: int | None, content: st
             "delete that one first",
             param="version",
         )
+    check_content(taken.id, taken.origin.content, content, spec.model)  # last: another model has other content anyhow
     return taken
 
 

@@ -441,6 +441,8 @@ async def test_a_directory_that_changed_since_it_was_registered_is_not_loaded_as
     assert "has changed since demo@v1 was registered" in failed["reason"]
     same = {"name": "demo", "version": "v1", "model": str(model), **options}
     assert (await caller.post("/api/deployments", json=same)).status_code == 409
+    refused = await caller.post("/api/deployments", json={**same, "model": "builtin:demo-v2"})
+    assert "its model is" in refused.json()["error"]["message"], "it has not changed: it is another one"
     other = await caller.load("demo", "v2", str(model), **options)
     assert "/no/such/python" in other["reason"]
     (model / "model.safetensors").write_bytes(b"")
