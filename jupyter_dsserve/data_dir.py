@@ -82,6 +82,17 @@ class DataDir:
             write_private(path, f"{content}\n".encode())
 
 
+def kept_secret(path: Path) -> bytes:
+    """256 bits that nobody guesses, the same at every start: in the file ``path``, made on first use. Raises `Conflict`
+    if they cannot be read, or are none."""
+    if not path.exists():
+        write_private(path, f"{secrets.token_hex(32)}\n".encode())
+    found = _read(path)
+    if not re.fullmatch("[0-9a-f]{64}", found):
+        raise Conflict(f"{path} holds no 64 hexadecimal digits: delete it to have new ones made")
+    return bytes.fromhex(found)
+
+
 def write_private(path: Path, content: bytes) -> None:
     """For its owner only. Written aside and then moved: a crash in between must not leave half of it."""
     new = path.with_suffix(".new")

@@ -118,8 +118,6 @@ class Fleet:
         stored = self._registry.open(1000, f"jupyter_dsserve {__version__}, process {os.getpid()}")
         self.events = Events(self._registry.add_event, stored.events)
         self._keyring.bring_back(stored.keys)
-        await self._link.start()
-        await self.joins.start()
         self._admission.start()
         for row in stored.versions:
             if row.deployment not in self._deployments:
@@ -130,6 +128,8 @@ class Fleet:
                 )
             self._bring_back(row, restore)
         self._conductor.bring_back(stored.rollouts)
+        await self._link.start()  # a worker that joins again is refused for good if its version is not known
+        await self.joins.start()
         self._watching.spawn(self._every_second())
         self._watching.spawn(self._sizes.autoscaler.run(self._versions))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hmac
-import secrets
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jupyter_dsserve.data_dir import kept_secret
 from jupyter_dsserve.fleet.link import Link
 from jupyter_dsserve.fleet.listener import JoinSettings, Listener
 from jupyter_dsserve.fleet.supervisor import Supervisor
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class Joins:
-    """One for a fleet. Tokens are of one version each, and change with the gateway."""
+    """One for a fleet. A token is one version's, for as long as that is registered."""
 
     def __init__(self, fleet: Fleet, link: Link, settings: JoinSettings, data_dir: Path) -> None:
         self._fleet = fleet
         self._link = link
         self._settings = settings
         self._data_dir = data_dir
-        self._secret = secrets.token_bytes(32)
+        self._secret = kept_secret(data_dir / "join.secret")
         self._listener: Listener | None = None
 
     async def start(self) -> None:
@@ -65,7 +65,7 @@ class Joins:
         """
         version = self._fleet.version(request.deployment, request.version)
         if not _is_equal(request.token, self._token(version)):
-            raise Unauthorized(f"the token is not one of {version.id}: ask for it again, it changes with the gateway")
+            raise Unauthorized(f"the token is not one of {version.id}: ask for it again, it goes with the version")
         if not version.is_wanted or version.failure:
             raise Conflict(f"{version.id} is {version.state.value}: load it first, then workers can join it")
         return supervisor.adopt(version, request.pid, is_here=is_here)
@@ -76,7 +76,9 @@ class Joins:
         return self._link.knows(token) or any(_is_equal(token, self._token(version)) for version in versions)
 
     def _token(self, version: Version) -> str:
-        return hmac.new(self._secret, version.id.encode(), "sha256").hexdigest()[:32]
+        # Another version may get the name of one that is deleted.
+        named = f"{version.id} {version.created_at!r}"
+        return hmac.new(self._secret, named.encode(), "sha256").hexdigest()[:32]
 
 
 def _is_equal(one: str, other: str) -> bool:

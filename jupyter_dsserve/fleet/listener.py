@@ -107,7 +107,7 @@ async def _refuse(_messages: object, call: grpc.aio.ServicerContext[Any, Any]) -
     """A stream is not read before somebody asks for a message, and to a caller it looks like any other method."""
     await call.abort(
         grpc.StatusCode.UNAUTHENTICATED,
-        "the token opens nothing here: ask for the command again, it changes with the gateway",
+        "the token opens nothing here: ask for the command again, it goes with the version",
     )
 
 

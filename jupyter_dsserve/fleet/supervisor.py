@@ -135,8 +135,10 @@ class Supervisor:
 
     async def _end(self, version: Version, slots: list[Slot], drain_s: float) -> None:
         ids = {slot.id for slot in slots}
-        for replica in [r for r in version.replicas if r.id in ids and r.state is VersionState.READY]:
-            replica.drain()
+        joined = {slot.id for slot in slots if slot.is_joined}  # who hears no Drain takes the end for a lost network
+        for replica in [r for r in version.replicas if r.id in ids]:
+            if replica.state is VersionState.READY or (replica.id in joined and replica.has_dialled):
+                replica.drain()
         version.announce()
         # Only workers that serve are worth waiting for; one that still loads is ended at once.
         draining = {r.id for r in version.replicas if r.state is VersionState.DRAINING}

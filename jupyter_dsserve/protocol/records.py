@@ -152,7 +152,7 @@ class Origin:
 class Joining:
     """How a worker that people start joins a version: where it dials, with which token, and all of that as a command
     for a shell, on this machine or, if the gateway has a ``join_address``, on any that reaches it. The token is good
-    until the gateway ends."""
+    until the version is deleted."""
 
     address: str
     token: str = field(repr=False)

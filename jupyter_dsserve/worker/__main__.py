@@ -21,14 +21,14 @@ from jupyter_dsserve.worker.join import launch_asked
 def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if sys.argv[1:]:
-        launch, dial = launch_asked(sys.argv[1:])
+        launch, dial, joiner = launch_asked(sys.argv[1:])
     else:
         # Ctrl-C in the gateway's terminal is the gateway's to handle: it drains us.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         launch = WorkerLaunch.from_json(launch_line("a gateway starts workers; people join with --join"))
-        dial = Dial(launch.gateway)
+        dial, joiner = Dial(launch.gateway), None
         end_with_parent()
-    code = asyncio.run(WorkerApp(launch, dial).run())
+    code = asyncio.run(WorkerApp(launch, dial, joiner).run())
     logging.shutdown()
     # Not sys.exit: threads inside native libraries can hold up a normal exit, and only exit returns GPU memory.
     os._exit(code)

@@ -33,6 +33,7 @@ from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION, WorkerLaunch
 from jupyter_dsserve.protocol.tensors import ModelInfo
 from jupyter_dsserve.protocol.worker_pb2_grpc import LinkStub
 from jupyter_dsserve.worker.dial import Dial
+from jupyter_dsserve.worker.join import Joiner, MayNotJoin
 from jupyter_dsserve.worker.loading import load_batch_runner, load_runner
 from jupyter_dsserve.worker.outbox import Outbox
 from jupyter_dsserve.worker.prompts import num_chars_of, sequence_of, structure_of
@@ -52,11 +53,18 @@ _LONG_CHARS = 1 << 18  # of a request; the gateway cuts lists to no more, but fo
 
 
 class WorkerApp:
-    """Dials the gateway, loads, says ready, serves, drains. `run` gives the exit code."""
+    """Dials the gateway, loads, says ready, serves, drains. `run` gives the exit code.
 
-    def __init__(self, launch: WorkerLaunch, dial: Dial) -> None:
+    With a ``joiner`` it outlives its stream: it keeps the model, and joins anew.
+    """
+
+    def __init__(self, launch: WorkerLaunch, dial: Dial, joiner: Joiner | None = None) -> None:
         self._launch = launch
         self._dial = dial
+        self._joiner = joiner
+        self._is_connected = self._is_refused = False
+        self._is_leaving = False  # it was told to end by its own machine
+        self._ready: pb.FromWorker | None = None  # once it is, for each gateway to hear
         self._outbox = Outbox(is_far=bool(dial.certificate))
         self._engine: Engine | Batcher | None = None
         self._group: RankGroup | None = None
@@ -76,28 +84,80 @@ class WorkerApp:
     async def run(self) -> int:
         """Serve until drained or cut off. 0: drained; 1: the load failed, Hello was refused or the gateway is gone."""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_signal_handler(signal.SIGTERM, self._outbox.put, pb.FromWorker(draining=pb.Draining()))
-        async with self._dial.aio_channel(_UNLIMITED_MESSAGES) as channel:
-            stream = LinkStub(channel).Connect(metadata=self._dial.metadata(self._launch.token))
-            self._outbox.put(self._hello())
-            sending = asyncio.create_task(self._outbox.send_to(stream))
-            reading = asyncio.create_task(self._read(stream))
-            loading = asyncio.create_task(self._load_and_serve())
-            drained = asyncio.create_task(self._wait_drained())
-            await asyncio.wait({reading, loading, drained}, return_when=asyncio.FIRST_COMPLETED)
-            if loading.done() and (fault := loading.exception()):
-                log.error("the worker failed", exc_info=fault)
-            code = 0 if self._draining.is_set() and not loading.done() else 1
-            if self._engine:
-                self._engine.stop()
-            # The gateway ends the stream once it has read everything: if we cut it, what is on its way would be lost.
-            self._outbox.close()
-            await asyncio.wait({sending, reading}, timeout=_FAREWELL_S)
-            for task in (sending, reading, loading, drained):
-                task.cancel()
+        self._loop.add_signal_handler(signal.SIGTERM, self._leave)
+        loading = asyncio.create_task(self._load_and_serve())
+        drained = asyncio.create_task(self._wait_drained())
+        while await self._stay(loading, drained):
+            if not await self._join_again(loading, drained):
+                break
+        if loading.done() and (fault := loading.exception()):
+            log.error("the worker failed", exc_info=fault)
+        code = 0 if self._draining.is_set() and not loading.done() else 1
+        if self._engine:
+            self._engine.stop()
+        for task in (loading, drained):
+            task.cancel()
         return code
 
+    def _leave(self) -> None:
+        """To be told that nothing is submitted any more, or at once where nobody can say so."""
+        self._is_leaving = True
+        if self._is_connected:
+            self._outbox.put(pb.FromWorker(draining=pb.Draining()))
+        else:
+            self._draining.set()
+
     # ---- the stream
+
+    async def _stay(self, loading: asyncio.Task[None], drained: asyncio.Task[None]) -> bool:
+        """One stream, until it ends or we do; whether the worker goes on without it."""
+        self._outbox.begin([self._hello(), self._ready] if self._ready else [self._hello()])
+        self._is_connected = True
+        async with self._dial.aio_channel(_UNLIMITED_MESSAGES) as channel:
+            stream = LinkStub(channel).Connect(metadata=self._dial.metadata(self._launch.token))
+            sending = asyncio.create_task(self._outbox.send_to(stream))
+            reading = asyncio.create_task(self._read(stream))
+            await asyncio.wait({reading, loading, drained}, return_when=asyncio.FIRST_COMPLETED)
+            is_ending = self._is_leaving or self._is_refused or self._draining.is_set() or loading.done()
+            if is_ending or not self._joiner:
+                if self._engine:
+                    self._engine.stop()
+                # The gateway ends the stream once it has read everything: if we cut it, what is on its way would be
+                # lost.
+                self._outbox.close()
+                await asyncio.wait({sending, reading}, timeout=_FAREWELL_S)
+            self._is_connected = False
+            for task in (sending, reading):
+                task.cancel()
+            await asyncio.gather(sending, reading, return_exceptions=True)
+        return bool(self._joiner and not is_ending)
+
+    async def _join_again(self, loading: asyncio.Task[None], drained: asyncio.Task[None]) -> bool:
+        """Forget what was asked over the stream that is lost, and ask the gateway for another; whether there is one."""
+        assert self._joiner
+        for request_id in tuple(self._open):
+            self._abort(request_id)
+        asking = asyncio.create_task(self._asked_again(self._joiner))
+        await asyncio.wait({asking, loading, drained}, return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            asking.cancel()
+            return False
+        try:
+            launch, self._dial = asking.result()
+            _check_same(self._launch, launch)
+        except MayNotJoin as fault:
+            log.error("the worker ends: %s", fault)
+            return False
+        self._launch = replace(self._launch, replica=launch.replica, token=launch.token)
+        log.info("joined again, as %s", launch.replica)
+        return True
+
+    async def _asked_again(self, joiner: Joiner) -> tuple[WorkerLaunch, Dial]:
+        try:
+            await asyncio.wait_for(self._idle.wait(), joiner.rejoin_s)
+        except asyncio.TimeoutError:  # given up for that, maybe: it would hang for whoever asks next
+            raise MayNotJoin(f"its engine has not ended what was asked before for {joiner.rejoin_s:g} s") from None
+        return await joiner.again()
 
     def _hello(self) -> pb.FromWorker:
         launch = self._launch
@@ -117,11 +177,12 @@ class WorkerApp:
             async for message in stream:
                 if message.WhichOneof("kind") == "refuse":
                     log.error("the gateway refused this worker: %s", message.refuse.reason)
+                    self._is_refused = True
                     return
                 for command in message.several.commands or (message,):
                     self._obey(command)
         except grpc.aio.AioRpcError as fault:
-            log.warning("the stream to the gateway broke, and this worker ends: %s", fault.details())
+            log.warning("the stream to the gateway broke: %s", fault.details())
 
     def _obey(self, command: pb.ToWorker) -> None:
         kind = command.WhichOneof("kind")
@@ -225,9 +286,11 @@ class WorkerApp:
                 tool_format=self._engine.runner.tokenizer.tool_format,
             )
         ready_now = pb.Ready(device=runner.device, runner=kind, info=codec.info_to_pb(info))
-        self._outbox.put(pb.FromWorker(ready=ready_now))
+        self._ready = pb.FromWorker(ready=ready_now)
+        self._outbox.put(self._ready)
         while True:
-            self._outbox.put(self._heartbeat(runner))
+            if self._is_connected:
+                self._outbox.put(self._heartbeat(runner))
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _check_content(self) -> None:
@@ -295,6 +358,13 @@ def _settle(ready: asyncio.Future[AnyRunner], outcome: AnyRunner | Exception) ->
         ready.set_exception(outcome)
     else:
         ready.set_result(outcome)
+
+
+def _check_same(loaded: WorkerLaunch, told: WorkerLaunch) -> None:
+    """Raises `MayNotJoin` if the gateway has another model under that name by now."""
+    if (loaded.spec, loaded.content) != (told.spec, told.content):
+        name = told.replica.partition("#")[0]
+        raise MayNotJoin(f"{name} is another model by now than the one that is loaded here: start the command again")
 
 
 def _with_room(info: ModelInfo, room: KVRoom) -> ModelInfo:

@@ -36,6 +36,12 @@ class Outbox:
         self._is_closed = False
         self._news = asyncio.Event()
 
+    def begin(self, messages: Iterable[pb.FromWorker]) -> None:
+        """A new stream, with these first: what waited for the one before is for nobody any more."""
+        self._messages.clear()
+        for message in messages:
+            self.put(message)
+
     def put(self, message: pb.FromWorker) -> None:
         self._messages.append(message)
         self._news.set()

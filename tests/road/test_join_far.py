@@ -126,6 +126,12 @@ class Network:
                 pump.cancel()
             writer.close()
 
+    def revive(self) -> None:
+        """Connections whose bytes were swallowed end: to go on without them they cannot."""
+        self.is_dead = False
+        for writer, _ in self._ways:
+            writer.close()
+
     async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         beyond, there = await asyncio.open_connection(self._to[0], int(self._to[2]))
         pumps = [asyncio.create_task(self._pump(reader, there)), asyncio.create_task(self._pump(beyond, writer))]
@@ -140,7 +146,7 @@ class Network:
 
 
 # A worker that asks more often than others whether the gateway is there.
-_ASKING = """
+ASKING = """
 from jupyter_dsserve.protocol.pings import pings
 from jupyter_dsserve.worker import dial
 dial._PINGS = pings(2, 2)
@@ -157,7 +163,7 @@ async def test_one_whose_network_dies_is_given_up_ends_itself_and_another_joins_
     version = gateway.fleet.version("demo", "v1")
     async with Network(gateway.fleet.joins.address) as network:
         words[words.index("--join") + 1] = network.address
-        told = put_together(token, ["-c", _ASKING, *words[2:]])
+        told = put_together(token, ["-c", ASKING, *words[2:], "--rejoin-s", "0"])
         process = hands.start(told)
         await until(lambda: [r.state.value for r in version.replicas] == ["READY"] * 2)
         gone = version.replicas[1]
