@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,8 +89,9 @@ def test_the_table_of_settings_is_complete_and_true() -> None:
         assert rows[name].strip("`") in (str(traits[name].default_value), f"{traits[name].default_value:g}")
 
 
-def test_how_workers_join_is_set_in_jupyter_as_on_the_command_line(tmp_path: Path) -> None:
-    given = {"join_address": "0.0.0.0:8870", "join_certfile": "box.pem", "join_keyfile": "box.key"}
+def test_what_is_set_in_jupyter_reaches_the_gateway(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"join_address": "0.0.0.0:8870", "join_certfile": "box.pem", "join_keyfile": "box.key"}
+    given |= {"max_calls": 3, "max_connections": 7, "traces": 9, "open_metrics": True}
     config = GatewayConfig.told(DSServeExtension(**given).trait_values(), data_dir=tmp_path)
     assert {name: getattr(config, name) for name in given} == given
 
