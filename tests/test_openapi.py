@@ -64,10 +64,11 @@ def test_who_may_ask_and_how_errors_look_follow_from_the_handler() -> None:
     assert paths["/health/live"]["get"]["security"] == []
     assert paths["/v1/embeddings"]["post"]["security"] == [{"key": ["infer"]}]
     assert paths["/api/keys"]["post"]["security"] == [{"key": ["admin"]}]
+    assert paths["/metrics"]["get"]["security"] == [{"key": ["metrics"]}]
     assert _error(paths["/v1/embeddings"]["post"]).endswith("/OpenAIFaultAnswer")
     assert _error(paths["/v2/models/{name}/infer"]["post"]).endswith("/OIPFaultAnswer")
     assert "403" in paths["/api/keys"]["post"]["responses"]
-    assert "403" not in paths["/v1/embeddings"]["post"]["responses"]
+    assert "403" in paths["/v1/embeddings"]["post"]["responses"], "a key that only reads metrics"
 
 
 def _error(told: Any) -> str:

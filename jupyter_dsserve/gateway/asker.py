@@ -16,9 +16,12 @@ from jupyter_dsserve.gateway.access import log_call
 from jupyter_dsserve.gateway.calls import outcome_of
 from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.protocol.errors import Forbidden, Unauthorized
+from jupyter_dsserve.protocol.records import Scope
 from jupyter_dsserve.protocol.request import Request
 from jupyter_dsserve.protocol.spec import Task
 from jupyter_dsserve.protocol.traces import Attribute
+
+_OPENS = {"infer": "asks models", "metrics": "reads /metrics"}
 
 
 class Asker:
@@ -76,11 +79,14 @@ class Asker:
         if not hmac.compare_digest(key.encode(), self.context.admin_key.encode()):
             self.grant = self.fleet.held_keys.grant(key, time.time())
 
-    def check_admin(self, what: str) -> None:
-        """Raises `Forbidden` for a key that only asks models, which ``what`` is more than."""
-        if self.grant and self.grant.key.scope != "admin":
+    def check_scope(self, needed: Scope, what: str) -> None:
+        """Raises `Forbidden` for a key that does not open ``what``, which needs one of that scope."""
+        if self.grant and self.grant.key.scope not in (needed, "admin"):
+            key = self.grant.key
+            enough = "a key of scope admin" if needed == "admin" else f"a key of scope {needed} or admin"
             raise Forbidden(
-                f"the key {self.grant.key.name!r} only asks models: {what} needs the admin key, or a key of scope admin"
+                f"the key {key.name!r} only {_OPENS.get(key.scope, 'does what is not known here')}: {what} needs the "
+                f"admin key, or {enough}"
             )
 
     def may_ask(self, deployment: str) -> bool:

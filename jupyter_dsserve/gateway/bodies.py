@@ -27,7 +27,7 @@ from jupyter_dsserve.fleet.autoscale import AutoscaleSettings
 from jupyter_dsserve.fleet.rollout import RolloutSpec
 from jupyter_dsserve.protocol.config import Priority as LoadPriority
 from jupyter_dsserve.protocol.errors import InvalidRequest
-from jupyter_dsserve.protocol.records import ApiKey, Origin
+from jupyter_dsserve.protocol.records import ApiKey, Origin, Scope
 from jupyter_dsserve.protocol.request import Request, SamplingParams
 from jupyter_dsserve.protocol.spec import RUNNERS, DType, Quantize, RunnerName, Strategy, Task, WorkerSpec, Zero
 
@@ -179,11 +179,14 @@ class RuleBody(Body):
 DeploymentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
+_OF_ANY_KEY = {"name", "scope", "ttl_s", "expires_at"}
+
+
 class KeyBody(Body):
     """A key to make: the fields of `ApiKey`; ``ttl_s`` says in how many seconds it expires, ``expires_at`` when."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
-    scope: Literal["infer", "admin"] = "infer"
+    scope: Scope = "infer"
     deployments: Annotated[list[DeploymentName], Field(min_length=1, max_length=1000)] | None = None
     rate: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     burst: Count = 0
@@ -198,6 +201,13 @@ class KeyBody(Body):
         """``at`` is seconds since the epoch. Raises `InvalidRequest` for what does not go together."""
         if self.scope == "admin" and self.deployments:
             raise InvalidRequest("a key of scope admin may do everything: leave deployments out", param="deployments")
+        fields = {name: field.default for name, field in KeyBody.model_fields.items() if name not in _OF_ANY_KEY}
+        limits = [name for name, default in fields.items() if getattr(self, name) != default]
+        if self.scope == "metrics" and limits:
+            raise InvalidRequest(
+                f"a key of scope metrics asks no models, and no limits hold for it: leave {', '.join(limits)} out",
+                param=limits[0],
+            )
         if self.burst and not self.rate:
             raise InvalidRequest("burst says how many calls of a rate may come at once: give rate too", param="burst")
         if self.ttl_s is not None and self.expires_at is not None:

@@ -1,7 +1,7 @@
 """`describes`: what a method of a handler takes and gives, said where it stands. `gateway.openapi` reads it.
 
 Method and path are those of the route; names of the path's parts are the method's own parameters. Who may ask follows
-from the handler (``is_open``, ``is_inference``), the shape of its errors from its ``error_type``.
+from the handler (``is_open``, ``scope``), the shape of its errors from its ``error_type``.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from jupyter_dsserve.gateway.bodies import PredictBody, Priority
 from jupyter_dsserve.gateway.describe import INFERENCE_ERRORS, describes
 from jupyter_dsserve.gateway.handlers import Handler, until_caller_leaves
 from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest
+from jupyter_dsserve.protocol.records import Scope
 from jupyter_dsserve.protocol.request import Chunk, Request
 from jupyter_dsserve.protocol.spec import Task
 
@@ -119,7 +120,7 @@ async def collect(numbered: Numbered) -> list[Chunk]:
 
 
 class Predict(Handler):
-    is_inference = True
+    scope: Scope = "infer"
 
     @describes(
         "Go on with a text: greedy, max_length new tokens.",

@@ -34,6 +34,7 @@ from jupyter_dsserve.protocol.errors import (
     Unauthorized,
     Unavailable,
 )
+from jupyter_dsserve.protocol.records import Scope
 from jupyter_dsserve.protocol.traces import Attribute
 
 log = logging.getLogger(__name__)
@@ -101,12 +102,11 @@ def until_caller_leaves(
 
 @stream_request_body
 class Handler(Asker, RequestHandler):
-    """Needs a key that may do everything; one that may ask models is enough if it ``is_inference``, none if it
-    ``is_open``. Errors take `error_body`'s shape, which is ``error_type``. Each of its methods says what it takes and
-    gives (`describe`)."""
+    """Needs a key of its ``scope``, or one that may do everything; none if it ``is_open``. Errors take `error_body`'s
+    shape, which is ``error_type``. Each of its methods says what it takes and gives (`describe`)."""
 
     is_open = False
-    is_inference = False
+    scope: Scope = "admin"
     error_type: type = FaultAnswer
 
     def initialize(self, context: Context) -> None:
@@ -260,8 +260,7 @@ class Handler(Asker, RequestHandler):
 
     def _check_key(self) -> None:
         self.check_key()
-        if not self.is_inference:
-            self.check_admin(self.request.path)
+        self.check_scope(self.scope, self.request.path)
 
     def _check_size(self, num_bytes: int) -> None:
         limit = self.context.max_body_bytes

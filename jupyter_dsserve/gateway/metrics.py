@@ -33,6 +33,8 @@ _Pair = tuple[Deployment, Version]
 
 
 class Metrics(Handler):
+    scope = "metrics"
+
     def prepare(self) -> None:
         self.is_open = self.context.open_metrics
         super().prepare()

@@ -283,15 +283,19 @@ class MonitoringApp(Command):
     version = __version__
     description = (
         "Write what Prometheus and Grafana need into a directory: jupyter dsserve monitoring DIR. It gets "
-        "prometheus.yml (which scrapes your gateway with its admin key), alerts.yml and dashboard.json."
+        "prometheus.yml (which scrapes your gateway with its admin key, or --key-file), alerts.yml and dashboard.json."
     )
     examples = "jupyter dsserve monitoring monitoring\nprometheus --config.file monitoring/prometheus.yml"
 
     url = Unicode("", help="The gateway; none is yours on this machine, or http://127.0.0.1:8899.").tag(config=True)
+    key_file = Unicode(
+        "", help="Where a key lies that Prometheus reads, such as one of scope metrics; empty is the admin key's file."
+    ).tag(config=True)
 
     aliases = {
         **SHARED_ALIASES,
         "url": "MonitoringApp.url",
+        "key-file": "MonitoringApp.key_file",
         "data-dir": "MonitoringApp.dsserve_data_dir",
     }
     flags = SHARED_FLAGS
@@ -303,7 +307,8 @@ class MonitoringApp(Command):
         data_dir, target = Path(self.dsserve_data_dir).expanduser().absolute(), Path(self.extra_args[0]).absolute()
         held = holder(data_dir) if data_dir.exists() else None
         url = self.url or (held.url if held else "") or "http://127.0.0.1:8899"
-        config = prometheus_config(url, data_dir / "admin.key", target / "alerts.yml")
+        key_file = Path(self.key_file).expanduser().absolute() if self.key_file else data_dir / "admin.key"
+        config = prometheus_config(url, key_file, target / "alerts.yml")
         try:
             target.mkdir(parents=True, exist_ok=True)
             for name, text in (

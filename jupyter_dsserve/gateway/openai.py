@@ -24,6 +24,7 @@ from jupyter_dsserve.gateway.openai_bodies import ChatBody, CompletionBody, Requ
 from jupyter_dsserve.gateway.sse import EventStream
 from jupyter_dsserve.gateway.tools import check_tools, readers
 from jupyter_dsserve.protocol.errors import DSServeError, NotFound, TooManyRequests, Unauthorized
+from jupyter_dsserve.protocol.records import Scope
 from jupyter_dsserve.protocol.request import Chunk, Usage
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
@@ -31,7 +32,7 @@ from jupyter_dsserve.protocol.spec import WorkerSpec
 class OpenAIHandler(Handler):
     """Errors in OpenAI's shape."""
 
-    is_inference = True
+    scope: Scope = "infer"
     error_type = answers.OpenAIFaultAnswer
 
     def error_body(self, error: DSServeError) -> Json:

@@ -152,7 +152,7 @@ def _told(operation: Operation, schemas: _Schemas) -> Json:
         "operationId": operation.id,
         "summary": told.summary,
         "tags": [_TAGS.get(operation.path.split("/")[1], "Others")],
-        "security": [] if handler.is_open else [{"key": ["infer" if handler.is_inference else "admin"]}],
+        "security": [] if handler.is_open else [{"key": [handler.scope]}],
         "responses": _responses(operation, schemas),
     }
     if text := inspect.getdoc(getattr(handler, operation.method)) or (vars(handler).get("__doc__") or ""):
@@ -194,7 +194,7 @@ _EXAMPLES = {"name": "demo", "model": "demo", "version": "v1"}
 def _responses(operation: Operation, schemas: _Schemas) -> Json:
     told, handler = operation.description, operation.handler
     has_body = operation.method != "head"
-    headers = _ANSWERED_BY if handler.is_inference and told.body is not None else {}
+    headers = _ANSWERED_BY if handler.scope == "infer" and told.body is not None else {}
     found: Json = {}
     for status, kind in told.gives.items():
         good: Json = {"description": responses[status], **({"headers": headers} if headers else {})}
@@ -220,8 +220,7 @@ def _errors(operation: Operation) -> Iterator[type[DSServeError]]:
     yield InvalidRequest  # a path, a header or a body that cannot be read
     if not operation.handler.is_open:
         yield Unauthorized
-        if not operation.handler.is_inference:
-            yield Forbidden
+        yield Forbidden
     if operation.description.body is not None:
         yield TooLarge
     yield HeadersTooLarge

@@ -187,7 +187,7 @@ class KeyApp(_AskingCommand):
     examples = "jupyter dsserve key create app --deployments demo --rate 10 --ttl 86400 > app.key"
     max_words = 2
 
-    scope = Unicode("infer", help="infer only asks models; admin does everything.").tag(config=True)
+    scope = Unicode("infer", help="infer only asks models, metrics reads /metrics; admin does all.").tag(config=True)
     deployments = Unicode("", help="Those it may ask, such as demo,other; empty is all.").tag(config=True)
     rate = Float(0.0, help="Calls a second; 0 sets no limit, here and below.").tag(config=True)
     burst = Int(0, help="Calls at once before the rate holds; 0 is a second's worth.").tag(config=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from jupyter_dsserve.protocol.tensors import ModelInfo
@@ -377,15 +377,18 @@ class ApplyStatus:
     left_alone: list[str] = field(default_factory=list)
 
 
+Scope = Literal["infer", "metrics", "admin"]
+
+
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     """What is known of a key: never the key itself.
 
-    ``scope`` is ``infer`` (it asks models) or ``admin`` (it may do everything); ``deployments`` those it may ask, None
-    all of them. 0 sets no limit: ``rate`` calls a second and ``burst`` of them at once (0: as many as in a second),
-    ``tokens_per_min`` of prompts and answers together, ``concurrency`` calls that run. Its requests never go before
-    ``priority`` (lower goes first). A deployment's rules can send what bears its ``label`` to a version.
-    ``created_at`` and ``expires_at`` (None: never) are seconds since the epoch.
+    ``scope`` is ``infer`` (it asks models), ``metrics`` (it reads /metrics) or ``admin`` (it may do everything);
+    ``deployments`` those it may ask, None all of them. 0 sets no limit: ``rate`` calls a second and ``burst`` of them
+    at once (0: as many as in a second), ``tokens_per_min`` of prompts and answers together, ``concurrency`` calls that
+    run. Its requests never go before ``priority`` (lower goes first). A deployment's rules can send what bears its
+    ``label`` to a version. ``created_at`` and ``expires_at`` (None: never) are seconds since the epoch.
     """
 
     id: str

@@ -142,6 +142,11 @@ async def test_a_key_asks_what_it_may_and_as_often_as_it_may(served: Served, inf
     assert often.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert int(dict(often.value.trailing_metadata())["retry-after"]) > 50
     assert key not in str(often.value)
+    key = (await served.caller.post("/api/keys", json={"name": "prometheus", "scope": "metrics"})).json()["key"]
+    with pytest.raises(grpc.aio.AioRpcError) as other:
+        await inference.Predict(asking(), metadata=served.with_key(key))
+    assert other.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "'prometheus' only reads /metrics" in (other.value.details() or "")
 
 
 async def test_a_deadline_ends_the_work(served: Served, inference: InferenceStub) -> None:

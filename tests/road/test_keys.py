@@ -24,6 +24,8 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 # What a key of scope infer is for; /, /health and what tells of the routes are open to all.
 INFERENCE = re.compile(r"/$|/(v1|v2(?!/repository/models/)|predict|health|openapi\.json|docs)(/|$)")
 
+OPEN = re.compile(r"/$|/(health|openapi\.json|docs|v2/health)(/|$)")
+
 
 async def made(caller: Caller, **fields: Any) -> Any:
     answer = await caller.post("/api/keys", json={"name": "app", **fields})
@@ -349,6 +351,10 @@ async def test_the_command_prints_a_new_key_alone_and_lists_and_revokes(gateway:
     assert head.split() == ["id", "name", "scope", "deployments", "limits", "expires"]
     assert row.startswith(f"{record['id']}  app   infer  demo, other  5 calls/s")
     assert (await run("revoke", record["id"]))[:2] == (0, "There are no keys but the admin key.\n")
+    code, key, said = await run("create", "prometheus", "--scope", "metrics")
+    assert code == 0, said
+    async with Caller(gateway.url, key.strip()) as prometheus:
+        assert [(await prometheus.get(path)).status_code for path in ("/metrics", "/v1/models")] == [200, 403]
     code, _, said = await run("create")
     assert code == 1
     assert "say what to do" in said
@@ -385,3 +391,23 @@ async def test_ten_times_a_keys_load_is_held_to_its_limits_and_another_keys_call
     assert found.tokens == pytest.approx(1, abs=0.05), found
     assert found.failures == 0, found
     assert found.p99_ratio < 1.5, found
+
+
+async def test_a_key_of_scope_metrics_reads_the_metrics_and_nothing_else(gateway: Gateway, caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:step_s=0")
+    async with await with_key(gateway, caller, scope="metrics") as prometheus:
+        assert "dsserve_build_info" in (await prometheus.get("/metrics")).text
+        for method, path in all_routes(gateway):
+            answer = await prometheus.request(method, path)
+            is_open = path == "/metrics" or path == "/no/such/path" or OPEN.match(path)
+            if not is_open and method in ("GET", "POST", "PUT", "DELETE"):
+                assert answer.status_code == 403, (method, path, answer.text)
+        refused = await prometheus.complete()
+        assert "'app' only reads /metrics: /v1/completions needs the admin key, or a key of scope infer or admin" in (
+            refused.text
+        )
+    async with await with_key(gateway, caller) as app:
+        assert "a key of scope metrics or admin" in (await app.get("/metrics")).text
+    answer = await caller.post("/api/keys", json={"name": "p", "scope": "metrics", "rate": 1, "deployments": ["demo"]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "deployments")
+    assert "leave deployments, rate out" in answer.text

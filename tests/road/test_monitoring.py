@@ -47,11 +47,15 @@ def test_the_command_writes_files_that_promtool_takes(tmp_path: Path) -> None:
         asyncio.run(_answering(gateway))
         command = Path(sys.executable).with_name("jupyter-dsserve")
         said = ran(command, "monitoring", tmp_path / "out", "--data-dir", tmp_path / "data")
+        ran(command, "monitoring", tmp_path / "own", "--key-file", tmp_path / "metrics.key")
         holder = json.loads((tmp_path / "data/gateway.lock").read_text())
     names = ["prometheus.yml", "alerts.yml", "dashboard.json"]
     assert said.split() == [str(tmp_path / "out" / name) for name in names]
     [scrape] = yaml.safe_load((tmp_path / "out/prometheus.yml").read_text())["scrape_configs"]
     assert scrape["static_configs"] == [{"targets": [holder["url"].removeprefix("http://")]}]
+    assert scrape["authorization"] == {"credentials_file": str(tmp_path / "data/admin.key")}
+    [scrape] = yaml.safe_load((tmp_path / "own/prometheus.yml").read_text())["scrape_configs"]
+    assert scrape["authorization"] == {"credentials_file": str(tmp_path / "metrics.key")}
     assert gateway.key not in "".join((tmp_path / "out" / name).read_text() for name in names)
     ran(tool("promtool"), "check", "config", "--lint-fatal", tmp_path / "out/prometheus.yml")
 

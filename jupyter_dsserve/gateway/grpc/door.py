@@ -47,7 +47,7 @@ class Door(grpc.aio.ServerInterceptor):
         return handler
 
     def _check(self, details: _Details) -> None:
-        """Raises `HeadersTooLarge`, `Unauthorized`, or `Forbidden` for a key that only asks models."""
+        """Raises `HeadersTooLarge`, `Unauthorized`, or `Forbidden` for a key that does not open it."""
         metadata = list(details.invocation_metadata or ())
         check_headers(len(metadata), sum(len(name) + len(value) for name, value in metadata))
         if details.method in OPEN or not details.method.startswith(WITH_KEY):
@@ -55,8 +55,7 @@ class Door(grpc.aio.ServerInterceptor):
         assert self.context
         caller = _Caller(self.context, headers_of((n, v) for n, v in metadata if n == "authorization"))
         caller.check_key()
-        if details.method in ADMIN:
-            caller.check_admin(details.method[1:])
+        caller.check_scope("admin" if details.method in ADMIN else "infer", details.method[1:])
 
 
 class _Caller(Asker):

@@ -13,6 +13,7 @@ from jupyter_dsserve.gateway.v2 import models
 from jupyter_dsserve.gateway.v2.shapes import ModelConfig, Statistics
 from jupyter_dsserve.gateway.v2.wire import inflated
 from jupyter_dsserve.protocol.errors import DSServeError, NotFound, Unavailable
+from jupyter_dsserve.protocol.records import Scope
 
 Json = models.Json
 EXTENSIONS = (
@@ -29,7 +30,7 @@ EXTENSIONS = (
 class OIPHandler(Handler):
     """Errors in the protocol's shape."""
 
-    is_inference = True
+    scope: Scope = "infer"
     error_type = answers.OIPFaultAnswer
 
     def error_body(self, error: DSServeError) -> Json:

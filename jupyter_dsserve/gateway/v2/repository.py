@@ -59,7 +59,7 @@ class Index(_Repository):
 class Load(_Repository):
     """Answers once the version is READY. It is loaded as it was registered; the route stays as it is."""
 
-    is_inference = False
+    scope = "admin"
 
     @describes("Load a registered version.", {200: None}, body=LoadBody, needs_body=False, errors=CHANGE_ERRORS)
     @until_caller_leaves
@@ -72,7 +72,7 @@ class Load(_Repository):
 class Unload(_Repository):
     """Answers once it takes no more requests; what runs is finished after that."""
 
-    is_inference = False
+    scope = "admin"
 
     @describes(
         "Drain a version and end its workers.", {200: None}, body=UnloadBody, needs_body=False, errors=CHANGE_ERRORS

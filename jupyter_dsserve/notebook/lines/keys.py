@@ -16,7 +16,12 @@ class KeyLines:
     @magic_arguments("dsserve key")
     @argument("action", choices=["create", "list", "revoke"], help="What to do.")
     @argument("name", nargs="?", default="", help="Of create: whose key it is; of revoke: its id.")
-    @argument("--scope", choices=["infer", "admin"], default="infer", help="infer only asks models; admin does all.")
+    @argument(
+        "--scope",
+        choices=["infer", "metrics", "admin"],
+        default="infer",
+        help="infer only asks models, metrics only reads /metrics; admin does all.",
+    )
     @argument("--deployments", help="Those it may ask, such as demo,other; all unless told.")
     @argument("--rate", type=float, help="Calls a second; more get 429. 0 takes any number, as in all limits here.")
     @argument("--burst", type=int, help="Calls at once before the rate holds; 0 is a second's worth.")

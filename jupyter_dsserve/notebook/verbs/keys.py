@@ -36,12 +36,12 @@ class Keys(Talking):
     ) -> Talk[NewKey]:
         """Make an API key for an app or a colleague; its ``key`` is told this once, and never shown by itself.
 
-        A key of the scope ``infer`` asks models and does nothing else, ``admin`` does everything. ``deployments`` are
-        those it may ask, all unless told. ``rate`` calls a second, ``burst`` of them at once, ``tokens_per_min`` of
-        prompts and answers, and ``concurrency`` calls that run are its limits; 0 is none. Its requests never go before
-        ``priority`` (0 to 100, lower goes first). A policy's rule for the header ``X-DSServe-Key-Label`` sends what
-        comes with a key of that ``label`` to a version. It ends after ``ttl_s`` seconds, or at ``expires_at`` (seconds
-        since the epoch).
+        A key of the scope ``infer`` asks models and does nothing else, one of ``metrics`` reads ``/metrics`` and does
+        nothing else, ``admin`` does everything. ``deployments`` are those it may ask, all unless told. ``rate`` calls a
+        second, ``burst`` of them at once, ``tokens_per_min`` of prompts and answers, and ``concurrency`` calls that run
+        are its limits; 0 is none. Its requests never go before ``priority`` (0 to 100, lower goes first). A policy's
+        rule for the header ``X-DSServe-Key-Label`` sends what comes with a key of that ``label`` to a version. It ends
+        after ``ttl_s`` seconds, or at ``expires_at`` (seconds since the epoch).
         """
         given: dict[str, Any] = {
             "deployments": None if deployments is None else list(deployments),
