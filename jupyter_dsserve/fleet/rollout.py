@@ -329,7 +329,8 @@ def decide(rollout: Rollout) -> Verdict:
 def measures(evidence: Evidence) -> list[Measure]:
     """What was compared, for people: the estimates, the bounds that hold at any time, and the limits."""
     found = []
-    against = {name: _share(log_e) for name, log_e in evidence.against().items()}
+    log_es = evidence.against()
+    against = {name: _share(log_e) for name, log_e in log_es.items()}
     if evidence.errors_pooled.requests[1]:
         stable, candidate = map(float, evidence.errors_pooled.rates)
         found.append(Measure(ERRORS, stable, candidate, None, ERROR_MARGIN, against[ERRORS]))
@@ -339,6 +340,8 @@ def measures(evidence: Evidence) -> list[Measure]:
     for name, paired, most in ((FIRST, evidence.first, LATENCY_MARGIN), (TOKENS, tokens, limit)):
         if paired.sums[0] > 0:
             bound = float(np.exp(paired.lower_bound(ALPHA / _NUM_TESTS))) or None
+            if log_es[name] >= ROLL_BACK_AT:  # the limit itself is ruled out: what the reason of a rollback says
+                bound = max(bound or most, most)
             found.append(Measure(name, 1.0, float(np.exp(paired.mean)), bound, most, against[name]))
     if evidence.scores.num:
         stable, candidate = (total / evidence.scores.num for total in evidence.scores.totals)

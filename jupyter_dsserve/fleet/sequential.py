@@ -23,6 +23,7 @@ _RHOS = np.array([0.01, 0.1, 1.0])
 
 
 _FURTHEST = 5.0  # a factor of 150: beyond it a bound says nothing
+_DOUBLINGS = 12  # from a thousandth of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +101,17 @@ class PairedMean:
 
     def lower_bound(self, alpha: float) -> Array:
         """The largest limit that is ruled out at ``alpha``, at most `_FURTHEST` below the mean; minus infinity if none
-        is. The mean lies below it at any time with probability ``alpha`` at most."""
+        is. The mean lies below it at any time with probability ``alpha`` at most.
+
+        Where blocks are few and alike, a limit far below the mean is ruled out by less evidence than a nearer one (its
+        squares are larger too): so it is searched from the mean downwards, the distance doubling.
+        """
         enough, inflation = -np.log(alpha), self._inflation()
-        high, low = self.mean, self.mean - _FURTHEST
-        has_any = self._log_e(low, inflation) >= enough
+        high = low = self.mean
+        has_any = np.zeros(self.mean.shape, np.bool_)
+        for distance in _FURTHEST * 0.5 ** np.arange(_DOUBLINGS, -1, -1):
+            high, low = np.where(has_any, high, low), np.where(has_any, low, self.mean - distance)
+            has_any = has_any | (self._log_e(low, inflation) >= enough)
         for _ in range(20):
             middle = (low + high) / 2
             is_out = self._log_e(middle, inflation) >= enough

@@ -91,6 +91,20 @@ def test_slower_tokens_roll_back_with_the_bound_in_the_reason() -> None:
     assert "limit 1.05 ×" in found.reason
 
 
+def test_the_measures_of_a_rollback_have_the_bound_of_its_reason() -> None:
+    """At the first second in which it is sure, with little noise."""
+    slower = ({"noise": 0.02}, {"noise": 0.02, "per_token_s": 0.034})
+    evidence = next(e for e in (seen(seconds, *slower) for seconds in range(10, 60)) if is_out(e))
+    found, measure = verdict(evidence), next(m for m in measures(evidence) if m.name == "per-token latency")
+    assert measure.lower_bound is not None, "no bound yet, and it is taken back"
+    assert measure.lower_bound >= measure.limit
+    assert f"at least {measure.lower_bound:.2f} ×, limit 1.05 ×" in found.reason
+
+
+def is_out(evidence: Evidence) -> bool:
+    return verdict(evidence).kind is VerdictKind.ROLL_BACK
+
+
 def test_a_slower_first_token_rolls_back() -> None:
     found = verdict(seen(60, {}, {"first_token_s": 0.14}))
     assert found.kind is VerdictKind.ROLL_BACK

@@ -74,6 +74,16 @@ class TestPairedMean:
         assert 0.05 < bound < float(paired.mean)
         assert float(paired.log_e(bound - 1e-3)) > LIMIT > float(paired.log_e(bound + 1e-3))
 
+    def test_few_blocks_that_are_alike_have_a_bound_as_soon_as_they_rule_a_limit_out(self) -> None:
+        """Although limits far below are ruled out by less: it is not to be searched from there."""
+        rng, paired = np.random.default_rng(6), PairedMean.new()
+        while float(paired.log_e(0.05)) < LIMIT:
+            paired = paired.plus(rng.normal(0.7, 0.02), 0.6)
+        assert float(paired.log_e(-4.0)) < LIMIT
+        bound = float(paired.lower_bound(ALPHA))
+        assert 0.05 < bound < float(paired.mean)
+        assert float(paired.log_e(bound - 1e-3)) > LIMIT > float(paired.log_e(bound + 1e-3))
+
     def test_without_evidence_there_is_no_bound(self) -> None:
         assert float(PairedMean.new().lower_bound(ALPHA)) == -np.inf
         assert float(PairedMean.new().mean) == 0.0
