@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from argparse import Action, ArgumentParser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,19 @@ class Known:
     variables: Sequence[str] = ()
 
 
-def offered(line: str, parsers: Mapping[str, ArgumentParser], known: Known) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A word that may stand there, and what it is: a notebook shows that beside it."""
+
+    text: str
+    kind: str
+
+
+def _offers(kind: str, words: Iterable[str]) -> list[Offer]:
+    return [Offer(word, kind) for word in words]
+
+
+def offered(line: str, parsers: Mapping[str, ArgumentParser], known: Known) -> list[Offer]:
     """The words that may stand where ``line``, up to the cursor, ends. ``parsers``: of each verb, and of the cell's
     magic as an empty one."""
     words = line.split()
@@ -45,7 +57,7 @@ def offered(line: str, parsers: Mapping[str, ArgumentParser], known: Known) -> l
     if magic.startswith("%%"):
         parser = parsers[""]
     elif not before:
-        return _beginning(word, parsers) if magic else []
+        return _beginning(word, _offers("verb", parsers)) if magic else []
     else:
         verb, *before = before
         if verb not in parsers:
@@ -54,7 +66,7 @@ def offered(line: str, parsers: Mapping[str, ArgumentParser], known: Known) -> l
     return _beginning(word, _next(word, before, parser, known))
 
 
-def _next(word: str, before: Sequence[str], parser: ArgumentParser, known: Known) -> list[str]:
+def _next(word: str, before: Sequence[str], parser: ArgumentParser, known: Known) -> list[Offer]:
     flags = {flag: action for action in parser._actions for flag in action.option_strings}
     places = [action for action in parser._actions if not action.option_strings]
     used: set[Action] = set()
@@ -73,7 +85,7 @@ def _next(word: str, before: Sequence[str], parser: ArgumentParser, known: Known
         return _values(wants[0], word, named, known)
     if word.startswith("-"):
         is_open = [a for a in flags.values() if a not in used or "Append" in type(a).__name__]
-        return sorted({flag for a in is_open for flag in a.option_strings if flag.startswith("--")})
+        return _offers("flag", sorted({flag for a in is_open for flag in a.option_strings if flag.startswith("--")}))
     if not places:
         return []
     place = places[min(len(named), len(places) - 1)]
@@ -86,23 +98,23 @@ def _num_values(action: Action) -> int:
     return action.nargs if isinstance(action.nargs, int) else 1
 
 
-def _values(action: Action, word: str, named: Sequence[str], known: Known) -> list[str]:
+def _values(action: Action, word: str, named: Sequence[str], known: Known) -> list[Offer]:
     of = known.served.get(named[0].partition("@")[0], ()) if named else ()
     if action.choices is not None:
-        return [str(choice) for choice in action.choices]
+        return _offers("value", map(str, action.choices))
     if action.dest in _DEPLOYMENTS:
         pinned = [f"{name}@{version}" for name, versions in known.served.items() for version in versions]
-        return [*known.served, *pinned]
+        return [*_offers("deployment", known.served), *_offers("version", pinned)]
     if action.dest in _VERSIONS:
-        return list(of)
+        return _offers("version", of)
     if action.dest == "weights":
         told = {each.partition("=")[0] for each in named[1:]}
-        return [f"{version}=" for version in of if version not in told]
+        return _offers("version", (f"{version}=" for version in of if version not in told))
     if action.dest in _VARIABLES:
-        return list(known.variables)
+        return _offers("variable", known.variables)
     if action.dest in _PATHS:
-        more = {"model": _MODELS, "python": ("kernel",)}.get(action.dest, ())
-        return [*more, *_paths(word)]
+        more = {"model": _offers("model", _MODELS), "python": _offers("value", ["kernel"])}.get(action.dest, [])
+        return [*more, *_offers("path", _paths(word))]
     return []
 
 
@@ -117,8 +129,8 @@ def _paths(word: str) -> list[str]:
         return []
 
 
-def _beginning(word: str, words: Any) -> list[str]:
-    return [each for each in dict.fromkeys(words) if each and each.startswith(word)]
+def _beginning(word: str, offers: Sequence[Offer]) -> list[Offer]:
+    return [each for each in dict.fromkeys(offers) if each.text and each.text.startswith(word)]
 
 
 class Glance:
@@ -161,7 +173,7 @@ def install(shell: Any, parsers: Mapping[str, ArgumentParser], served: Callable[
         found = offered(line, parsers, Known(served(), names))
         # IPython completes what stands behind the last of its delimiters, such as @ and =.
         word = "" if line[-1:].isspace() else line.split()[-1]
-        cut = [SimpleCompletion(each[len(word) - len(context.token) :]) for each in found]
+        cut = [SimpleCompletion(each.text[len(word) - len(context.token) :], type=each.kind) for each in found]
         return {"completions": cut, "suppress": True, "ordered": True}
 
     others = [m for m in shell.Completer.custom_matchers if getattr(m, "matcher_identifier", "") != _ID]

@@ -12,10 +12,15 @@ from jupyter_dsserve.notebook.completion import Glance, Known, Served, offered
 from jupyter_dsserve.notebook.magics import VERBS, DSServeMagics
 from jupyter_dsserve.protocol.errors import Unavailable
 from tests.notebook.conftest import Kernel
+from tests.support import Json
 
 PARSERS = {verb: getattr(DSServeMagics, verb).parser for verb in VERBS} | {"": DSServeMagics.ask.parser}
 KNOWN = Known({"demo": ["v1", "v2"], "other": ["main"]}, ["model", "tok"])
 NAMES = ["demo", "other", "demo@v1", "demo@v2", "other@main"]
+
+
+def words(line: str) -> list[str]:
+    return [each.text for each in offered(line, PARSERS, KNOWN)]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +49,30 @@ NAMES = ["demo", "other", "demo@v1", "demo@v2", "other@main"]
     ],
 )
 def test_what_may_come_next_is_offered(line: str, expected: list[str]) -> None:
-    assert offered(line, PARSERS, KNOWN) == expected
+    assert words(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "kinds"),
+    [
+        ("%dsserve lo", {"load": "verb", "logs": "verb"}),
+        ("%dsserve unload demo", {"demo": "deployment", "demo@v1": "version", "demo@v2": "version"}),
+        ("%dsserve rollout demo v", {"v1": "version", "v2": "version"}),
+        ("%dsserve route demo v1", {"v1=": "version"}),
+        ("%dsserve load x --obj", {"--object": "flag"}),
+        ("%dsserve load x --object mo", {"model": "variable"}),
+        ("%dsserve load x --dtype bf", {"bf16": "value"}),
+        ("%dsserve load x --python ker", {"kernel": "value"}),
+        ("%dsserve load x --model builtin:demo-v1", {"builtin:demo-v1": "model"}),
+        ("%dsserve load x --model note", {"notes/": "path"}),
+    ],
+)
+def test_each_word_is_told_with_what_it_is(
+    line: str, kinds: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert {each.text: each.kind for each in offered(line, PARSERS, KNOWN)} == kinds
 
 
 def test_paths_are_offered_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,11 +81,11 @@ def test_paths_are_offered_as_they_are_written(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "runs/list.yaml").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert offered("%dsserve apply ", PARSERS, KNOWN) == ["runs/"]
-    assert offered("%dsserve apply ./runs/l", PARSERS, KNOWN) == ["./runs/last/", "./runs/list.yaml"]
-    assert offered("%dsserve load x --model ~/runs/la", PARSERS, KNOWN) == ["~/runs/last/"]
-    assert offered("%dsserve load x --model runs/", PARSERS, KNOWN) == ["runs/last/", "runs/list.yaml"]
-    assert offered("%dsserve apply no/such/", PARSERS, KNOWN) == []
+    assert words("%dsserve apply ") == ["runs/"]
+    assert words("%dsserve apply ./runs/l") == ["./runs/last/", "./runs/list.yaml"]
+    assert words("%dsserve load x --model ~/runs/la") == ["~/runs/last/"]
+    assert words("%dsserve load x --model runs/") == ["runs/last/", "runs/list.yaml"]
+    assert words("%dsserve apply no/such/") == []
 
 
 def test_what_is_served_is_asked_once_a_second_and_never_waited_for_long() -> None:
@@ -90,14 +118,19 @@ def test_without_a_gateway_nothing_is_known() -> None:
     assert Glance(look)() == {}
 
 
-def complete(kernel: Kernel, code: str) -> list[str]:
-    """As a notebook does: the whole text with each match in its place."""
+def completed(kernel: Kernel, code: str) -> Json:
+    """What the kernel answers to Tab at the end of ``code``."""
     kernel.client.complete(code, len(code))
     while True:
         reply = kernel.client.get_shell_msg(timeout=30)
         if reply["msg_type"] == "complete_reply":
-            content = reply["content"]
-            return [code[: content["cursor_start"]] + each for each in content["matches"]]
+            return reply["content"]
+
+
+def complete(kernel: Kernel, code: str) -> list[str]:
+    """As a notebook does: the whole text with each match in its place."""
+    content = completed(kernel, code)
+    return [code[: content["cursor_start"]] + each for each in content["matches"]]
 
 
 def completes_at_last(kernel: Kernel, code: str, expected: list[str]) -> None:
@@ -117,6 +150,8 @@ def test_a_kernel_completes_both_magics(kernel: Kernel) -> None:
     completes_at_last(kernel, "%dsserve unload demo@", ["%dsserve unload demo@v1"])
     completes_at_last(kernel, "x = 1\n%dsserve route demo ", ["x = 1\n%dsserve route demo v1="])
     assert complete(kernel, "%%dsserve demo --max-t") == ["%%dsserve demo --max-tokens"]
+    told = completed(kernel, "%dsserve unlo")["metadata"]["_jupyter_types_experimental"]
+    assert [(each["text"], each["type"]) for each in told] == [("unload", "verb")], "what JupyterLab shows beside it"
     assert "import" in complete(kernel, "impor")[0]
 
 
