@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,23 @@ def name_and_version(text: str, version: str = "") -> tuple[str, str]:
     return name, pinned or version
 
 
-def pinned(verb: str, text: str) -> tuple[str, str]:
-    """``demo@v1`` as a deployment and its version, for verbs that need both."""
+def pinned(verb: str, text: str, versions_of: Callable[[str], Sequence[str]]) -> tuple[str, str]:
+    """``demo@v1`` as a deployment and its version, for verbs that need both; ``demo`` is its only version.
+    ``versions_of`` says which ones a deployment has."""
     name, version = name_and_version(text)
-    if not version:
-        raise UsageError(f"%dsserve {verb} {name}: name the version too, such as {name}@v1")
-    return name, version
+    if version:
+        return name, version
+    known = versions_of(name)
+    if len(known) != 1:
+        raise UsageError(f"%dsserve {verb} {name}: {one_of(name, known)}")
+    return name, known[0]
+
+
+def one_of(name: str, versions: Sequence[str]) -> str:
+    """What to do where a version is to be named: ``name one of demo@v1, demo@v2``."""
+    if not versions:
+        return f"{name} has no version: load one first"
+    return f"name the version too, one of {', '.join(f'{name}@{version}' for version in versions)}"
 
 
 def weight(text: str) -> tuple[str, float]:

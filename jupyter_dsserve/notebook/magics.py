@@ -32,6 +32,8 @@ class DSServeMagics(Lines):
         %%dsserve NAME …  the cell is the prompt, and the answer streams into the output; %dsserve help cell says more
         """
         if cell is not None:
+            if not cell.strip():
+                raise _nothing_asked(line)
             return _in_one_line(self.ask, line, cell)
         verb, _, rest = line.strip().partition(" ")
         if verb == "help" and rest.strip():
@@ -89,11 +91,35 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     shell.register_magics(DSServeMagics)
     parsers = {verb: getattr(DSServeMagics, verb).parser for verb in VERBS} | {"": DSServeMagics.ask.parser}
     install(shell, parsers, Glance(_served))
+    # A list of IPython's own; once, however often we are loaded.
+    transformers = shell.input_transformers_cleanup
+    if not any(getattr(each, "__name__", "") == _with_a_body.__name__ for each in transformers):
+        transformers.append(_with_a_body)
+
+
+def _with_a_body(lines: list[str]) -> list[str]:
+    """Of a cell that has only its first line IPython itself says something, which knows nothing of prompts: with an
+    empty line more, the cell comes to us."""
+    is_bare = len(lines) == 1 and lines[0].split()[:1] == ["%%dsserve"] and not lines[0].rstrip().endswith("?")
+    return [*lines, "\n"] if is_bare else lines
+
+
+# Or else a terminal would take the first line for a whole cell.
+_with_a_body.has_side_effects = True  # type: ignore[attr-defined]
 
 
 def _served() -> dict[str, list[str]]:
     """Starts nothing, and gives up after seconds."""
     return {d.name: [v.version for v in d.versions] for d in session.session().quick.status().deployments}
+
+
+def _nothing_asked(line: str) -> UsageError:
+    name = (line.split() or ["demo"])[0]
+    if name in VERBS:
+        return UsageError(f"%%dsserve {name}: a verb has one percent sign: %dsserve {line.strip()}")
+    return UsageError(
+        f"%%dsserve {name}: the cell is the prompt: write one below the first line, such as def fibonacci(n):"
+    )
 
 
 def _in_one_line(verb: Callable[..., Any], *arguments: str) -> Any:

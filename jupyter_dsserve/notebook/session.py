@@ -67,6 +67,11 @@ def client() -> Client:
     return session().client
 
 
+def versions_of(name: str) -> list[str]:
+    """The versions that a deployment has. Raises `NotFound` for none of this name."""
+    return [each.version for each in client().deployment(name).versions]
+
+
 def _opened(url: str, key: str) -> Session:
     quick = Client(url, key, timeout_s=_CALLBACK_S)
     feed = Feed(lambda: AsyncClient(url, key, timeout_s=_SILENT_S))

@@ -113,10 +113,13 @@ async def test_an_interrupt_between_two_pieces_cancels_it_too(loaded: Kernel) ->
         ("%dsserve route demo v1=50", "sum to 50"),
         ("%dsserve policy demo --rule X=v2", "'X=v2': write HEADER=VALUE:VERSION"),
         ("%dsserve policy demo --fallback v9", "'v9'"),
-        ("%dsserve activate demo", "demo@v2"),
+        ("%dsserve activate demo", "name the version too, one of demo@v1"),
         ("%dsserve activate demo v9", "'v9'"),
-        ("%dsserve logs demo", "demo@v1"),
+        ("%dsserve logs nobody", "'nobody'"),
         ("%dsserve status nobody", "'nobody'"),
+        ("%%dsserve demo", "the cell is the prompt: write one below the first line, such as def fibonacci(n):"),
+        ("%%dsserve demo --max-tokens 9\n\n", "%%dsserve demo: the cell is the prompt"),
+        ("%%dsserve status demo", "a verb has one percent sign: %dsserve status demo"),
         ("%%dsserve nobody\nhi", "'nobody'"),
         ("%%dsserve demo --max-tokens 0\nhi", "max_tokens"),
         ("%%dsserve demo --temperature nan\nhi", "finite"),
@@ -150,6 +153,17 @@ def test_routes_activation_and_unloading_show_how_things_are_then(loaded: Kernel
     assert "demo@v1: READY" in loaded.run("%dsserve load demo@v1").shown[-1]["text/plain"]
     assert "ready on cpu" in loaded.run("%dsserve logs demo@v1 --lines 3").text
     loaded.run("%dsserve activate demo@v1")
+
+
+def test_a_version_that_goes_without_saying_need_not_be_named_and_else_there_is_a_list(loaded: Kernel) -> None:
+    loaded.run("%dsserve load lone --model toy:")
+    assert "ready on cpu" in loaded.run("%dsserve logs lone").text
+    assert " --join " in loaded.run("%dsserve join lone").text
+    loaded.run("%dsserve load lone --model toy: --version v2 --no-wait")
+    for line in ("logs lone", "scale lone 2", "autoscale lone --off", "join lone", "activate lone"):
+        said = f"UsageError: %dsserve {line.split()[0]} lone: name the version too, one of lone@v1, lone@v2"
+        assert said in loaded.run(f"%dsserve {line}").errors
+    loaded.run("%dsserve delete lone")
 
 
 def test_a_gray_release_is_begun_shown_paused_and_taken_back(loaded: Kernel) -> None:
@@ -211,7 +225,8 @@ def test_a_deployments_file_is_written_applied_and_told_in_history(loaded: Kerne
     text = loaded.run("%dsserve export").text.strip() + "\n"
     for line, words in (
         ("onnx demo@v1", "name the directory to make"),
-        ("onnx demo --out x", "name the version too"),
+        ("onnx --out x", "name the version, such as emb@v1"),
+        ("onnx filed --out x", "name the version too, one of filed@v1, filed@v2"),
         ("onnx demo@v1 --out x", "demo@v1 has the task generate and the runner toy"),
         (f"{file} demo@v1", "only onnx takes a version"),
     ):

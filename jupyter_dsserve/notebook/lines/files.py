@@ -56,7 +56,9 @@ class FileLines:
         if file == "onnx":
             if not given.out:
                 raise UsageError("%dsserve export onnx: name the directory to make, such as --out emb-onnx")
-            name, version = pinned("export onnx", given.model)
+            if not given.model:
+                raise UsageError("%dsserve export onnx: name the version, such as emb@v1")
+            name, version = pinned("export onnx", given.model, session.versions_of)
             return session.client().export_onnx(
                 name, version, given.out, tolerance=given.tolerance, allow_code=given.allow_code
             )

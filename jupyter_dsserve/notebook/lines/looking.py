@@ -47,12 +47,12 @@ class LookingLines:
         return session.client().ledger()
 
     @magic_arguments("dsserve logs")
-    @argument("name", help="demo@v1.")
+    @argument("name", help="demo@v1; of a single version demo is enough.")
     @argument("--lines", type=int, default=50, help="How many of the last.")
     def logs(self, line: str) -> None:
         """What a version's workers wrote."""
         given = parsed(self.logs, line)
-        name, version = pinned("logs", given.name)
+        name, version = pinned("logs", given.name, session.versions_of)
         for worker, lines in session.client().logs(name, version, given.lines).items():
             print(f"---- {worker}", *lines, sep="\n")
 

@@ -6,7 +6,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from jupyter_dsserve.notebook import session
-from jupyter_dsserve.notebook.arguments import name_and_version, parsed, percents, rule, weight
+from jupyter_dsserve.notebook.arguments import name_and_version, one_of, parsed, percents, rule, weight
 from jupyter_dsserve.notebook.views import Deployment, Policy, Rollout
 
 
@@ -64,7 +64,7 @@ class TrafficLines:
         if steps := given.pop("steps"):
             given["steps"] = percents(steps)
         if not candidate and any(value is not None for value in given.values()):
-            raise UsageError(f"%dsserve rollout {name}: name the version too, such as {name}@v2")
+            raise UsageError(f"%dsserve rollout {name}: {one_of(name, session.versions_of(name))}")
         return session.client().rollout(name, candidate, **given)
 
     @magic_arguments("dsserve pause")

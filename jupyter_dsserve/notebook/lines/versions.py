@@ -9,7 +9,7 @@ from IPython.core.magic import Magics
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from jupyter_dsserve.notebook import session
-from jupyter_dsserve.notebook.arguments import fact, name_and_version, parsed, pinned
+from jupyter_dsserve.notebook.arguments import fact, name_and_version, one_of, parsed, pinned
 from jupyter_dsserve.notebook.progress import LoadBar
 from jupyter_dsserve.notebook.views import Deployment, Version
 from jupyter_dsserve.protocol.config import Priority
@@ -74,15 +74,15 @@ class VersionLines(Magics):
         return self.shell.user_ns[name]
 
     @magic_arguments("dsserve scale")
-    @argument("name", help="demo@v1.")
+    @argument("name", help="demo@v1; of a single version demo is enough.")
     @argument("replicas", type=int, help="How many workers, from 1 to 64.")
     def scale(self, line: str) -> Version:
         """Change how many workers a loaded version has. New ones wait for memory if need be."""
         given = parsed(self.scale, line)
-        return session.client().scale(*pinned("scale", given.name), given.replicas)
+        return session.client().scale(*pinned("scale", given.name, session.versions_of), given.replicas)
 
     @magic_arguments("dsserve autoscale")
-    @argument("name", help="demo@v1.")
+    @argument("name", help="demo@v1; of a single version demo is enough.")
     @argument("--min", type=int, help="The fewest workers, 1 unless told; 0 lets it rest while nobody asks it.")
     @argument("--max", type=int, help="The most workers.")
     @argument("--target-in-flight", type=float, help="Requests on a worker at most: 16 unless told.")
@@ -93,7 +93,8 @@ class VersionLines(Magics):
     def autoscale(self, line: str) -> Version:
         """Have as many workers as what is asked of a version needs."""
         given = vars(parsed(self.autoscale, line))
-        return session.client().autoscale(*pinned("autoscale", given.pop("name")), **given)
+        name, version = pinned("autoscale", given.pop("name"), session.versions_of)
+        return session.client().autoscale(name, version, **given)
 
     @magic_arguments("dsserve unload")
     @argument("name", help="demo@v1, or demo for all of its versions.")
@@ -123,17 +124,15 @@ class VersionLines(Magics):
         given = parsed(self.activate, line)
         name, version = name_and_version(given.name, given.version)
         if not version:
-            raise UsageError(f"%dsserve activate {name}: name the version too, such as {name}@v2")
+            raise UsageError(f"%dsserve activate {name}: {one_of(name, session.versions_of(name))}")
         with LoadBar() as bar:
             return session.client().activate(name, version, strategy=given.strategy, on_progress=bar)
 
     @magic_arguments("dsserve join")
-    @argument("name", help="demo@v1.")
+    @argument("name", help="demo@v1; of a single version demo is enough.")
     def join(self, line: str) -> None:
         """The command for a shell on the gateway's machine that starts one more worker, from whatever environment."""
-        name, version = name_and_version(parsed(self.join, line).name)
-        if not version:
-            raise UsageError(f"%dsserve join {name}: name the version too, such as {name}@v1")
+        name, version = pinned("join", parsed(self.join, line).name, session.versions_of)
         print(session.client().join(name, version).command)
         print("# Within ssh HOST '…' or bash -c '…' the token would stand in lists of processes: leave the printf out")
         print("# of these quotes, or write the token into a file there and give --token-file FILE in its place.")
