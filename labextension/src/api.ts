@@ -119,8 +119,10 @@ export class Api {
     await this._door.send('POST', `${versionPath(name, version)}/unload`);
   }
 
+  /** Without a `version` the deployment, with all that it has. */
   async delete(name: string, version: string): Promise<void> {
-    await this._door.send('DELETE', versionPath(name, version));
+    const what = version ? versionPath(name, version) : path(name);
+    await this._door.send('DELETE', what);
   }
 
   async activate(name: string, version: string): Promise<void> {

@@ -205,12 +205,15 @@ function Sparkline({ version: v }: { version: IVersionView }): JSX.Element {
 
 /** Folded, until somebody wants to see it: then it is asked for. */
 function Memory({ model }: { model: Model }): JSX.Element {
+  const [isOpen, setOpen] = React.useState(false);
+  React.useEffect(
+    () => (isOpen ? model.watchMemory() : undefined),
+    [isOpen, model]
+  );
   return (
     <details
       className="jp-DSServe-memory"
-      onToggle={event => {
-        model.wantsMemory = event.currentTarget.open;
-      }}
+      onToggle={event => setOpen(event.currentTarget.open)}
     >
       <summary>Memory</summary>
       {model.memory && <Devices {...model.memory} />}

@@ -128,12 +128,14 @@ export function addCommands(
   onDeployment(ID.rollback, 'Roll Back', 'canRollback', n => api.rollback(n));
 
   commands.addCommand(ID.delete, {
-    label: 'Delete…',
+    label: args => (args.version ? 'Delete…' : 'Delete Deployment…'),
     execute: async args => {
       const { name, version, model: id } = target(args);
       const answer = await showDialog({
         title: `Delete ${id}?`,
-        body: 'It is unloaded and forgotten. Its model stays where it is.',
+        body: version
+          ? 'It is unloaded and forgotten. Its model stays where it is.'
+          : 'All its versions are unloaded and forgotten. Their models stay where they are.',
         buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: 'Delete' })]
       });
       if (answer.button.accept) {

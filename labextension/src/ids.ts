@@ -37,5 +37,6 @@ export const VERSION_MENU: readonly string[] = [
 export const DEPLOYMENT_MENU: readonly string[] = [
   ...[ID.loadNew, ID.route, ''],
   ...[ID.pause, ID.resume, ID.promote, ID.rollback, ''],
+  ...[ID.delete, ''],
   ...[ID.copyUrl, ID.copyCurl, ID.copyPython, ID.insertCell]
 ];

@@ -50,12 +50,13 @@ export class Model {
     return this._memory;
   }
 
-  /** Whether each look is at the memory too. */
-  set wantsMemory(wants: boolean) {
-    if (wants !== this._wantsMemory) {
-      this._wantsMemory = wants;
-      this.refresh();
-    }
+  /** Each look is at the memory too until what this returns is called; several may watch. */
+  watchMemory(): () => void {
+    this._numWatching++;
+    this.refresh();
+    return () => {
+      this._numWatching--;
+    };
   }
 
   deployment(name: string): IDeploymentView | undefined {
@@ -70,7 +71,8 @@ export class Model {
 
   start(intervalS: number): void {
     const interval = 1000 * intervalS;
-    this._poll.frequency = { ...this._poll.frequency, interval };
+    const max = Math.max(interval, MAX_INTERVAL_MS); // a Poll refuses a longer interval
+    this._poll.frequency = { ...this._poll.frequency, interval, max };
     void this._poll.start();
   }
 
@@ -86,7 +88,8 @@ export class Model {
 
   /** Look now: something was just changed. */
   refresh(): void {
-    void this._poll.refresh();
+    // Not `refresh`: while it looks that does nothing, and the look may have begun before the change.
+    void this._poll.schedule({ interval: Poll.IMMEDIATE, phase: 'refreshed' });
   }
 
   private async _look(): Promise<void> {
@@ -98,7 +101,7 @@ export class Model {
       const isRunning = gateway.state === 'RUNNING';
       const status = isRunning ? await this.api.status() : null;
       const ledger =
-        isRunning && this._wantsMemory ? await this.api.ledger() : null;
+        isRunning && this._numWatching ? await this.api.ledger() : null;
       if (!isLast()) {
         return;
       }
@@ -149,7 +152,7 @@ export class Model {
   private _view: IView;
   private _fault = '';
   private _memory: IMemoryView | null = null;
-  private _wantsMemory = false;
+  private _numWatching = 0;
   private _seenAt = 0;
   private _turn = 0;
 }

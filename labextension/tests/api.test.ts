@@ -95,6 +95,12 @@ test('names are escaped in paths', async () => {
   assert.deepEqual(door.asked, ['POST /api/deployments/a%2Fb/versions/v%3F1/load']);
 });
 
+test('a deployment is deleted with all that it has', async () => {
+  const door = new FakeDoor();
+  await new Api(door).delete('demo', '');
+  assert.deepEqual(door.asked, ['DELETE /api/deployments/demo']);
+});
+
 test('a new version is loaded with what was said of it', async () => {
   const door = new FakeDoor();
   const body = { name: 'demo', version: 'v2', model: 'toy:' };

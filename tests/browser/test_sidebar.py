@@ -65,6 +65,10 @@ def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         path = home / f"config/lab/user-settings/{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(values))
+    # Notebook 7 stands beside JupyterLab for tests of its own; who has only JupyterLab sees no button to go there.
+    page_config = home / "config/labconfig/page_config.json"
+    page_config.parent.mkdir()
+    page_config.write_text(json.dumps({"disabledExtensions": {"@jupyter-notebook/lab-extension": True}}))
     options = ("--LabApp.expose_app_in_browser=True", f"--LabApp.extra_labextensions_path={built_extension(home)}")
     with JupyterServer(home, *options, base_url="/user/a%40b/", program="jupyterlab") as server:
         yield Lab(server)
