@@ -23,7 +23,9 @@ _COLUMNS, _ROWS = 3, 2
 NUM_HEADS = _COLUMNS  # of marks: one above each column
 _GAP_X, _GAP_Y = 0.065, 0.2
 _MAX_MARKS = 12
-_WORD_WIDTH = 0.0375  # that much of the time axis a word takes
+_WORD_WIDTH = 0.16  # that much of the time axis a word takes
+_WORDS_HIGH, _TITLE_HIGH = 5, 4  # px above a pane; titles of the first row stand above the marks' words
+_WORDS_PX = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,25 +143,26 @@ def mark_shapes(marks: Sequence[Mark], now: float, window_s: float = WINDOW_S) -
 
 
 def live_words(marks: Sequence[Mark], now: float, window_s: float = WINDOW_S) -> list[dict[str, Any]]:
-    """What is written on the figure: the panes' titles, and each mark's word beside its line in the first pane, unless
-    the next mark is too near."""
-    shown = _last(marks, now, window_s)
-    next_at = [m.at for m in shown[1:]] + [now + window_s]
+    """What is written on the figure: the panes' titles, and each mark's word above its line over the first pane, where
+    no curve is, unless a later word is too near."""
+    told: list[Mark] = []
+    for mark in reversed(_last(marks, now, window_s)):
+        if not told or mark.at <= told[-1].at - _WORD_WIDTH * window_s:
+            told.append(mark)
     words = [
         {
             "text": m.word,
             "x": round(m.at - now, 2),
-            "y": 0.93,
+            "y": 1,
             "xref": "x",
             "yref": "y domain",
-            "xanchor": "right",
-            "yanchor": "top",
-            "textangle": -90,
+            "xanchor": "center",
+            "yanchor": "bottom",
+            "yshift": _WORDS_HIGH,
             "showarrow": False,
             "font": {"size": 10, "color": m.colour},
         }
-        for m, after in zip(shown, next_at, strict=False)
-        if after > m.at + _WORD_WIDTH * window_s
+        for m in reversed(told)
     ]
     return [*_TITLES, *words]
 
@@ -199,7 +202,7 @@ _TITLES = [
         "yref": "paper",
         "xanchor": "left",
         "yanchor": "bottom",
-        "yshift": 4,
+        "yshift": _TITLE_HIGH + (_WORDS_PX if pane < _COLUMNS else 0),
         "showarrow": False,
         "font": {"size": 11},
     }
@@ -221,14 +224,14 @@ def live_layout(name: str) -> dict[str, Any]:
     """Of the live figure: panes in rows of three, over one window of time that ends now. Readable on a light and on a
     dark page."""
     layout: dict[str, Any] = {
-        "height": 400,
-        "margin": {"l": 36, "r": 36, "t": 44, "b": 36},
+        "height": 400 + _WORDS_PX,
+        "margin": {"l": 36, "r": 36, "t": 44 + _WORDS_PX, "b": 36},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": "#888", "size": 10},
         "hovermode": "closest",
         "uirevision": name,  # a zoom stays while data arrive
-        "legend": {"orientation": "h", "y": 1.06, "yanchor": "bottom", "x": 1.0, "xanchor": "right"},
+        "legend": {"orientation": "h", "y": 1.11, "yanchor": "bottom", "x": 1.0, "xanchor": "right"},
         "annotations": _TITLES,
     }
     for pane in range(len(_PANES)):

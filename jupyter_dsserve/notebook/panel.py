@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, TypeVar
 
@@ -66,6 +66,7 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self._past = Past(name)
         self._num_asked = self._num_shown = 0  # an answer that was overtaken by a later one is not shown
         self._was_shown = False
+        self._where = "nothing is known of it yet"  # where it is served, or why it is not
         self._minute = -1.0  # in which the minutes before were told
         self._unread: dict[str, str] = {}  # what of the past could not be read, and why
 
@@ -88,6 +89,7 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.logs = Logs(name, self._client)
         self.eye = Eye(self._on_seen)
         self._folds = [self.playground, self.events, self.memory, self.logs]
+        self._head = w.HBox([self._title, self.eye, self.span, self._stop_button])
         super().__init__()
         self.add_class("dsserve-panel")
         self._arrange()
@@ -114,7 +116,8 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.stop()
         if self.comm is not None:
             self.eye.leave()
-        close_all(self)
+        for part in (self.rollout, self.plots.figure, *self._folds, self):  # also what does not stand in it now
+            close_all(part)
 
     def _on_seen(self) -> None:
         if not self._stop_button.disabled:
@@ -132,18 +135,20 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
             self._num_asked += 1
             asked = self._num_asked
         found: Deployment | None = None
+        others: list[str] = []
         trouble = ""
         try:
-            found = self._client.deployment(self.name)
-        except NotFound:
-            pass  # nothing of it yet
+            try:
+                found = self._client.deployment(self.name)
+            except NotFound:
+                others = [d.name for d in self._client.status().deployments]
         except DSServeError as fault:
             trouble = fault.message
         with self._lock:
             self._trouble.value = in_red(trouble or next(iter(self._unread.values()), ""))
             if not trouble and asked > self._num_shown and self.comm is not None:
                 self._num_shown = asked
-                self._show(found)
+                self._show(found, others)
 
     def _act(self, action: Callable[[], str]) -> None:
         """What a callback prints or raises nobody sees: what became of it is said in the panel."""
@@ -216,16 +221,21 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     # ---- what is shown
 
-    def _show(self, found: Deployment | None) -> None:
-        self._deployment = found
+    def _show(self, found: Deployment | None, others: Sequence[str]) -> None:
+        """``others`` are the deployments that there are, where there is none of this name."""
+        had_plots, self._deployment = self._deployment is not None, found
         names = [v.version for v in found.versions] if found else []
         self.series.keep_only(names)
         self.versions.show(found, self.series)
         self.rollout.show(found)
         self.playground.show(found)
         self.logs.show(names)
-        where = f"served at {self._client.url}/v1" if found else "nothing is loaded yet: name a model below"
-        self._title.value = f"<b>{escape(self.name)}</b> <small>{escape(where)}</small>"
+        self._where = f"served at {self._client.url}/v1" if found else _nothing(others)
+        self._title.value = f"<b>{escape(self.name)}</b> <small>{escape(self._where)}</small>"
+        if had_plots != (found is not None):
+            self._arrange()
+            if had_plots:  # that come back another time
+                self.plots.renew()
 
     def _draw(self) -> None:
         now = time.time()
@@ -235,9 +245,11 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self._message.value = in_red(text) if is_error else escape(text)
 
     def _arrange(self) -> None:
-        head = w.HBox([self._title, self.eye, self.span, self._stop_button])
-        controls = (self.versions, self.rollout, self._message)
-        self.children = (head, self._trouble, *controls, self.plots.figure, *self._folds)
+        above = (self._head, self._trouble, self.versions)
+        if self._deployment is None:  # nothing to draw or to ask
+            self.children = (*above, self._message)
+            return
+        self.children = (*above, self.rollout, self._message, self.plots.figure, *self._folds)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         """A figure that is displayed a second time takes no more updates (plotly): that one gets a new figure. Where no
@@ -249,5 +261,13 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
             self._was_shown = True
             now = time.time()
             window_s = self.span.value
-            html = still(self._deployment, self.series, self._past.marks(now - window_s), now, window_s)
+            marks, where = self._past.marks(now - window_s), f"{self.name}: {self._where}"
+            html = still(self._deployment, where, self.series, marks, now, window_s)
         return {**super()._repr_mimebundle_(**options), "text/html": html}
+
+
+def _nothing(others: Sequence[str]) -> str:
+    if not others:
+        return "nothing is loaded yet: name a model below"
+    there = f"there {'is' if len(others) == 1 else 'are'} {', '.join(others)}"
+    return f"no such deployment: {there} (%dsserve panel {others[0]}); a model that is loaded below makes this one"

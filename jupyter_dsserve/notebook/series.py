@@ -17,6 +17,7 @@ from jupyter_dsserve.protocol.records import StatsHistory, StatsPoint, VersionSt
 
 WINDOW_S = 120.0  # of live seconds
 WINDOWS_S = (WINDOW_S, 900.0, 3600.0)  # that a plot may show
+_SLACK_S = 2.0  # seconds come a little late: so much of a window without one is not yet a minute's
 _RATE_S = 5.0  # over which requests per second are counted, as the gateway counts tokens
 
 Floats = npt.NDArray[np.float32]
@@ -24,9 +25,9 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Of one version, each an array with a value for each second, or before those for each minute: ``ago_s`` is at most
-    0, latencies are in milliseconds, ``kv`` in percent and ``memory`` in MiB. Latencies are NaN while nothing was
-    answered, and ``errors_per_s`` while there were none."""
+    """Of one version, each an array with a value for each second, and before those in steps, a minute each: ``ago_s``
+    is at most 0, latencies are in milliseconds, ``kv`` in percent and ``memory`` in MiB. Latencies are NaN while
+    nothing was answered, and ``errors_per_s`` while there were none."""
 
     ago_s: Floats
     p50_ms: Floats
@@ -59,8 +60,7 @@ class Series:
         """What was before the live seconds, in place of what was told earlier."""
         self._minutes = {
             each.version: [
-                _Minute(point, (point.at + min(point.at + history.step_s, history.until)) / 2, history.step_s)
-                for point in each.points
+                _Minute(point, min(point.at + history.step_s, history.until), history.step_s) for point in each.points
             ]
             for each in history.series
         }
@@ -90,30 +90,31 @@ class Series:
 
     def curves(self, version: str, now: float, window_s: float = WINDOW_S) -> Curves:
         """The seconds of the window that are live, and before them its minutes: each moment is told once."""
-        kept = [s for s in self._stats.get(version, ()) if s.at > now - window_s]
+        since = now - window_s
+        kept = [s for s in self._stats.get(version, ()) if s.at > since]
         live = _live(kept, now)
         first = kept[0].at if kept else math.inf
-        before = [m for m in self._minutes.get(version, ()) if now - window_s < m.middle < first]
-        if not before:
+        before = [m for m in self._minutes.get(version, ()) if m.until > since and m.point.at < first]
+        if not before or first < since + _SLACK_S:
             return live
         if kept and before[-1].goes_on_at(first):
             # What was counted before the first second nobody knows: it goes on at the minute's rate.
             live.requests_per_s[0] = before[-1].point.requests_per_s
-        past = _past(before, first, now)
+        past = _past(before, since, first, now)
         return Curves(*(np.concatenate([getattr(past, f.name), getattr(live, f.name)]) for f in fields(Curves)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Minute:
-    """``middle`` is that of the time it tells of, seconds since the epoch."""
+    """``until`` is the end of the time it tells of, seconds since the epoch."""
 
     point: StatsPoint
-    middle: float
+    until: float
     step_s: int
 
     def goes_on_at(self, at: float) -> bool:
         """Whether what was told of ``at`` comes right after it, or else the version was not loaded meanwhile."""
-        return at - self.middle < 1.6 * self.step_s
+        return at - self.until < 0.6 * self.step_s
 
 
 def _live(kept: Sequence[VersionStats], now: float) -> Curves:
@@ -139,30 +140,32 @@ def _live(kept: Sequence[VersionStats], now: float) -> Curves:
     )
 
 
-def _past(minutes: Sequence[_Minute], first: float, now: float) -> Curves:
-    """With a gap wherever the version was not loaded for a minute or more; ``first`` is when the live seconds
-    begin, infinite without any."""
-    spaced: list[_Minute | None] = []
-    ago_s: list[float] = []
-    for minute, after in zip(minutes, [*(m.middle for m in minutes[1:]), first], strict=True):
-        spaced.append(minute)
-        ago_s.append(minute.middle - now)
-        if after < math.inf and not minute.goes_on_at(after):
-            spaced.append(None)
-            ago_s.append(minute.middle + 1 - now)
+def _past(minutes: Sequence[_Minute], since: float, first: float, now: float) -> Curves:
+    """A minute has its value from its begin to its end, so that no slope says what was in between; and a point in its
+    middle too, for a mouse to find. With a gap wherever the version was not loaded for a minute or more. It begins at
+    ``since`` at the earliest, and ends at ``first``, where the live seconds begin (infinite without any)."""
+    told: list[tuple[float, StatsPoint | None, bool]] = []  # when, what, and whether it is a middle
+    for minute, after in zip(minutes, [*(m.point.at for m in minutes[1:]), first], strict=True):
+        point, begin = minute.point, max(minute.point.at, since)
+        goes_on = minute.goes_on_at(after)
+        end = after if goes_on else minute.until
+        told += [(begin, point, False), ((begin + end) / 2, point, True), (end, point, False)]
+        if not goes_on and after < math.inf:
+            told.append((end, None, False))
 
     def each(value: Callable[[StatsPoint], float]) -> Floats:
-        return np.array([value(m.point) if m else np.nan for m in spaced], np.float32)
+        return np.array([value(point) if point else np.nan for _, point, _ in told], np.float32)
 
+    errors_per_s = each(lambda p: p.requests_per_s * p.errors / p.requests if p.errors and p.requests else np.nan)
     return Curves(
-        ago_s=np.array(ago_s, np.float32),
+        ago_s=np.array([at - now for at, _, _ in told], np.float32),
         p50_ms=each(lambda p: _ms(p.p50_s)),
         p95_ms=each(lambda p: _ms(p.p95_s)),
         p99_ms=each(lambda p: _ms(p.p99_s)),
         first_token_ms=each(lambda p: _ms(p.first_token_p95_s)),
         tokens_per_s=each(lambda p: p.tokens_per_s),
         requests_per_s=each(lambda p: p.requests_per_s),
-        errors_per_s=each(lambda p: p.requests_per_s * p.errors / p.requests if p.errors and p.requests else np.nan),
+        errors_per_s=np.where([is_middle for _, _, is_middle in told], errors_per_s, np.float32(np.nan)),
         in_flight=each(lambda p: p.in_flight),
         queued=each(lambda p: p.queued),
         kv=each(lambda p: 100 * p.kv_used),

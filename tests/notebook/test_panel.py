@@ -68,9 +68,10 @@ def lines(view: Panel, version: str) -> dict[str, Any]:
 
 
 def num_drawn(view: Panel) -> int:
-    """How many points of v1 are on the plot. Lines are there a moment before their points are."""
-    line = lines(view, "v1").get("p95")
-    return 0 if line is None or line.x is None else len(line.x)
+    """How many live seconds of v1 are on the plot. Lines are there a moment before their points are, and minutes
+    before seconds."""
+    line, heard = lines(view, "v1").get("p95"), view.series._stats.get("v1", ())
+    return 0 if line is None or line.x is None else min(len(line.x), len(heard))
 
 
 def shown(view: Panel) -> dict[str, int]:
@@ -246,8 +247,8 @@ async def test_a_panel_that_nobody_sees_asks_and_draws_nothing_and_is_whole_when
     seen = heard[-1].at
     await until(lambda: sum(s.at > seen for s in heard) >= 2)  # what was on its way is through
     num_asked, drawn = view._num_asked, lines(view, "v1")["p95"].x
-    num = len(view.series.curves("v1", time.time()).ago_s)
-    await until(lambda: len(view.series.curves("v1", time.time()).ago_s) >= num + 2)
+    num = len(heard)
+    await until(lambda: len(heard) >= num + 2)
     assert view._num_asked == num_asked
     assert lines(view, "v1")["p95"].x is drawn
     await by_hand(lambda: view.eye.set_state({"is_seen": True}))
@@ -291,7 +292,7 @@ async def test_where_no_widget_shows_there_is_a_table_and_a_picture_of_the_curve
 
     async def num_points() -> int:
         await two.complete()
-        return len(view.series.curves("v1", time.time()).p95_ms)
+        return int(np.isfinite(view.series.curves("v1", time.time()).p95_ms).sum())
 
     await until(num_points, lambda num: num >= 3)
     again = await opened("demo")  # as when the cell is run again: it goes on with the curves
@@ -329,6 +330,31 @@ async def test_a_past_that_is_refused_is_said_and_asked_for_until_it_is_told(
         assert view._minute < 0 or what == "history"
     await until(lambda: view._trouble.value == "")
     await until(lambda: view._minute > 0 and view._past.marks(0.0))
+
+
+async def test_a_panel_of_a_name_that_is_none_says_which_there_are_and_draws_nothing_until_it_is_one(
+    two: Caller,
+) -> None:
+    view = await opened("nope")
+    assert "no such deployment: there is demo (%dsserve panel demo)" in view._title.value
+    assert "no such deployment: there is demo" in view._repr_mimebundle_()["text/html"]
+    assert view.plots.figure not in view.children
+    assert view.playground not in view.children
+    view.versions.form.model.value = TOY
+    await by_hand(view.versions.form.button.click)
+    await until(lambda: view.plots.figure in view.children and view.playground in view.children)
+    assert "served at" in view._title.value
+    first = view.plots.figure
+    await two.delete("/api/deployments/nope")
+    await until(lambda: "no such deployment" in view._title.value)
+    assert view.plots.figure not in view.children
+    await two.load("nope", "v1", TOY)
+    await until(lambda: view.plots.figure in view.children)
+    assert view.plots.figure is not first, "one that is displayed again takes no more updates"
+    num_widgets = len(_instances)
+    await by_hand((await opened("other"))._stop_button.click)
+    await by_hand(panel_module._live.pop("other").close)
+    assert len(_instances) == num_widgets, "what did not stand in it is left in the kernel"
 
 
 async def test_a_panel_of_nothing_yet_offers_to_load(gateway: Gateway, caller: Caller) -> None:

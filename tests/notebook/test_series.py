@@ -83,22 +83,31 @@ def past(*ago_s: float, until: float = 1e9, requests_per_s: float = 2.0) -> Stat
     return StatsHistory(1e9 - 3600, until, 60, [StatsSeries("demo", "v1", points)])
 
 
-def test_minutes_go_on_as_live_seconds_and_no_moment_is_told_twice() -> None:
+def test_minutes_are_steps_that_go_on_as_live_seconds_and_no_moment_is_told_twice() -> None:
     series = Series()
-    series.fill(past(200, 140, 80, 20))
+    series.fill(past(200, 140, 80, 20, requests_per_s=4.0))
     for second in range(30):
-        series.add(replace(stats(1e9 - 50 + second), requests=2 * second))
+        series.add(replace(stats(1e9 - 50 + second, p50_s=0.5), requests=2 * second))
     found = series.curves("v1", 1e9, 900)
-    assert found.ago_s[:4].tolist() == [-170, -110, -50, -49]
-    assert (np.diff(found.ago_s) > 0).all()
-    assert len(found.ago_s) == 2 + 30, "the minute that is live already is not told again"
-    assert not np.isnan(found.p95_ms).any(), "one line"
-    assert found.requests_per_s[:4].tolist() == [2, 2, 2, 2], "no dip where they meet"
+    assert found.ago_s[:11].tolist() == [-200, -170, -140, -140, -110, -80, -80, -65, -50, -50, -49]
+    assert (np.diff(found.ago_s) >= 0).all()
+    assert len(found.ago_s) == 3 * 3 + 30, "the minute that is live already is not told again"
+    assert found.p95_ms[:11].tolist() == [20] * 9 + [1000] * 2, "a minute's value lasts until the first live second"
+    assert found.requests_per_s[:11].tolist() == [4] * 10 + [2], "no dip where they meet"
     assert found.kv[0] == 50
     assert found.memory[0] == 1
-    assert series.curves("v1", 1e9).ago_s[0] == -110, "of a narrow window, only what lies in it"
+    narrow = series.curves("v1", 1e9)
+    assert narrow.ago_s[:4].tolist() == [-120, -100, -80, -80], "of a narrow window, only what lies in it"
     series.fill(past(140, 80))
-    assert series.curves("v1", 1e9, 900).ago_s[0] == -110, "told again, it takes the place of what was"
+    assert series.curves("v1", 1e9, 900).ago_s[0] == -140, "told again, it takes the place of what was"
+
+
+def test_where_all_of_the_window_is_live_no_minute_is_told() -> None:
+    series = Series()
+    series.fill(past(140, 80, 20))
+    for second in range(120):
+        series.add(stats(1e9 - 119 + second))
+    assert series.curves("v1", 1e9).ago_s.tolist() == list(range(-119, 1))
 
 
 def test_while_a_version_was_not_loaded_its_line_has_a_gap() -> None:
@@ -106,8 +115,9 @@ def test_while_a_version_was_not_loaded_its_line_has_a_gap() -> None:
     series.fill(past(1000, 940, 400))
     series.add(stats(1e9 - 5))
     found = series.curves("v1", 1e9, 3600)
-    assert found.ago_s.tolist() == [-970, -910, -909, -370, -369, -5]
-    assert np.isnan(found.p95_ms).tolist() == [False, False, True, False, True, False]
+    gaps = [-880, -340]
+    assert found.ago_s.tolist() == [-1000, -970, -940, -940, -910, -880, gaps[0], -400, -370, -340, gaps[1], -5]
+    assert np.flatnonzero(np.isnan(found.p95_ms)).tolist() == [6, 10]
     assert found.requests_per_s[-1] == 0
     series.keep_only(["v2"])
     assert series.curves("v1", 1e9, 3600).ago_s.size == 0
@@ -116,7 +126,18 @@ def test_while_a_version_was_not_loaded_its_line_has_a_gap() -> None:
 def test_of_the_minute_that_runs_only_what_has_passed_counts() -> None:
     series = Series()
     series.fill(past(20, until=1e9))
-    assert series.curves("v1", 1e9).ago_s.tolist() == [-10]
+    assert series.curves("v1", 1e9).ago_s.tolist() == [-20, -10, 0]
+
+
+def test_a_minutes_errors_are_one_point() -> None:
+    series = Series()
+    told = past(80, 20)
+    told.series[0].points[0] = replace(told.series[0].points[0], errors=30)
+    series.fill(told)
+    found = series.curves("v1", 1e9)
+    seen = np.isfinite(found.errors_per_s)
+    assert found.ago_s[seen].tolist() == [-50]
+    assert found.errors_per_s[seen].tolist() == [0.5]
 
 
 def test_live_seconds_are_a_data_frame() -> None:
@@ -186,8 +207,13 @@ def test_marks_stand_where_they_happened_and_tell_why() -> None:
     assert mark_shapes(marks, 1e9 + 200) == []
 
 
-def test_words_of_marks_that_are_too_near_to_one_another_do_not_overlap() -> None:
-    marks = [Mark(1e9 - ago, word, "", "#888") for ago, word in ((30, "route"), (28, "step"), (10, "swap"))]
-    words = [w["text"] for w in live_words(marks, 1e9)]
-    assert words[-2:] == ["step", "swap"]
-    assert "route" not in words
+def test_words_of_marks_stand_above_the_curves_and_do_not_overlap() -> None:
+    ago = {"begun": 75, "route": 50, "step": 40, "swap": 10}
+    marks = [Mark(1e9 - seconds, word, "", "#888") for word, seconds in ago.items()]
+    *titles, begun, step, swap = live_words(marks, 1e9)
+    assert [w["text"] for w in (begun, step, swap)] == ["begun", "step", "swap"], "of two that are near, the later one"
+    assert [w["x"] for w in (begun, step, swap)] == [-75, -40, -10]
+    assert {(w["y"], w["yref"], w["yanchor"]) for w in (begun, step, swap)} == {(1, "y domain", "bottom")}
+    first_row = [title["yshift"] for title in titles if title["y"] == 1]
+    assert len(first_row) == 3
+    assert min(first_row) >= begun["yshift"] + 1.3 * begun["font"]["size"], "a title stands where words are"
