@@ -13,7 +13,8 @@ from jupyter_dsserve.notebook.stats import StatsTable, seconds_of
 from jupyter_dsserve.notebook.views import History, Shown
 from jupyter_dsserve.protocol.errors import InvalidRequest
 
-_BOX = "max-height:24em;overflow:auto;font-size:85%;flex:1 1"
+# Below one another: side by side they are wider than a page, and each would be cut.
+_BOX = "max-height:24em;overflow:auto;font-size:85%;margin-top:1em"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -44,13 +45,10 @@ class Chronicle(Shown):
     def _tables(self) -> Bundle:
         numbers, events = self.stats._repr_mimebundle_(), self.events._repr_mimebundle_()
         title = f"in steps of {self.stats.step_s // 60} min"
-        boxes = "".join(
-            f'<div style="{_BOX} {width}">{part["text/html"]}</div>'
-            for part, width in ((numbers, "46em"), (events, "24em"))
-        )
+        boxes = "".join(f'<div style="{_BOX}">{part["text/html"]}</div>' for part in (numbers, events))
         return {
             "text/plain": f"{title}\n{numbers['text/plain']}\n\n{events['text/plain']}",
-            "text/html": f'{escape(title)}<div style="display:flex;flex-flow:row wrap;gap:1em">{boxes}</div>',
+            "text/html": f"{escape(title)}{boxes}",
         }
 
     def _ipython_display_(self) -> None:
@@ -60,10 +58,9 @@ class Chronicle(Shown):
         from IPython.display import display
 
         if self.stats.series and getattr(get_ipython(), "kernel", None):  # a terminal would show its source
-            import plotly.graph_objects as go
+            from jupyter_dsserve.notebook.fitted import fitted
 
-            plot = go.FigureWidget(self.figure())._repr_mimebundle_()
-            display({**plot, "text/html": self._pictures()}, raw=True)
+            display({**fitted(self.figure())._repr_mimebundle_(), "text/html": self._pictures()}, raw=True)
         display(self._tables(), raw=True)
 
 

@@ -18,6 +18,9 @@ from jupyter_dsserve.protocol.records import StatsHistory, StatsPoint, StatsSeri
 
 _GRID = "rgba(128,128,128,.25)"
 _MAX_MARKS = 60
+_MARGIN = 0.02  # of the time axis, on both sides
+_DOT, _LONE_DOT = 3, 7  # px
+_HEAD_PX = 12  # of the marks' heads, which the first title stands above
 _TITLES = ("requests/s", "answers, ms: p95 (p50, p99 thin)", "errors")
 # From bottom to top.
 _DOMAINS = ([0.7, 1.0], [0.3, 0.63], [0.0, 0.2])
@@ -29,7 +32,7 @@ Values = list[float | None]
 def past_figure(stats: StatsHistory, marks: Sequence[Mark]) -> go.Figure:
     """Three panes over one time axis, in this machine's time: requests/s, latencies, and errors in each step, a colour
     for each version; a vertical line at each mark, with its reason on hover. A point stands in the middle of its
-    step."""
+    step; the axis is as long as what there is in the time that was asked for."""
     figure = go.Figure(layout=_layout(stats, marks))
     for each in stats.series:
         look = {"color": colour_of(each.version), "dash": dash_of(each.version)}
@@ -45,7 +48,7 @@ def past_figure(stats: StatsHistory, marks: Sequence[Mark]) -> go.Figure:
                     legendgroup=name,
                     showlegend=pane == 0,
                     mode="lines+markers",
-                    marker={"size": 3},
+                    marker={"size": _dots(values)},
                     line={**look, "width": width},
                     opacity=1 if width > 1 else 0.6,
                     connectgaps=False,
@@ -70,8 +73,8 @@ def past_figure(stats: StatsHistory, marks: Sequence[Mark]) -> go.Figure:
 
 def past_pictures(stats: StatsHistory, marks: Sequence[Mark]) -> str:
     """The same three panes as SVG, for pages where no widget shows; panes without values are left out."""
-    until = min(stats.until, max((s.points[-1].at + stats.step_s for s in stats.series), default=stats.until))
-    span_s = max(until - stats.since, 1.0)
+    since, until = _told(stats, marks)
+    span_s = until - since
     drawn = []
     for title, unit, value in (
         ("requests/s", "", lambda p: p.requests_per_s),
@@ -83,7 +86,7 @@ def past_pictures(stats: StatsHistory, marks: Sequence[Mark]) -> str:
             at, values = _line(stats, each, value)
             floats: npt.NDArray[np.float64] = np.array(values, float)
             lines[_name(stats, each)] = (np.minimum(np.array(at) - until, 0.0), floats)
-        span = f"{_when(stats.since):%a %d %H:%M} to {_when(until):%a %d %H:%M}"
+        span = f"{_when(since):%a %d %H:%M} to {_when(until):%a %d %H:%M}"
         drawn.append(Picture(f"{title}, {span}", unit, span_s, until, height=90).svg(lines, marks))
     return "<br>".join(filter(None, drawn))
 
@@ -119,6 +122,22 @@ def _line(stats: StatsHistory, series: StatsSeries, value: Value) -> tuple[list[
     return at, values
 
 
+def _dots(values: Values) -> list[int]:
+    """How large each point is: one that has no neighbour, and so no line, is to be seen too."""
+    has = [value is not None for value in values]
+    alone = (not (before or after) for before, after in zip([False, *has[:-1]], [*has[1:], False], strict=True))
+    return [_LONE_DOT if is_alone else _DOT for is_alone in alone]
+
+
+def _told(stats: StatsHistory, marks: Sequence[Mark]) -> tuple[float, float]:
+    """From when until when there is something to see in the time that was asked for: it may be much longer."""
+    points = [point.at for each in stats.series for point in each.points]
+    seen = [m.at for m in marks if stats.since <= m.at <= stats.until]
+    since = min([*points, *seen], default=stats.since)
+    until = max([*(at + stats.step_s for at in points), *seen], default=stats.until)
+    return since, max(until, since + stats.step_s)
+
+
 def _name(stats: StatsHistory, series: StatsSeries) -> str:
     """The version alone, where all are of one deployment."""
     is_one = len({each.deployment for each in stats.series}) == 1
@@ -132,18 +151,20 @@ def _when(at: float) -> datetime:
 def _layout(stats: StatsHistory, marks: Sequence[Mark]) -> dict[str, Any]:
     """Readable on a light and on a dark page."""
     shown = [m for m in marks if stats.since <= m.at <= stats.until][-_MAX_MARKS:]
+    since, until = _told(stats, marks)
+    margin = _MARGIN * (until - since)
     layout: dict[str, Any] = {
-        "height": 460,
-        "margin": {"l": 46, "r": 20, "t": 40, "b": 36},
+        "height": 460 + _HEAD_PX,
+        "margin": {"l": 46, "r": 20, "t": 40 + _HEAD_PX, "b": 36},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": "#888", "size": 10},
         "hovermode": "closest",
         "barmode": "stack",
-        "legend": {"orientation": "h", "y": 1.03, "yanchor": "bottom", "x": 1.0, "xanchor": "right"},
+        "legend": {"orientation": "h", "y": 1.06, "yanchor": "bottom", "x": 1.0, "xanchor": "right"},
         "xaxis": {
             "type": "date",
-            "range": [_when(stats.since), _when(stats.until)],
+            "range": [_when(since - margin), _when(until + margin)],
             "anchor": "y3",
             "gridcolor": _GRID,
             "zeroline": False,
@@ -173,7 +194,7 @@ def _layout(stats: StatsHistory, marks: Sequence[Mark]) -> dict[str, Any]:
 
 def _title(text: str, top: float) -> dict[str, Any]:
     where = {"x": 0, "y": top, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
-    return {"text": text, "showarrow": False, "font": {"size": 11}, **where}
+    return {"text": text, "showarrow": False, "font": {"size": 11}, "yshift": _HEAD_PX if top == 1 else 0, **where}
 
 
 def _head(mark: Mark) -> dict[str, Any]:

@@ -49,7 +49,8 @@ class Picture:
             look = f'fill="none" stroke="{colour_of(version)}" stroke-dasharray="{_DASHES[dash_of(version)]}"'
             drawn.append(f'<path d="{self._path(ago_s, values, top)}" {look} stroke-width="2"/>')
             drawn.append(_text(_LEFT + 8 + 90 * place, self.height + 14, name, "start", colour_of(version)))
-        return f'<svg width="{_WIDTH}" height="{self.height + 20}" font-size="11">{"".join(drawn)}</svg>'
+        size = f'width="{_WIDTH}" height="{self.height + 20}" viewBox="0 0 {_WIDTH} {self.height + 20}"'
+        return f'<svg {size} style="max-width:100%;height:auto" font-size="11">{"".join(drawn)}</svg>'
 
     def _path(self, ago_s: npt.NDArray[np.floating], values: npt.NDArray[np.floating], top: float) -> str:
         """With gaps where there are no values; a lone one is a dash."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from jupyter_dsserve.notebook.chronicle import Chronicle
 from jupyter_dsserve.notebook.past_figure import past_figure
 from jupyter_dsserve.notebook.stats import StatsTable
@@ -42,6 +44,31 @@ def test_each_version_has_its_lines_with_gaps_where_it_was_not_loaded() -> None:
     assert list(errors.y) == [0, 0, 2]
     assert {t.line.color for t in figure.data if t.name == "v2" and t.type == "scatter"} == {"#D55E00"}
     assert [t.showlegend for t in figure.data].count(True) == 2
+
+
+def test_the_time_axis_is_as_long_as_what_there_is_and_a_point_alone_is_seen() -> None:
+    figure = Chronicle(hour(V1, V2), History()).figure()
+    begin, end = ((at.timestamp() - NOW) / 60 for at in figure.layout.xaxis.range)
+    assert begin == pytest.approx(-60 - 0.02 * 51)
+    assert end == pytest.approx(-9 + 0.02 * 51), "the last minute with numbers is ten minutes old"
+    two_and_one, alone = (next(t for t in figure.data if t.name == version) for version in ("v1", "v2"))
+    small, *_, large = two_and_one.marker.size
+    assert list(two_and_one.marker.size) == [small, small, small, large]
+    assert list(alone.marker.size) == [large]
+    assert large > 2 * small
+    marked = Chronicle(hour(V2), History([Event(1, NOW - 60, "route", "demo", reason="by hand")])).figure()
+    assert marked.layout.xaxis.range[1].timestamp() > NOW - 60, "a mark is cut off"
+
+
+def test_the_axis_of_a_single_minute_is_a_minute() -> None:
+    begin, end = past_figure(hour(V2), ()).layout.xaxis.range
+    assert (end - begin).total_seconds() == pytest.approx(1.04 * 60)
+
+
+def test_tables_stand_below_one_another() -> None:
+    html = Chronicle(hour(V1), History(EVENTS))._tables()["text/html"]
+    assert html.count("<table") == 2
+    assert "flex" not in html, "side by side they are wider than a page"
 
 
 def test_what_moved_traffic_is_marked_with_its_reason_and_what_was_before_is_not() -> None:
