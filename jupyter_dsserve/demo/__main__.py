@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from ipykernel.ipkernel import IPythonKernel
 from jupyter_core.paths import jupyter_runtime_dir
 
 from jupyter_dsserve.data_dir import holder, read_admin_key
@@ -34,6 +35,8 @@ from jupyter_dsserve.protocol.errors import DSServeError
 _NOTEBOOKS = Path(__file__).parent.parent.parent / "notebooks"
 _FIRST = "01_first_answer.ipynb"
 _PROMPT = {"model": "demo", "prompt": "def fibonacci(n):", "max_tokens": 60, "temperature": 0.6, "seed": 1}
+# JupyterLab asks whether one wants its news, over what is to be seen here.
+_LAB_DEFAULTS = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}
 _START_S = 60.0
 _STOP_S = 15.0
 
@@ -71,6 +74,12 @@ class _Lab:
         self.data_dir = directory / "dsserve"
         self._directory, self._work = directory, directory / "notebooks"
         shutil.copytree(_NOTEBOOKS, self._work)
+        for notebook in self._work.glob("*.ipynb"):
+            _tell_language(notebook)
+        config = directory / "config"
+        defaults = config / "labconfig/default_setting_overrides.json"
+        defaults.parent.mkdir(parents=True)
+        defaults.write_text(json.dumps(_LAB_DEFAULTS))
         self._log = directory / "jupyter.log"
         self.url = ""
         arguments = [
@@ -88,7 +97,7 @@ class _Lab:
                 stdout=log,
                 stderr=log,
                 # Not an argument: whoever may list the processes of this machine could read the token there.
-                env={**os.environ, "JUPYTER_TOKEN": self.token, "JUPYTER_CONFIG_DIR": str(directory / "config")},
+                env={**os.environ, "JUPYTER_TOKEN": self.token, "JUPYTER_CONFIG_DIR": str(config)},
                 start_new_session=True,  # Ctrl-C comes to us, and we stop it in good order
                 preexec_fn=partial(die_by, signal.SIGTERM),  # and it does not outlive us
             )
@@ -135,6 +144,13 @@ class _Lab:
         while (held := holder(self.data_dir)) and time.monotonic() < end:
             time.sleep(0.05)
         print(f"the gateway still runs: {held}" if held else "stopped: no process is left")
+
+
+def _tell_language(notebook: Path) -> None:
+    """As JupyterLab writes it down once the kernel runs: else a notebook has changed as soon as it is opened."""
+    written = json.loads(notebook.read_text("utf-8"))
+    written["metadata"]["language_info"] = IPythonKernel.language_info
+    notebook.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _as_interrupt(_number: int, _frame: object) -> None:

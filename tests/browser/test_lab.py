@@ -69,6 +69,14 @@ def drag(page: Page, version: str, by_px: int) -> None:
     page.mouse.up()
 
 
+def test_a_notebook_that_was_only_opened_has_not_changed_and_nobody_asks_for_news(page: Page) -> None:
+    """Both come seconds after the page, if they come."""
+    page.wait_for_timeout(4_000)
+    assert page.locator(".lm-DockPanel-tabBar .lm-mod-current").text_content() == "01_first_answer.ipynb"
+    assert page.locator(".jp-mod-dirty").count() == 0
+    assert page.locator(".Toastify__toast").count() == 0
+
+
 def test_the_notebook_answers_from_top_to_bottom(demo: Demo, page: Page) -> None:
     before = demo.worker_pids()
     menu(page, "Run", "runmenu:run-all")
@@ -94,7 +102,6 @@ def test_the_plot_moves_while_requests_come(page: Page, pictures: Pictures) -> N
     if pictures.keeps:  # for people: long enough to see it move
         eventually(lambda: curves(page), lambda p: len(p[0]["v1 p95"]["x"]) > 45, timeout_s=60)
     page.mouse.move(5, 5)
-    page.add_style_tag(content=".Toastify { display: none }")  # JupyterLab asks whether one wants its news
     page.locator(".jp-OutputArea-output > .widget-vbox").last.screenshot(path=pictures.folder / "panel.png")
 
 
@@ -192,7 +199,6 @@ def test_a_load_test_shows_its_table_and_its_plot(demo: Demo, page: Page, pictur
     assert [line["x"] for line in lines] == [[1, 4, 16]] * 5
     assert all(y > 0 for line in lines for y in line["y"])
     page.mouse.move(5, 5)
-    page.add_style_tag(content=".Toastify { display: none }")  # JupyterLab asks whether one wants its news
     cell(page, sweep).locator(".jp-OutputArea").first.screenshot(path=pictures.folder / "bench.png")
 
 
@@ -235,8 +241,43 @@ def test_a_panel_shows_a_rollout_step_by_step_and_marks_where_it_was_taken_back(
     if pictures.keeps:
         page.wait_for_timeout(8_000)
     page.mouse.move(5, 5)
-    page.add_style_tag(content=".Toastify { display: none }")
     panel.screenshot(path=pictures.folder / "rollout.png")
+
+
+def new_cell(page: Page, below: str, source: str) -> Locator:
+    """Write a cell below the one whose source begins so, and run it."""
+    cell(page, below).locator(".cm-content").click()
+    for key in ("Escape", "b", "Enter"):
+        page.keyboard.press(key)
+    page.keyboard.insert_text(source)
+    page.keyboard.press("Control+Enter")
+    return cell(page, source)
+
+
+def test_the_history_of_a_time_is_as_wide_as_the_page_with_its_tables_whole(page: Page, pictures: Pictures) -> None:
+    if pictures.keeps:  # for people: some minutes
+        page.wait_for_timeout(240_000)
+    output = new_cell(page, "%dsserve panel assistant", "%dsserve history assistant --since 1h").locator(
+        ".jp-OutputArea"
+    )
+    output.locator(".js-plotly-plot").wait_for(timeout=60_000)
+    begin, end = output.locator(".js-plotly-plot").evaluate("plot => plot.layout.xaxis.range.map(at => Date.parse(at))")
+    assert (end - begin) / 60_000 < 30, "it is as long as what there is, not as what was asked for"
+    for width in (760, 1360):
+        page.set_viewport_size({"width": width, "height": 1300})
+        box = output.locator(".jp-OutputArea-output").first.bounding_box()
+        assert box
+        plot = eventually(
+            lambda: output.locator(".js-plotly-plot .main-svg").first.bounding_box(),
+            lambda seen, wide=box["width"]: 0.9 * wide < seen["width"] <= wide,
+        )
+        tables = [table.bounding_box() for table in output.locator("table").all()]
+        assert len(tables) == 2
+        assert tables[0]["y"] > plot["y"] + plot["height"] - 1
+        assert tables[1]["y"] > tables[0]["y"] + 50, "side by side"
+    assert all(table["width"] <= box["width"] for table in tables), "cut"
+    page.mouse.move(5, 5)
+    output.screenshot(path=pictures.folder / "history.png")
 
 
 def test_a_panel_that_is_out_of_view_rests_and_is_whole_when_it_is_back(page: Page) -> None:
