@@ -2,8 +2,9 @@
 
 `scaled_dot_product_attention` is made for many queries of like length: with one query a sequence it spends most of its
 time around small products, and lets everybody in a call pay for the longest. Measured on one core, 2 K/V heads of 64
-with 3 queries each, in µs a layer, 1 / 16 / 64 sequences of 128 tokens: 17 / 142 / 1231 there, 6 / 57 / 641 here. A
-sequence's answer is the same bits whoever decodes beside it.
+with 3 queries each, in µs a layer, 1 / 16 / 64 sequences of 128 tokens: 17 / 142 / 1231 there, 6 / 57 / 641 here (an
+EPYC with AVX-512; a Xeon of the Sapphire Rapids kind: 9 / 75 here). A sequence's answer is the same bits whoever
+decodes beside it.
 
 The kernel is compiled at its first use on a machine, in some seconds, for just its processor. Where there is no C
 compiler everything goes as before.
@@ -29,7 +30,8 @@ from jupyter_dsserve.engine.ops import cache_folder
 log = logging.getLogger(__name__)
 
 _SOURCE = Path(__file__).with_name("decode_attention.c")
-_LANES, _MAX_GROUP = 16, 8  # as in the source
+_MULTIPLE = 16  # of numbers in a head: those of the widest registers
+_MAX_GROUP = 8  # as in the source
 _DTYPES = (torch.float32, torch.bfloat16)
 _COMPILE = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-c"]
 
@@ -114,7 +116,7 @@ def can_decode(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) ->
         and query.dtype in _DTYPES
         and query.dtype == keys.dtype == values.dtype
         and query.shape[1] // keys.shape[0] <= _MAX_GROUP
-        and keys.shape[3] % _LANES == values.shape[3] % _LANES == 0
+        and keys.shape[3] % _MULTIPLE == values.shape[3] % _MULTIPLE == 0
         and load_kernel() is not None
     )
 

@@ -8,11 +8,20 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Numbers in a register of the processor; what is wider goes through memory. */
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
 #define MAX_GROUP 8
-typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
-typedef uint16_t half_vec __attribute__((vector_size(LANES * sizeof(uint16_t)), aligned(2)));
-typedef uint32_t wide_vec __attribute__((vector_size(LANES * sizeof(uint32_t)), aligned(4)));
+/* Read and written through pointers and never by memcpy, which GCC does in halves where it is tuned for Intel: a load of
+ * the whole then waits for both, and all of this takes ten times as long. */
+typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+typedef uint16_t half_vec __attribute__((vector_size(LANES * sizeof(uint16_t)), aligned(2), may_alias));
+typedef uint32_t wide_vec __attribute__((vector_size(LANES * sizeof(uint32_t)), aligned(4), may_alias));
 
 /* Strides are in elements. q is [kv_heads * group, rows, key_dim], out [rows, kv_heads * group, value_dim]. */
 typedef struct {
@@ -30,34 +39,20 @@ typedef struct {
     float scale, softcap;     /* softcap 0: none */
 } Call;
 
-static inline vec load_fp32(const void *at) {
-    vec x;
-    memcpy(&x, at, sizeof x);
-    return x;
-}
+static inline vec load_fp32(const void *at) { return *(const vec *)at; }
 
 static inline vec load_bf16(const void *at) {
-    half_vec half;
-    memcpy(&half, at, sizeof half);
-    wide_vec wide = __builtin_convertvector(half, wide_vec) << 16;
-    vec x;
-    memcpy(&x, &wide, sizeof x);
-    return x;
+    return (vec)(__builtin_convertvector(*(const half_vec *)at, wide_vec) << 16);
 }
 
-typedef float half_of_vec __attribute__((vector_size(8 * sizeof(float))));
-typedef float quarter_of_vec __attribute__((vector_size(4 * sizeof(float))));
+typedef float quarter __attribute__((vector_size(4 * sizeof(float))));
 
 static inline float sum(vec x) {
-    half_of_vec low, high;
-    memcpy(&low, &x, sizeof low);
-    memcpy(&high, (const char *)&x + sizeof low, sizeof high);
-    low += high;
-    quarter_of_vec first, second;
-    memcpy(&first, &low, sizeof first);
-    memcpy(&second, (const char *)&low + sizeof first, sizeof second);
-    first += second;
-    return (first[0] + first[2]) + (first[1] + first[3]);
+    quarter parts[LANES / 4];
+    memcpy(parts, &x, sizeof x);
+    for (int width = LANES / 8; width; width /= 2)
+        for (int i = 0; i < width; i++) parts[i] += parts[i + width];
+    return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
 }
 
 static inline uint16_t to_bf16(float x) { /* to nearest, ties to even */
