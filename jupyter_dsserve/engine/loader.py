@@ -27,6 +27,7 @@ from jupyter_dsserve.engine.hf_tokenizer import HFTokenizer
 from jupyter_dsserve.engine.host import num_cores
 from jupyter_dsserve.engine.linear import can_pack, pack_linears
 from jupyter_dsserve.engine.memory import available_bytes
+from jupyter_dsserve.engine.norm import fuse_norms
 from jupyter_dsserve.engine.padded import PaddedRunner
 from jupyter_dsserve.engine.pretrained import config_at, dtype_for, model_at, refuse_directory
 from jupyter_dsserve.engine.quantize import quantise_linears
@@ -132,6 +133,7 @@ def _under_deepspeed(spec: WorkerSpec, model: Any, device: torch.device, dtype: 
         return wrapped(model.to(device), dtype)
     # AutoTP takes each rank's part from the mapped weights, so that a device never holds more than its part.
     engine = wrapped(model if spec.tp > 1 else model.to(device), dtype, spec.tp)
+    fuse_norms(engine.module)
     if can_pack(engine.module):
         progress("packing", 0.95)
         pack_linears(engine.module)
