@@ -26,7 +26,7 @@ from jupyter_dsserve.fleet.goal import Goal, exported
 from jupyter_dsserve.fleet.joining import Joins
 from jupyter_dsserve.fleet.keyring import Keyring
 from jupyter_dsserve.fleet.keys import Keys
-from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
+from jupyter_dsserve.fleet.launcher import LocalLauncher
 from jupyter_dsserve.fleet.link import Link
 from jupyter_dsserve.fleet.listener import JoinSettings
 from jupyter_dsserve.fleet.moves import Moves, refuse_while_activating
@@ -566,7 +566,7 @@ class Fleet:
         found = self.version(deployment, version)
         ids = [f"{found.id}#{i}" for i in range(found.num_replicas)]
         ids += [r.id for r in found.replicas if r.id not in ids]
-        return {id: tail(self._launcher.log_path(id), num_lines) for id in ids}
+        return {id: self._launcher.tail(id, num_lines) for id in ids}
 
     # ---- inside
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import glob
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
+from jupyter_dsserve.fleet import output
 from jupyter_dsserve.parent import childs_environment
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.spec import WorkerLaunch
 
-_KEPT_LOG_BYTES = 64_000
 # What opens the registry's database, and the collector of traces.
 _GATEWAYS_KEYS = {"PGPASSWORD", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"}
-_SHOWN_LOG_BYTES = 256_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +36,12 @@ class WorkerProcess:
             await asyncio.wait_for(self.process.wait(), timeout_s)
         return self.process.returncode
 
+    async def bound_log(self) -> None:
+        """To be called now and then: a worker that prints for days must not fill the disk."""
+        if output.is_too_large(self.log_path):
+            with contextlib.suppress(OSError):  # a full disk: what is in the file stays there
+                await asyncio.to_thread(output.bound, self.log_path)
+
     async def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
@@ -55,10 +58,13 @@ class LocalLauncher:
     def log_path(self, replica: str) -> Path:
         return self._log_dir / f"{replica}.log"
 
+    def tail(self, replica: str, num_lines: int) -> list[str]:
+        return output.tail(self.log_path(replica), num_lines)
+
     def forget_logs(self, version_id: str) -> None:
         """Remove the output of a version's replicas: another version may get its name."""
         for path in self._log_dir.glob(f"{glob.escape(version_id)}#*.log"):
-            path.unlink(missing_ok=True)
+            output.forget(path)
 
     async def start(self, launch: WorkerLaunch) -> WorkerProcess:
         """Start it and hand it its launch line. Raises `InvalidRequest` if its interpreter cannot be run.
@@ -67,8 +73,7 @@ class LocalLauncher:
         """
         python = launch.spec.python or sys.executable
         path = self.log_path(launch.replica)
-        _keep_tail(path)
-        with _private(path) as log:
+        with output.opened(path) as log:
             try:
                 process = await asyncio.create_subprocess_exec(
                     python,
@@ -101,26 +106,6 @@ def is_stopped(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] in ("T", "t")
-
-
-def tail(path: Path, num_lines: int) -> list[str]:
-    """The last lines of a worker's output, from its last `_SHOWN_LOG_BYTES`; empty if it never wrote any."""
-    if not path.exists() or num_lines == 0:
-        return []
-    with path.open("rb") as log:
-        log.seek(max(0, path.stat().st_size - _SHOWN_LOG_BYTES))
-        return log.read().decode(errors="replace").splitlines()[-num_lines:]
-
-
-def _private(path: Path) -> BinaryIO:
-    """To add to. A model's code may write anything there, which is not for all to read."""
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
-
-
-def _keep_tail(path: Path) -> None:
-    """A worker that crashes and comes back for days must not fill the disk: keep the end of what went before."""
-    if path.exists() and path.stat().st_size > _KEPT_LOG_BYTES:
-        path.write_bytes(path.read_bytes()[-_KEPT_LOG_BYTES:])
 
 
 def _environment(launch: WorkerLaunch) -> Mapping[str, str]:

@@ -16,10 +16,11 @@ from pathlib import Path
 from jupyter_dsserve.content import check_content, content_at
 from jupyter_dsserve.fleet.admission import Admission
 from jupyter_dsserve.fleet.health import TICK_S
-from jupyter_dsserve.fleet.launcher import LocalLauncher, tail
+from jupyter_dsserve.fleet.launcher import LocalLauncher
 from jupyter_dsserve.fleet.ledger import Grant
 from jupyter_dsserve.fleet.link import Link
 from jupyter_dsserve.fleet.loading import LoadWatch, load_limit_s
+from jupyter_dsserve.fleet.output import tail
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.fleet.watch import Watch
@@ -234,6 +235,7 @@ class Supervisor:
                     return overdue
                 await self._look(version, replica, grant)
             return reason
+                await process.bound_log()
         finally:
             # Shielded: whoever cancels us must still not leave a process.
             await asyncio.shield(process.kill())

@@ -10,6 +10,8 @@ from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
+from jupyter_dsserve.fleet.output import was_put_aside
+
 workers = logging.getLogger("jupyter_dsserve.worker")
 
 _SCHEMA = "8.17.0"
@@ -85,8 +87,10 @@ class Followed:
         for path in sorted(self._directory.glob("*.log")):
             try:
                 with path.open("rb") as file:
-                    # A file that was cut to its end before a restart is shorter than what was read.
-                    file.seek(min(self._read.get(path, 0), path.stat().st_size))
+                    read, size = self._read.get(path, 0), path.stat().st_size
+                    if size < read:  # it began anew, or was cut to its end before a restart
+                        read = 0 if was_put_aside(path) else size
+                    file.seek(read)
                     added, self._read[path] = file.read(), file.tell()
             except OSError:  # forgotten meanwhile
                 continue
