@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def tensors_in(folder: Path) -> list[TensorHeader]:
     Raises `ValueError` or `OSError` for a file that is none.
     """
     return [tensor for file in sorted(folder.glob("*.safetensors")) for tensor in _tensors_of(file)]
+
+
+def narrow_dtype(tensors: Iterable[TensorHeader]) -> str:
+    """``BF16`` or ``F16`` if all matrices are of that; else empty."""
+    found = {tensor.dtype for tensor in tensors if tensor.is_float and len(tensor.shape) == 2}
+    return found.pop() if found in ({"BF16"}, {"F16"}) else ""
 
 
 def _tensors_of(file: Path) -> list[TensorHeader]:

@@ -22,6 +22,7 @@ from jupyter_dsserve.engine.attention import NotRagged
 from jupyter_dsserve.engine.checkpoint import base_path, merged, tokenizer_path
 from jupyter_dsserve.engine.device import named_device
 from jupyter_dsserve.engine.equivalence import Least, least_agreement, reference
+from jupyter_dsserve.engine.filed import filed_dtype, linears_filed
 from jupyter_dsserve.engine.group import FollowerLaunch, RankGroup
 from jupyter_dsserve.engine.hf_tokenizer import HFTokenizer
 from jupyter_dsserve.engine.host import num_cores
@@ -99,7 +100,9 @@ def load_runner(
         lead(seat, device)
     elif seat:
         follow(seat, device)
-    model = _model(model_path, config, dtype, lambda done: progress("weights", 0.05 + 0.8 * done))
+    is_own = base_path(model_path) == model_path  # an adapter is merged into weights as they will be
+    with linears_filed(filed_dtype(model_path, config, dtype) if spec.quantize and is_own else None):
+        model = _model(model_path, config, dtype, lambda done: progress("weights", 0.05 + 0.8 * done))
     _attend_ragged(model)
     tokenizer = _tokenizer(model_path, model, progress)
     least = None
@@ -129,7 +132,7 @@ def _under_deepspeed(spec: WorkerSpec, model: Any, device: torch.device, dtype: 
     if spec.zero:
         return offloaded(model, spec.zero, spec.nvme_dir, device)
     if spec.quantize:
-        quantise_linears(model, spec.quantize)
+        quantise_linears(model, spec.quantize, dtype)
         return wrapped(model.to(device), dtype)
     # AutoTP takes each rank's part from the mapped weights, so that a device never holds more than its part.
     engine = wrapped(model if spec.tp > 1 else model.to(device), dtype, spec.tp)

@@ -11,29 +11,37 @@ from contextlib import redirect_stdout
 
 import torch
 
+from jupyter_dsserve.engine.filed import FiledLinear
 from jupyter_dsserve.engine.memory import return_freed
 from jupyter_dsserve.protocol.errors import InvalidRequest
 
 with redirect_stdout(sys.__stderr__):
     from deepspeed.inference.quantization import layers
 
+# It is a linear layer first, whose random weight goes at once: not to draw it saves its memory, and time.
+layers.QuantizedLinear.reset_parameters = lambda _self: None
+
 _BITS = {"int8": 8, "int4": 4}
 _GROUP = 64  # weights that share a scale and a least value, along a row
 
 
 @torch.no_grad()
-def quantise_linears(model: torch.nn.Module, kind: str) -> None:
-    """Put a quantised layer in the place of every linear one, but for those whose weight is the embedding too.
+def quantise_linears(model: torch.nn.Module, kind: str, dtype: torch.dtype) -> None:
+    """Put a quantised layer, computed in ``dtype``, in the place of every linear one, but for those whose weight is the
+    embedding too.
 
     One layer at a time; each forward pass makes its weights anew. Raises `InvalidRequest` with the figures if the
     weights take no less afterwards.
     """
-    before = _num_bytes(model)
+    before = sum(p.numel() * (dtype if p.is_floating_point() else p.dtype).itemsize for p in model.parameters())
     embedding = model.get_input_embeddings().weight  # type: ignore[operator]
     # By name: a list of the layers would keep all their weights until the last is done.
-    places = [(p, name) for p in model.modules() for name, c in p.named_children() if type(c) is torch.nn.Linear]
+    kinds = (torch.nn.Linear, FiledLinear)
+    places = [(p, name) for p in model.modules() for name, c in p.named_children() if type(c) in kinds]
     for parent, name in places:
         layer = getattr(parent, name)
+        if isinstance(layer, FiledLinear):
+            layer.settle(dtype)
         if layer.weight is not embedding and (config := _config(layer, kind)):
             setattr(parent, name, layers.QuantizedLinear(config, layer))
             del layer

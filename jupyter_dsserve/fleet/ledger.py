@@ -112,7 +112,7 @@ def _seated(claim: Claim, run: tuple[str, ...], left: Mapping[str, int]) -> Gran
         num_here = -(-claim.num_to_come * num_devices // (len(left) - 1))
     spare = max(0, room - num_here * least) // (2 * num_here) * num_devices
     kv_bytes = need.kv_least_bytes + min(need.kv_most_bytes - need.kv_least_bytes, spare)
-    each = -(-(need.fixed_bytes + kv_bytes) // num_devices)
+    each = -(-max(need.fixed_bytes + kv_bytes, need.load_bytes) // num_devices)
     parts = dict.fromkeys(run, each) | ({CPU: host} if host else {})
     return Grant(need, run[0], parts, kv_bytes)
 
@@ -172,7 +172,9 @@ def _remedy(claim: Claim) -> str:
 
 
 def described(need: Need) -> str:
-    """``3.1 GiB (2.6 GiB, and at least 0.5 GiB for its KV cache)``."""
+    """``3.1 GiB (at least 0.5 GiB of it for the KV cache)``."""
+    if need.load_bytes > need.kept_bytes:
+        return f"{shown(need.load_bytes)} as it loads, then {described(replace(need, load_bytes=0))}"
     more = f", over {need.num_ranks} ranks" if need.num_ranks > 1 else ""
     more += f", and more, for {need.note}" if need.read_bytes == UNLIMITED else ""
     if not need.kv_least_bytes:

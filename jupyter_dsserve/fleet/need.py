@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_dsserve.adapter import Adapter
-from jupyter_dsserve.headers import TensorHeader, tensors_in
+from jupyter_dsserve.headers import TensorHeader, narrow_dtype, tensors_in
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.export import FILE, is_onnx
 from jupyter_dsserve.protocol.spec import WorkerSpec
@@ -31,6 +31,10 @@ _GROUP = 64  # quantised weights that share a scale and a least value
 _OFFLOADED = (
     5  # weights of the largest size in memory at once with ZeRO: three buffers, one that computes, one to spare
 )
+# A quantised layer makes its weight anew at each pass. glibc keeps some of what was freed, in pieces up to this size:
+# as seen with a model of 56 M parameters whose largest weight has 21 MB, in several runs.
+_REMADE = 6
+_KEPT_BYTES = 32 * 2**20
 _EMBEDDING = re.compile(r"(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
 _DEFAULT_CONTEXT = 2048
 _ALIGN_TOKENS = 64  # a sequence's place in the KV cache is a multiple of so many
@@ -41,23 +45,31 @@ _KV_LEAST = 8  # a version that gets less than this part of the KV cache it coul
 @dataclass(frozen=True, slots=True)
 class Need:
     """Bytes of one replica, all of its ranks together: ``fixed_bytes`` (weights and what the worker itself takes), and
-    a KV cache between the two. With ``tells_kv`` the worker is told how much it got. ``read_bytes`` are read before it
-    is READY (`UNLIMITED`: nobody knows how many); ``builds``: DeepSpeed may build an operation first. ``host_bytes`` it
-    takes of RAM besides, on a GPU. ``note`` says what is not known, or where the figures come from."""
+    a KV cache between the two; ``load_bytes`` for a while as it loads, before there is a KV cache. With ``tells_kv``
+    the worker is told how much it got. ``read_bytes`` are read before it is READY (`UNLIMITED`: nobody knows how many);
+    ``builds``: DeepSpeed may build an operation first. ``host_bytes`` it takes of RAM besides, on a GPU. ``note`` says
+    what is not known, or where the figures come from."""
 
     fixed_bytes: int
     kv_least_bytes: int = 0
     kv_most_bytes: int = 0
     tells_kv: bool = False
     num_ranks: int = 1
+    load_bytes: int = 0
     host_bytes: int = 0
     read_bytes: int = 0
     builds: bool = False
     note: str = ""
 
     @property
-    def least_bytes(self) -> int:
+    def kept_bytes(self) -> int:
+        """Once it is loaded, at least."""
         return self.fixed_bytes + self.kv_least_bytes
+
+    @property
+    def least_bytes(self) -> int:
+        """At any moment: with less it does not load."""
+        return max(self.kept_bytes, self.load_bytes)
 
 
 def need_of(spec: WorkerSpec, path: str, *, on_gpu: bool, measured_bytes: int = 0) -> Need:
@@ -118,7 +130,7 @@ def _checkpoint(spec: WorkerSpec, path: str, on_gpu: bool) -> Need:
     config = json.loads((base / "config.json").read_text())
     tensors = tensors_in(base)
     item_bytes = _item_bytes(spec, config, on_gpu)
-    need = _weights(spec, config, tensors, item_bytes, on_gpu)
+    need = _weights(spec, config, tensors, item_bytes, on_gpu, is_merged=adapter is not None)
     if adapter:  # its own weights go once they are merged
         need = replace(need, read_bytes=need.read_bytes + sum(t.num_bytes for t in tensors_in(adapter.path)))
     return _with_kv(need, spec, config, item_bytes)
@@ -156,9 +168,16 @@ def _item_bytes(spec: WorkerSpec, config: Mapping[str, Any], on_gpu: bool) -> in
 
 
 def _weights(
-    spec: WorkerSpec, config: Mapping[str, Any], tensors: Sequence[TensorHeader], item_bytes: int, on_gpu: bool
+    spec: WorkerSpec,
+    config: Mapping[str, Any],
+    tensors: Sequence[TensorHeader],
+    item_bytes: int,
+    on_gpu: bool,
+    *,
+    is_merged: bool,
 ) -> Need:
-    """The weights as they lie in memory, and what the worker takes besides; no KV cache yet."""
+    """The weights as they lie in memory, and what the worker takes besides; no KV cache yet. ``is_merged``: an adapter
+    changes them."""
     overhead = _overhead(spec, on_gpu)
     in_memory = sum(t.num_elements * item_bytes if t.is_float else t.num_bytes for t in tensors)
     in_files = sum(t.num_bytes for t in tensors)
@@ -175,7 +194,16 @@ def _weights(
     if spec.zero:
         return replace(need, fixed_bytes=overhead + _OFFLOADED * largest, host_bytes=in_memory if on_gpu else 0)
     if spec.quantize:
-        return replace(need, fixed_bytes=overhead + _quantised(spec, config, tensors, item_bytes) + largest)
+        remade = largest + _REMADE * min(largest, _KEPT_BYTES)
+        need = replace(need, fixed_bytes=overhead + _quantised(spec, config, tensors, item_bytes) + remade)
+        # Mapped files are nobody's memory, but what is made of them is, until the last layer is quantised. Weights that
+        # become wider are made one by one.
+        is_filed = item_bytes == 4 and narrow_dtype(tensors) and "quantization_config" not in config
+        if is_filed and not is_merged:
+            return need
+        sizes = [(t.num_elements * item_bytes, t.num_bytes) for t in tensors if t.is_float]
+        converted = sum(size for size, in_file in sizes if is_merged or size != in_file)
+        return replace(need, load_bytes=overhead + converted + remade) if converted and not on_gpu else need
     if config.get("tie_word_embeddings", False) and spec.task == "generate" and not on_gpu:
         # Its linear layer is packed, and so is there twice.
         tied = sum(t.num_elements for t in tensors if _EMBEDDING.search(t.name)) * item_bytes

@@ -152,6 +152,19 @@ def test_the_first_of_several_replicas_leaves_the_others_their_least() -> None:
         held += grant.parts["cpu"]
 
 
+def test_what_a_load_takes_for_a_while_is_asked_for_too() -> None:
+    need = Need(30, kv_least_bytes=10, kv_most_bytes=15, load_bytes=100)
+    assert place(claim(need), cpu(1000, 99), SETTINGS) is None
+    grant = place(claim(need), cpu(1000, 100), SETTINGS)
+    assert grant
+    assert (grant.parts, grant.kv_bytes) == ({"cpu": 100}, 10)
+    roomy = place(claim(replace(need, kv_most_bytes=400)), cpu(1000, 500), SETTINGS)
+    assert roomy
+    assert (roomy.parts, roomy.kv_bytes) == ({"cpu": 30 + 210}, 210)
+    why = why_never(claim(need), cpu(110), SETTINGS)
+    assert "needs 100 B as it loads, then 40 B (at least 10 B of it for the KV cache)" in why
+
+
 def test_a_worker_is_told_its_kv_cache_and_its_gpu() -> None:
     spec = WorkerSpec("m")
     need = Need(10, kv_least_bytes=5, kv_most_bytes=9, tells_kv=True)

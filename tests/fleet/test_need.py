@@ -101,7 +101,29 @@ def test_quantised_layers_take_fewer_bits_and_their_scales(llama: str) -> None:
     for kind, bits in (("int8", 8), ("int4", 4)):
         found = need_of(replace(SPEC, quantize=kind), llama, on_gpu=False)  # type: ignore[arg-type]
         layers = LINEAR * bits // 8 + 2 * 2 * LINEAR // 64
-        assert found.fixed_bytes == TORCH_BYTES + plain + layers + EMBEDDING * 2, "and the largest weight on its way"
+        remade = 7 * EMBEDDING * 2
+        assert found.fixed_bytes == TORCH_BYTES + plain + layers + remade, (
+            "and what each pass makes of the largest weight"
+        )
+
+
+def test_weights_that_are_converted_first_are_in_memory_until_they_are_quantised(tmp_path: Path, llama: str) -> None:
+    plain = need_of(replace(SPEC, quantize="int8"), llama, on_gpu=False)
+    remade = 7 * EMBEDDING * 2
+    assert plain.least_bytes == plain.fixed_bytes + plain.kv_least_bytes, "mapped files are nobody's memory"
+    assert need_of(replace(SPEC, quantize="int8", dtype="fp32"), llama, on_gpu=False).load_bytes == 0, "one by one"
+    wide = {name: ("F32" if dtype == "BF16" else dtype, shape) for name, (dtype, shape) in WEIGHTS.items()}
+    spec, llama32 = replace(SPEC, quantize="int8", kv_bytes=1000), str(write(tmp_path / "fp32", wide, **LLAMA))
+    found = need_of(spec, llama32, on_gpu=False)
+    assert found.load_bytes == TORCH_BYTES + FLOATS * 2 + remade
+    assert found.fixed_bytes < found.kept_bytes < found.load_bytes == found.least_bytes
+    assert need_of(spec, llama32, on_gpu=True).load_bytes == 0, "on the host"
+    assert need_of(spec, llama32, on_gpu=False, measured_bytes=777).least_bytes == found.load_bytes, "each time"
+    lora = write(tmp_path / "lora", {"lora_A": ("F32", (10, 10))})
+    (lora / "model.safetensors").rename(lora / "adapter_model.safetensors")
+    (lora / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": llama}))
+    merged = need_of(replace(SPEC, quantize="int8"), str(lora), on_gpu=False)
+    assert merged.load_bytes == TORCH_BYTES + FLOATS * 2 + remade
 
 
 def test_offloaded_weights_leave_a_few_of_them_on_the_device(llama: str) -> None:

@@ -10,6 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
+from jupyter_dsserve.fleet.need import TORCH_BYTES, need_of
+from jupyter_dsserve.protocol.spec import WorkerSpec
 from tests.bench.bench_load import weights_mib
 from tests.bench.models import VOCABULARY, make_tokenizer
 from tests.support import Caller, Peak, until
@@ -74,6 +76,7 @@ def save(kind: str, folder: Path, hidden: int, layers: int) -> tuple[Path, Path]
         ("bf16", "fp32", {}),
         ("fp32", "fp32", {"quantize": "int8", "min_agreement": 0}),
         ("bf16", "fp32", {"quantize": "int8", "min_agreement": 0}),
+        ("fp32", "bf16", {"quantize": "int8", "min_agreement": 0}),
         ("adapter of fp32", "fp32", {}),
         ("adapter of fp32", "bf16", {}),
         ("encoder", "fp32", {"task": "embed"}),
@@ -91,6 +94,9 @@ async def test_a_load_takes_at_most_a_fifth_more_than_the_weights(
     assert size > 95
     # Fewer bits stay than were read; where nothing is converted they are all that is ever in memory.
     assert size * (0.3 if fields.get("quantize") else 0.9) < taken <= size * 1.2
+    asked = need_of(WorkerSpec(str(large), dtype=dtype, **ANY, **fields), str(large), on_gpu=False)  # type: ignore[arg-type]
+    if fields.get("quantize"):
+        assert taken * 2**20 <= max(asked.fixed_bytes, asked.load_bytes) - TORCH_BYTES
 
 
 async def peak_mib(caller: Caller, name: str, model: Path, **fields: Any) -> float:
