@@ -10,9 +10,17 @@ from typing import NoReturn
 from jupyter_core.application import JupyterApp, base_aliases, base_flags
 from jupyter_core.paths import jupyter_data_dir
 from traitlets import Unicode, default
+from traitlets.config import Config
+
+# Of a config file: one may be for all of our commands, and the Jupyter server.
+SECTIONS = frozenset(
+    ("DSServeApp", "DSServeExtension", "ApplyApp", "BenchApp", "ExportApp", "KeyApp", "MonitoringApp", "ValidateApp")
+)
 
 
 class Command(JupyterApp):
+    _loaded: Config  # last
+
     dsserve_data_dir = Unicode(help="Where keys, versions, routes and logs are kept.").tag(config=True)
 
     @default("dsserve_data_dir")
@@ -41,16 +49,31 @@ class Command(JupyterApp):
         if self.config_file and not _config_files(Path(self.config_file)):
             self.quit(f"--config {self.config_file}: there is no such *.py or *.json file")
         self.raise_config_file_errors = True
+        named = f"--config {self.config_file}" if self.config_file else "a config file of Jupyter's"
         try:
             super().load_config_file(suppress_errors=False)
         except Exception as fault:
-            named = f"--config {self.config_file}" if self.config_file else "a config file of Jupyter's"
             self.quit(f"{named} cannot be used: {type(fault).__name__}: {fault}")
+        if self.config_file:  # the last that is loaded; those before it are for all of Jupyter's programs
+            self._check_sections(named, self._loaded)
         for name in self.config.get(type(self).__name__, {}):
             if name not in self.trait_names(config=True):
                 near = difflib.get_close_matches(name, self.trait_names(config=True), n=1)
                 own = f"{type(self).__name__}.{name}"
                 self.quit(f"there is no setting {own}" + (f": did you mean {near[0]}?" if near else "; see --help-all"))
+
+    def update_config(self, config: Config) -> None:
+        """Called with the content of each config file."""
+        self._loaded = config
+        super().update_config(config)
+
+    def _check_sections(self, named: str, config: Config) -> None:
+        for section in config:
+            known = {*SECTIONS, *(kind.__name__ for kind in type(self).__mro__)}
+            if section not in known:
+                near = difflib.get_close_matches(section, SECTIONS, n=1)
+                advice = f": did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(SECTIONS))}"
+                self.quit(f"{named} sets {section}, which is no section of ours{advice}")
 
     def quit(self, message: str) -> NoReturn:
         self.log.critical(message)

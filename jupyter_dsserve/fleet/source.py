@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,13 @@ def model_path(model: str, runner: RunnerName, task: Task = "generate", *, allow
 
 
 def check_can_load(path: str, spec: WorkerSpec) -> None:
-    """Raises `InvalidRequest` for settings that do not go together, or not with the model at ``path``.
+    """Raises `InvalidRequest` for settings that do not go together, or not with the model at ``path``, and for an
+    interpreter that cannot be run.
 
     Of a hub name only the worker sees the config.
     """
     check_combination(spec)
+    _check_python(spec.python)
     adapter = Adapter.read(Path(path))
     if spec.zero and (adapter or path.endswith(_GGUF)):
         raise InvalidRequest(
@@ -91,6 +94,16 @@ def check_can_load(path: str, spec: WorkerSpec) -> None:
         base = Path(adapter.base if adapter else path)
         if base.is_dir():  # else it is a hub name
             check_split(spec.model, _config(base), spec.tp)
+
+
+def _check_python(python: str) -> None:
+    """Whether it is a Python that has us only its start shows."""
+    if python and shutil.which(python) is None:
+        why = "cannot be run" if os.path.exists(python) else "does not exist here"
+        raise InvalidRequest(
+            f"the interpreter {python!r} {why}: give the path of a Python that has jupyter_dsserve installed",
+            param="python",
+        )
 
 
 def canonical(model: str) -> str:

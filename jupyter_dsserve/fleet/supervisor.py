@@ -228,14 +228,15 @@ class Supervisor:
             life = Watch(version, replica, process.pid)
             while not (reason := life.look(time.monotonic())):
                 if (code := await process.wait(timeout_s=TICK_S)) is not None:
-                    return _reason(replica, code, process.log_path)
+                    doubt = f": {_is_it_python(version)}" if spec.python and not replica.has_dialled else ""
+                    return _reason(replica, code, process.log_path) + doubt
                 if not replica.has_dialled and time.monotonic() - watch.started_s > max_dial_s:
                     return f"the worker did not dial in within {max_dial_s:.0f} s: {_is_it_python(version)}"
                 if overdue := await self._overdue(watch, replica):
                     return overdue
                 await self._look(version, replica, grant)
-            return reason
                 await process.bound_log()
+            return reason
         finally:
             # Shielded: whoever cancels us must still not leave a process.
             await asyncio.shield(process.kill())

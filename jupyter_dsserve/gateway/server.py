@@ -205,8 +205,9 @@ async def make_sure_loaded(fleet: Fleet, name: str, model: str) -> None:
     if same is None:
         models = ", ".join(f"{v.version} is {v.spec.model}" for v in known.versions)
         raise Conflict(
-            f"--load {name}={model}: {name} exists already with another model ({models}); load {model} as a new "
-            f"version of it over the control API, or under another name"
+            f"--load {name}={model}: {name} is known already with another model ({models}); leave --load out, and "
+            f"{name} is served as it was and takes {model} as a further version (%dsserve load); "
+            "or give it another name"
         )
     await fleet.load(name, same.version)
 

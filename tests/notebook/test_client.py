@@ -115,8 +115,8 @@ async def test_versions_are_named_by_themselves_and_the_same_model_is_not_loaded
 
 
 async def test_a_load_that_fails_says_why(client: AsyncClient) -> None:
-    with pytest.raises(Unavailable, match=r"demo@bad is FAILED: .*/no/such/python"):
-        await client.load("demo", TOY, "bad", python="/no/such/python")
+    with pytest.raises(Unavailable, match=r"demo@bad is FAILED: .*/bin/false"):
+        await client.load("demo", TOY, "bad", python="/bin/false")
 
 
 async def test_traffic_is_routed_activated_unloaded_and_loaded_again(client: AsyncClient) -> None:
@@ -148,7 +148,7 @@ async def test_traffic_is_routed_activated_unloaded_and_loaded_again(client: Asy
 async def test_an_activation_whose_load_fails_is_an_error_and_the_old_one_serves(client: AsyncClient) -> None:
     await client.load("demo", TOY)
     with pytest.raises(Unavailable, match="FAILED"):
-        await client.load("demo", TOY, "bad", python="/no/such/python")
+        await client.load("demo", TOY, "bad", python="/bin/false")
     with pytest.raises(Unavailable, match="demo@bad is FAILED"):
         await client.activate("demo", "bad")
     assert (await client.generate("demo", "x", max_tokens=1)).version == "v1"

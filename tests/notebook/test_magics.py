@@ -108,7 +108,7 @@ async def test_an_interrupt_between_two_pieces_cancels_it_too(loaded: Kernel) ->
         ("%dsserve load demo --model builtin:nope", "there are demo-v1, demo-v2"),
         ("%dsserve load demo --modle toy:", "--modle"),
         ("%dsserve load demo@v1 --version v2 --model toy:", "two versions"),
-        ("%dsserve load bad --model toy: --python /no/such/python", "bad@v1 is FAILED: "),
+        ("%dsserve load bad --model toy: --python /bin/false", "bad@v1 is FAILED: "),
         ("%dsserve route demo v1", "'v1': write VERSION=PERCENT"),
         ("%dsserve route demo v1=50", "sum to 50"),
         ("%dsserve policy demo --rule X=v2", "'X=v2': write HEADER=VALUE:VERSION"),

@@ -156,8 +156,8 @@ async def test_a_load_that_fails_leaves_what_serves_and_says_why(
     client: AsyncClient, caller: Caller, file: Path
 ) -> None:
     await client.apply(file)
-    write(file, TWO.replace("note: the second", "python: /no/such/python"))
-    with pytest.raises(Unavailable, match="/no/such/python"):
+    write(file, TWO.replace("note: the second", "python: /bin/false"))
+    with pytest.raises(Unavailable, match="/bin/false"):
         await client.apply(file)
     assert (await client.deployment("demo")).weights == {"v1": 100}
     assert (await caller.complete()).headers["X-DSServe-Version"] == "v1"

@@ -16,6 +16,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from jupyter_dsserve.command import SECTIONS
 from jupyter_dsserve.data_dir import DataDir
 from jupyter_dsserve.gateway.app import DSServeApp
 from jupyter_dsserve.protocol.errors import Conflict
@@ -233,6 +234,24 @@ async def test_a_port_that_is_taken_is_named_with_the_remedy(data_dir: Path) -> 
     assert "Traceback" not in said
 
 
+async def test_another_model_under_a_known_name_is_said_in_a_line_and_leaves_no_worker(data_dir: Path) -> None:
+    with Command(data_dir, "--load", FAST) as command:
+        async with await command.caller() as caller:
+            await caller.settled("demo", "v1", "READY")
+        command.signal(signal.SIGTERM)
+        command.output()
+    with Command(data_dir, "--load", "demo=toy:step_s=0.002") as command:
+        said = command.output()
+        assert command.process.returncode == 1
+    [line] = [line for line in said.splitlines() if "CRITICAL" in line]
+    assert "--load demo=toy:step_s=0.002: demo is known already with another model (v1 is toy:step_s=0.001)" in line
+    assert "Traceback" not in said
+    with Command(data_dir, "--load", FAST) as command:
+        async with await command.caller() as caller:
+            await caller.settled("demo", "v1", "READY")
+            assert len(worker_pids(command.pid)) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -259,6 +278,17 @@ async def test_options_that_cannot_be_are_said_in_a_line(data_dir: Path, options
     ("name", "content", "named"),
     [
         ("own.py", "c.DSServeApp.prot = 1", "no setting DSServeApp.prot: did you mean port?"),
+        (
+            "own.py",
+            "c.DSServApp.port = 1",
+            "sets DSServApp, which is no section of ours: did you mean DSServeApp?",
+        ),
+        (
+            "own.json",
+            '{"Gateway": {"port": 1}}',
+            "own.json sets Gateway, which is no section of ours; there are",
+        ),
+        ("own.py", "c.port = 1", "own.py sets port, which is no section of ours"),
         ("own.py", "c.DSServeApp.port = ", "own.py cannot be used: SyntaxError"),
         ("own.json", "{", "own.json cannot be used: JSONDecodeError"),
         ("own.conf", "c.DSServeApp.port = 0", "own.conf: there is no such *.py or *.json file"),
@@ -274,6 +304,20 @@ def test_a_config_file_that_does_not_hold_ends_the_start(
     said = capsys.readouterr().err
     assert named in said
     assert "Traceback" not in said
+
+
+def test_a_config_file_may_be_for_several_of_our_programs_and_for_their_bases(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "c.DSServeApp.port = 7\nc.KeyApp.rate = 2.0\nc.DSServeExtension.port = 8\nc.Application.log_level = 'ERROR'"
+    )
+    app = DSServeApp()
+    app.initialize(["--config", str(tmp_path / "own.py"), "--drain", "3"])
+    assert (app.port, app.drain_s, app.log_level) == (7, 3.0, 40)
+
+
+def test_every_command_has_its_section() -> None:
+    commands = {place.rpartition(".")[2] for place, _ in DSServeApp.subcommands.values()}
+    assert {*commands, "DSServeApp", "DSServeExtension"} == SECTIONS
 
 
 async def test_signs_that_mean_something_in_a_url_may_stand_in_the_data_directory(tmp_path: Path) -> None:

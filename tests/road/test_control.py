@@ -126,15 +126,15 @@ async def test_activate_loads_what_is_not_loaded_and_the_old_version_serves_mean
 
 async def test_a_candidate_that_fails_to_load_leaves_the_old_version_serving(caller: Caller) -> None:
     await caller.load("demo", "v1", FAST)
-    await caller.load("demo", "v2", FAST, python="/no/such/python", wait=False)
+    await caller.load("demo", "v2", FAST, python="/bin/false", wait=False)
     failed = await caller.settled("demo", "v2")
     assert failed["state"] == "FAILED"
-    assert "/no/such/python" in failed["reason"]
+    assert "/bin/false" in failed["reason"]
     await caller.post("/api/deployments/demo/activate", json={"version": "v2"})
     history = await until(
         lambda: caller.get("/api/history"), lambda a: any(e["kind"] == "activate_failed" for e in a.json())
     )
-    assert any("/no/such/python" in e["reason"] for e in history.json())
+    assert any("/bin/false" in e["reason"] for e in history.json())
     assert (await caller.complete()).headers["X-DSServe-Version"] == "v1"
 
 
@@ -431,9 +431,9 @@ async def test_a_directory_that_changed_since_it_was_registered_is_not_loaded_as
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
     (model / "model.safetensors").write_bytes(b"")
-    options = {"python": "/no/such/python"}
+    options = {"python": "/bin/false"}
     before = await caller.load("demo", "v1", str(model), **options)
-    assert "/no/such/python" in before["reason"]
+    assert "/bin/false" in before["reason"]
     (model / "model.safetensors").write_bytes(b"other")
     await caller.post("/api/deployments/demo/versions/v1/load")
     failed = await caller.settled("demo", "v1")
@@ -444,10 +444,10 @@ async def test_a_directory_that_changed_since_it_was_registered_is_not_loaded_as
     refused = await caller.post("/api/deployments", json={**same, "model": "builtin:demo-v2"})
     assert "its model is" in refused.json()["error"]["message"], "it has not changed: it is another one"
     other = await caller.load("demo", "v2", str(model), **options)
-    assert "/no/such/python" in other["reason"]
+    assert "/bin/false" in other["reason"]
     (model / "model.safetensors").write_bytes(b"")
     await caller.post("/api/deployments/demo/versions/v1/load")
-    assert "/no/such/python" in (await caller.settled("demo", "v1"))["reason"]
+    assert "/bin/false" in (await caller.settled("demo", "v1"))["reason"]
 
 
 async def test_history_goes_back_beyond_what_is_in_memory(caller: Caller, gateway: Gateway) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import grpc.aio
@@ -132,12 +133,41 @@ async def test_a_worker_told_to_end_loses_no_request(caller: Caller) -> None:
     assert both["replicas"][0]["pid"] not in {r["pid"] for r in again["replicas"]}
 
 
-@pytest.mark.parametrize("python", ["a\x00b", "/dev/null"])
-async def test_what_cannot_be_started_is_failed_with_its_reason(caller: Caller, python: str) -> None:
-    await caller.load("demo", "v1", "toy:", python=python, wait=False)
+@pytest.mark.parametrize(
+    ("python", "said"),
+    [
+        ("a\x00b", "does not exist here"),
+        ("/no/such/python", "the interpreter '/no/such/python' does not exist here: give the path of a Python"),
+        ("/dev/null", "the interpreter '/dev/null' cannot be run"),
+        ("/tmp", "the interpreter '/tmp' cannot be run"),
+    ],
+)
+async def test_an_interpreter_that_cannot_be_run_is_refused(caller: Caller, python: str, said: str) -> None:
+    body = {"name": "demo", "version": "v1", "model": "toy:", "python": python}
+    answer = await caller.post("/api/deployments", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "python")
+    assert said in answer.json()["error"]["message"]
+    assert (await caller.get("/api/deployments")).json() == []
+
+
+async def test_what_is_no_python_is_failed_at_once_with_its_reason(caller: Caller) -> None:
+    await caller.load("demo", "v1", "toy:", python="/bin/sh", wait=False)
     failed = await caller.settled("demo", "v1")
     assert failed["state"] == "FAILED"
-    assert "interpreter" in failed["reason"]
+    assert "is /bin/sh a Python with jupyter_dsserve installed?" in failed["reason"]
+
+
+async def test_an_interpreter_that_has_gone_since_fails_the_version(caller: Caller, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    await caller.load("demo", "v1", "toy:", python=str(python))
+    await caller.post("/api/deployments/demo/versions/v1/unload")
+    await caller.settled("demo", "v1", "STOPPED")
+    python.unlink()
+    await caller.post("/api/deployments/demo/versions/v1/load")
+    failed = await caller.settled("demo", "v1", "FAILED")
+    assert f"the interpreter '{python}' cannot be run" in failed["reason"]
 
 
 async def test_a_log_that_cannot_be_written_fails_the_version_and_says_so(caller: Caller, data_dir: Path) -> None:

@@ -143,12 +143,12 @@ async def test_a_candidate_that_fails_more_often_is_rolled_back(caller: Caller) 
 
 async def test_a_candidate_that_does_not_load_is_rolled_back_with_its_reason(caller: Caller) -> None:
     await caller.load("demo", "v1", STABLE)
-    await caller.load("demo", "v2", STABLE, python="/no/such/python", wait=False)
+    await caller.load("demo", "v2", STABLE, python="/bin/false", wait=False)
     await caller.settled("demo", "v2", "FAILED")
     await begin(caller)
     found = await over(caller)
     assert found["state"] == "ROLLED_BACK"
-    assert "/no/such/python" in found["reason"]
+    assert "/bin/false" in found["reason"]
     assert await weights(caller) == {"v1": 100}
 
 

@@ -82,14 +82,14 @@ async def test_recreate_ends_the_old_one_first_and_requests_wait_for_the_new_one
 
 
 async def test_the_old_version_comes_back_if_the_new_one_fails(caller: Caller) -> None:
-    await two(caller, LARGE, python="/no/such/python")
+    await two(caller, LARGE, python="/bin/false")
     assert (await activate(caller, "v2", strategy="recreate")).status_code == 202
     await caller.settled("demo", "v2", "FAILED")
     await until(lambda: state(caller), lambda found: found == ({"v1": 100}, ""))
     assert (await caller.complete()).headers["X-DSServe-Version"] == "v1"
     events = (await caller.get("/api/history")).json()
     [failed] = [e["reason"] for e in events if e["kind"] == "activate_failed"]
-    assert "/no/such/python" in failed
+    assert "/bin/false" in failed
     assert failed.endswith("v1 come back")
 
 
