@@ -43,6 +43,7 @@ async def test_json_lines_have_a_record_for_each_call_and_for_each_line_of_a_wor
                 lambda: lines_of(command),
                 lambda seen: (
                     {"cancelled"} <= {e.get("event.outcome") for e in seen}
+                    and any(e.get("url.path") == "/api/deployments/nobody" for e in seen)
                     and any(e.get("dsserve.replica") == "demo@v1#0" for e in seen)
                 ),
             )
