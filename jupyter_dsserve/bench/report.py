@@ -64,7 +64,8 @@ class Report:
         return {"text/plain": str(self), "text/html": html}
 
     def _ipython_display_(self) -> None:
-        """In a notebook: the table, and the plot as a widget (which needs nothing from the network)."""
+        """In a notebook: the table, and the plot as a widget (which needs nothing from the network), or as a picture
+        where none shows."""
         from IPython.core.getipython import get_ipython
         from IPython.display import display
 
@@ -72,7 +73,12 @@ class Report:
         if self.points and getattr(get_ipython(), "kernel", None):  # a terminal would show its source
             import plotly.graph_objects as go
 
-            display(go.FigureWidget(self.figure()))
+            from jupyter_dsserve.bench.picture import sweep_svg
+
+            figure = self.figure()
+            plot = go.FigureWidget(figure)._repr_mimebundle_()
+            words = {"text/plain": figure.layout.title.text, "text/html": sweep_svg(figure)}
+            display({**plot, **words}, raw=True)
 
     def notes(self) -> list[str]:
         """What a reader of the figures must know, in sentences; often nothing."""

@@ -59,7 +59,8 @@ class Ledger(Shown, LedgerStatus):
         if getattr(get_ipython(), "kernel", None):  # a terminal would show its source
             import plotly.graph_objects as go
 
-            display(go.FigureWidget(self.figure()))
+            plot = go.FigureWidget(self.figure())._repr_mimebundle_()
+            display({**plot, "text/html": "", "text/plain": ""}, raw=True)  # where no widget shows, the table says it
 
 
 def _title(device: DeviceMemory) -> str:

@@ -81,7 +81,8 @@ class Trace(Shown, TraceRecord):
         if getattr(get_ipython(), "kernel", None):  # a terminal would show its source
             import plotly.graph_objects as go
 
-            display(go.FigureWidget(self.figure()))
+            plot = go.FigureWidget(self.figure())._repr_mimebundle_()
+            display({**plot, "text/html": "", "text/plain": ""}, raw=True)  # where no widget shows, the table says it
         display(self._repr_mimebundle_(), raw=True)
 
 

@@ -330,7 +330,7 @@ def state_text(version: VersionStatus) -> str:
 
 def _versions(versions: Sequence[Version], title: str, picture: str = "") -> Bundle:
     rows = [_cells(v) for v in versions]
-    colours = [colour_of(v.version) for v in versions]
+    colours = [ink(colour_of(v.version)) for v in versions]
     return {
         "text/plain": f"{title}\n{text_table(_VERSIONS, rows)}",
         "text/html": f"<b>{escape(title)}</b>{picture}{html_table(_VERSIONS, rows, colours)}",

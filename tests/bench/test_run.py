@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp.web
 import pytest
 
+from jupyter_dsserve.bench.picture import sweep_svg
 from jupyter_dsserve.bench.plan import Plan
 from jupyter_dsserve.bench.report import Report
 from jupyter_dsserve.bench.run import Bench, run_blocking
@@ -259,6 +260,11 @@ async def test_the_plot_has_a_line_for_each_figure_and_the_slo(gateway: Gateway,
     assert list(figure.data[0].y) == [p.output_tokens_per_s for p in report.points]
     assert list(figure.data[2].y) == [1000 * (p.first_token_s.p95 or 0) for p in report.points]
     assert [shape.y0 for shape in figure.layout.shapes] == [500]
+    svg = sweep_svg(figure)
+    assert svg.count("<path") == 3 + 5
+    assert "nan" not in svg
+    alone = sweep_svg(dataclasses.replace(report, points=report.points[:1]).figure())
+    assert alone.count("<path") == 3 + 5, "a sweep of one point has points"
 
 
 async def test_without_awaiting_it_runs_in_a_thread_and_tells_how_far_it_is(gateway: Gateway, caller: Caller) -> None:

@@ -24,6 +24,8 @@ class Output:
     errors: str = ""
     is_error: bool = False
     shown: list[dict[str, Any]] = field(default_factory=list)
+    places: dict[str, int] = field(default_factory=dict)  # in ``shown``, of what may still change
+    replaced: list[dict[str, Any]] = field(default_factory=list)  # what was shown for a while
 
     @property
     def html(self) -> str:
@@ -77,7 +79,13 @@ class Kernel:
             else:
                 self._output.errors += content["text"]
         elif kind in ("execute_result", "display_data"):
+            if id := content.get("transient", {}).get("display_id"):
+                self._output.places[id] = len(self._output.shown)
             self._output.shown.append(content["data"])
+        elif kind == "update_display_data":
+            place = self._output.places[content["transient"]["display_id"]]
+            self._output.replaced.append(self._output.shown[place])
+            self._output.shown[place] = content["data"]
         elif kind == "error":
             self._output.is_error = True
             self._output.errors += "\n".join(content["traceback"])

@@ -27,7 +27,8 @@ def test_looking_starts_nothing_and_loading_starts_the_gateway(kernel: Kernel) -
     assert kernel.server.processes() == []
     loading = kernel.run('%dsserve load first --model toy:load_s=0.5 --note "the first one"')
     bar, table = loading.shown
-    assert "application/vnd.jupyter.widget-view+json" in bar, "no progress bar was shown"
+    assert "application/vnd.jupyter.widget-view+json" in loading.replaced[0], "no progress bar was shown"
+    assert bar == {"text/plain": ""}, "it stays"
     assert "application/json" not in table
     assert "first@v1: READY" in table["text/plain"]
     assert "the first one" in table["text/html"]
@@ -278,18 +279,21 @@ def test_the_trace_of_a_call_is_a_timeline_and_a_table(loaded: Kernel) -> None:
     id = listed[-1].split()[1]
     picture, table = loaded.run(f"%dsserve trace {id}").shown
     assert "application/vnd.jupyter.widget-view+json" in picture
+    assert picture["text/plain"] == picture["text/html"] == "", "it shows its source where no widget shows"
     assert table["text/plain"].startswith(f"{id}  demo@v1, ")
     assert "    decode" in table["text/plain"]
 
 
-def test_a_load_test_shows_a_bar_then_a_table_and_a_plot(loaded: Kernel) -> None:
-    shown = loaded.run("%dsserve bench demo --concurrency 1,3 --seconds 0.4 --output-tokens 10").shown
-    bar, table, plot = shown
-    assert "application/vnd.jupyter.widget-view+json" in bar
+def test_a_load_test_shows_a_table_and_a_plot_and_takes_its_bar_off_the_page(loaded: Kernel) -> None:
+    found = loaded.run("%dsserve bench demo --concurrency 1,3 --seconds 0.4 --output-tokens 10")
+    bar, table, plot = found.shown
+    assert "application/vnd.jupyter.widget-view+json" in found.replaced[0]
+    assert bar == {"text/plain": ""}
     assert "requests in flight  " in table["text/plain"]
     assert "<th" in table["text/html"]
     assert "application/vnd.jupyter.widget-view+json" in plot
-    assert "FigureWidget" in plot["text/plain"]
+    assert plot["text/plain"] == "demo: p95, and dotted p50, over the concurrency"
+    assert plot["text/html"].count("<path") == 3 + 5, "where no widget shows, axes and lines"
 
 
 def test_a_load_test_that_is_interrupted_shows_what_it_has(loaded: Kernel) -> None:
@@ -312,8 +316,10 @@ def test_a_candidate_is_tried_with_a_bar_and_a_verdict(loaded: Kernel, tmp_path:
     right, wrong = ({"prompt": "hello", "max_tokens": 9, "expect": {"equals": e}} for e in (toy_text("hello", 9), "x"))
     prompts.write_text(json.dumps(right))
     load = "--rounds 1 --seconds 0.4 --output-tokens 20 --report " + str(tmp_path / "out.md")
-    bar, verdict = loaded.run(f"%dsserve validate tried@v2 --baseline tried@v1 --prompts {prompts} {load}").shown
-    assert "application/vnd.jupyter.widget-view+json" in bar
+    tried = loaded.run(f"%dsserve validate tried@v2 --baseline tried@v1 --prompts {prompts} {load}")
+    bar, verdict = tried.shown
+    assert "application/vnd.jupyter.widget-view+json" in tried.replaced[0]
+    assert bar == {"text/plain": ""}
     assert verdict["text/plain"].startswith("tried@v2 against tried@v1: FAILED")
     assert "times the baseline" in verdict["text/html"]
     assert verdict["text/html"].count("<table") == 2

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jupyter_dsserve.notebook.figures import live_traces, live_words, mark_data, mark_shapes
+from jupyter_dsserve.notebook.figures import NUM_HEADS, live_traces, live_words, mark_data, mark_shapes
 from jupyter_dsserve.notebook.parts.plots import Plots
 from jupyter_dsserve.notebook.past import Mark, Past
 from jupyter_dsserve.notebook.series import WINDOW_S, Series
@@ -156,6 +156,19 @@ def test_seconds_without_an_error_are_no_points() -> None:
     found = series.curves("v1", 1e9 + 2).errors_per_s
     assert np.isnan(found[:2]).all()
     assert found[2] == 5
+
+
+def test_a_page_that_is_loaded_again_is_told_what_is_drawn_now() -> None:
+    series, plots = Series(), Plots("demo")
+    for second in range(3):
+        series.add(stats(1e9 + second))
+    plots.draw(["v1"], series, [], 1e9 + 3)
+    told = plots.figure.get_state()
+    assert [line.get("name") for line in told["_widget_data"]] == [line.name for line in plots.figure.data]
+    assert "v1" in [line.get("name") for line in told["_widget_data"]]
+    assert told["_widget_data"][NUM_HEADS]["x"], "without its numbers"
+    assert told["_widget_layout"]["autosize"] is True, "it was not at first"
+    assert plots.figure.get_state("_config").keys() == {"_config"}
 
 
 def test_an_hour_of_two_versions_takes_no_more_memory_than_its_first_half() -> None:

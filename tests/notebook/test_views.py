@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jupyter_dsserve.notebook.views import COLOURS, Answer, Deployment, History, Rollout, Status, Version, colour_of
+from jupyter_dsserve.notebook.views import (
+    COLOURS,
+    Answer,
+    Deployment,
+    History,
+    Rollout,
+    Status,
+    Version,
+    colour_of,
+    ink,
+)
 from jupyter_dsserve.protocol.records import (
     Difference,
     Event,
@@ -40,7 +50,8 @@ def test_a_deployment_is_a_table_with_a_bar_of_its_traffic() -> None:
     assert shown["text/plain"].splitlines()[0] == "demo: v1=90 v2=10"
     assert [line.split()[0] for line in shown["text/plain"].splitlines()[2:]] == ["v1", "v2"]
     assert "width:90%" in shown["text/html"]
-    assert colour_of("v2") in shown["text/html"]
+    assert f"background:{colour_of('v2')}" in shown["text/html"]
+    assert f'<b style="color:{ink(colour_of("v2"))}">v2</b>' in shown["text/html"], "hard to read on a dark page"
 
 
 def test_a_rollout_shows_its_reason_its_figures_and_where_answers_differ() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import plotly.graph_objects as go
@@ -27,6 +28,18 @@ from jupyter_dsserve.notebook.zoom import LIVE, Range, Zoom, is_same
 _NUDGE_S = 0.001  # too little to see
 
 
+class _Figure(go.FigureWidget):  # type: ignore[misc]  # plotly has no types
+    """Whole on a page that is loaded again, and in a second one: plotly's own would tell it what was there at first."""
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        state: dict[str, Any] = super().get_state(key, drop_defaults)
+        now = {"_widget_data": self.__dict__.get("_data"), "_widget_layout": self.__dict__.get("_layout")}
+        for name, value in now.items():
+            if name in state and value is not None:  # there is none while it is being made
+                state[name] = self.trait_metadata(name, "to_json")(deepcopy(value), self)
+        return state
+
+
 class Plots:
     """Holds the figure. One for all panes: each figure brings five megabytes of plotly into the page."""
 
@@ -37,7 +50,7 @@ class Plots:
         self._zoom, self._told, self._drawn_at = Zoom(), LIVE, 0.0
 
     def _new(self) -> Any:
-        figure = go.FigureWidget(data=mark_traces(), layout=live_layout(self._name))
+        figure = _Figure(data=mark_traces(), layout=live_layout(self._name))
         # As wide as the page; a double click ends a zoom, and does not fit the axes to the data.
         look = {"responsive": True, "displayModeBar": False, "doubleClick": "reset"}
         figure._config = {**figure._config, **look}
