@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import datetime, timezone
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import DSServeError
 
 ACTIVITY_S = 5.0
+_NEAR = 0.86  # nearer than the names of Jupyter's own classes
 _DATA_DIR = str(Path(jupyter_data_dir()) / "dsserve")
 
 
@@ -73,6 +75,10 @@ class DSServeExtension(ExtensionApp):
     def initialize_settings(self) -> None:
         self._tasks: list[asyncio.Task[None]] = []
         self._in_flight = 0
+        own = type(self).__name__
+        for section in self.config:  # traitlets tells of a setting that nobody knows, and not of a section
+            if section != own and get_close_matches(section, [own], cutoff=_NEAR):
+                self.log.warning("the settings of %s hold for nothing here: did you mean %s?", section, own)
         config = GatewayConfig.told(
             self.trait_values(), data_dir=Path(self.dsserve_data_dir).expanduser(), restore=self.autostart
         )

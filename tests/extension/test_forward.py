@@ -254,6 +254,16 @@ async def test_calls_say_that_it_is_still_starting_when_their_time_is_over(home:
             assert (await caller.get("/v1/models")).status_code == 200
 
 
+@pytest.mark.parametrize(("section", "is_told"), [("DSServeExtention", True), ("ServerExtensionApp", False)])
+def test_a_misspelt_section_of_the_servers_settings_is_told(home: Path, section: str, is_told: bool) -> None:
+    (home / "config").mkdir(parents=True)
+    (home / "config/jupyter_server_config.py").write_text(f"c.{section}.autostart = True\n")
+    with JupyterServer(home) as server:
+        assert server.url
+        said = server.log_path.read_text()
+    assert (f"the settings of {section} hold for nothing here: did you mean DSServeExtension?" in said) is is_told
+
+
 async def test_a_gateway_that_cannot_start_says_why(home: Path) -> None:
     (home / "data").mkdir(parents=True)
     (home / "data/dsserve").write_text("in the way")
