@@ -34,7 +34,7 @@ class AdmissionSettings:
     timeout_medium_s: float = 60.0
     timeout_low_s: float = 120.0
     bytes_per_s: float = 20e6
-    build_s: float = 120.0
+    build_s: float = 300.0  # alone on a machine it takes half a minute
     stall_s: float = 60.0
     ageing_s: float = 300.0
     max_wait_s: float = 0.0
