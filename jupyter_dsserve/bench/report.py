@@ -71,12 +71,11 @@ class Report:
 
         display(self._repr_mimebundle_(), raw=True)
         if self.points and getattr(get_ipython(), "kernel", None):  # a terminal would show its source
-            import plotly.graph_objects as go
-
+            from jupyter_dsserve.bench.fitted import fitted
             from jupyter_dsserve.bench.picture import sweep_svg
 
             figure = self.figure()
-            plot = go.FigureWidget(figure)._repr_mimebundle_()
+            plot = fitted(figure)._repr_mimebundle_()
             words = {"text/plain": figure.layout.title.text, "text/html": sweep_svg(figure)}
             display({**plot, **words}, raw=True)
 

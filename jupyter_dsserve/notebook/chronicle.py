@@ -58,7 +58,7 @@ class Chronicle(Shown):
         from IPython.display import display
 
         if self.stats.series and getattr(get_ipython(), "kernel", None):  # a terminal would show its source
-            from jupyter_dsserve.notebook.fitted import fitted
+            from jupyter_dsserve.bench.fitted import fitted
 
             display({**fitted(self.figure())._repr_mimebundle_(), "text/html": self._pictures()}, raw=True)
         display(self._tables(), raw=True)

@@ -79,9 +79,9 @@ class Trace(Shown, TraceRecord):
         from IPython.display import display
 
         if getattr(get_ipython(), "kernel", None):  # a terminal would show its source
-            import plotly.graph_objects as go
+            from jupyter_dsserve.bench.fitted import fitted
 
-            plot = go.FigureWidget(self.figure())._repr_mimebundle_()
+            plot = fitted(self.figure())._repr_mimebundle_()
             display({**plot, "text/html": "", "text/plain": ""}, raw=True)  # where no widget shows, the table says it
         display(self._repr_mimebundle_(), raw=True)
 

@@ -26,6 +26,14 @@ export class Board extends ReactWidget {
     this.addClass('jp-DSServe');
     this.node.setAttribute('role', 'region');
     this.node.setAttribute('aria-label', 'Model serving');
+    this.node.tabIndex = -1;
+  }
+
+  /** Whoever came by a command goes on with the keyboard from here. */
+  protected onActivateRequest(): void {
+    if (!this.node.contains(document.activeElement)) {
+      this.node.focus();
+    }
   }
 
   protected onAfterShow(): void {

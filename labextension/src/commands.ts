@@ -61,6 +61,7 @@ interface ITarget {
 export function addCommands(
   app: JupyterFrontEnd,
   model: Model,
+  sidebar: Board,
   boards: WidgetTracker<MainAreaWidget<Board>>
 ): void {
   const { commands, serviceManager, shell } = app;
@@ -309,7 +310,11 @@ export function addCommands(
 
   commands.addCommand(ID.show, {
     label: 'Show Model Serving in the Sidebar',
-    execute: () => shell.activateById(SIDEBAR)
+    execute: () => {
+      shell.activateById(SIDEBAR);
+      // The command palette, as it closes, moves the keyboard to the main area.
+      setTimeout(() => sidebar.activate());
+    }
   });
 
   commands.addCommand(ID.open, {

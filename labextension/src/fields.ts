@@ -46,7 +46,7 @@ export function loadFields(name: string): IField[] {
       kind: 'text',
       isRequired: true,
       options: ['builtin:demo-v1', 'builtin:demo-v2'],
-      hint: 'a directory, org/name or builtin:demo-v1'
+      hint: 'a directory, or org/name'
     },
     {
       name: 'version',

@@ -61,9 +61,9 @@ const plugin: JupyterFrontEndPlugin<void> = {
     const boards = new WidgetTracker<MainAreaWidget<Board>>({
       namespace: 'jupyter-dsserve'
     });
-    addCommands(app, model, boards);
-
     const sidebar = new Board(model, app.commands);
+    addCommands(app, model, sidebar, boards);
+
     sidebar.id = SIDEBAR;
     sidebar.title.icon = serveIcon;
     sidebar.title.caption = 'Model Serving';

@@ -13,6 +13,9 @@ export interface INotice {
   isBad: boolean;
 }
 
+/** As many of one kind are told one by one; a fleet that loads would cover the page. */
+const MAX_ALONE = 2;
+
 /** Loads that ended, rollouts that ended, and a gateway that failed. */
 export function notices(before: ISeen, after: ISeen): INotice[] {
   const found: INotice[] = [];
@@ -27,6 +30,9 @@ export function notices(before: ISeen, after: ISeen): INotice[] {
     return found; // a gateway that came or went: nothing is news
   }
   const states = statesOf(before.status);
+  const ready: string[] = [];
+  const failed: string[] = [];
+  const reasons: string[] = [];
   for (const deployment of after.status.deployments) {
     for (const version of deployment.versions) {
       const id = `${deployment.name}@${version.version}`;
@@ -34,9 +40,10 @@ export function notices(before: ISeen, after: ISeen): INotice[] {
         continue;
       }
       if (version.state === 'READY') {
-        found.push({ text: `${id} is READY`, isBad: false });
+        ready.push(id);
       } else if (version.state === 'FAILED') {
-        found.push({ text: `${id} FAILED: ${version.reason}`, isBad: true });
+        failed.push(id);
+        reasons.push(version.reason);
       }
     }
     const rollout = deployment.rollout;
@@ -48,6 +55,19 @@ export function notices(before: ISeen, after: ISeen): INotice[] {
         found.push({ text, isBad });
       }
     }
+  }
+  if (ready.length > MAX_ALONE) {
+    const text = `${ready.length} versions are READY: ${ready.join(', ')}`;
+    found.push({ text, isBad: false });
+  } else {
+    found.push(...ready.map(id => ({ text: `${id} is READY`, isBad: false })));
+  }
+  if (failed.length > MAX_ALONE) {
+    const text = `${failed.length} versions FAILED: ${failed.join(', ')}; the first: ${reasons[0]}`;
+    found.push({ text, isBad: true });
+  } else {
+    const tell = (id: string, i: number) => `${id} FAILED: ${reasons[i]}`;
+    found.push(...failed.map((id, i) => ({ text: tell(id, i), isBad: true })));
   }
   return found;
 }

@@ -25,6 +25,28 @@ test('a version that was not there before and is READY is told too', () => {
   assert.equal(notices(seen(), of('READY')).length, 1);
 });
 
+test('what happens to many at once is told in one notice', () => {
+  const names = ['v1', 'v2', 'v3', 'v4', 'v5', 'v6'];
+  const isBad = (name: string) => name < 'v4';
+  const before = seen(deployment(names.map(name => version(name, { state: 'LOADING' }))));
+  const after = seen(
+    deployment(
+      names.map(name =>
+        isBad(name) ? version(name, { state: 'FAILED', reason: `why ${name}` }) : version(name)
+      )
+    )
+  );
+  assert.deepEqual(notices(before, after), [
+    { text: '3 versions are READY: demo@v4, demo@v5, demo@v6', isBad: false },
+    {
+      text: '3 versions FAILED: demo@v1, demo@v2, demo@v3; the first: why v1',
+      isBad: true
+    }
+  ]);
+  const two = seen(deployment([version('v1'), version('v2')]));
+  assert.equal(notices(seen(), two).length, 2);
+});
+
 test('a failure is told with its reason', () => {
   assert.deepEqual(notices(of('LOADING'), of('FAILED', 'no memory')), [
     { text: 'demo@v1 FAILED: no memory', isBad: true }

@@ -57,3 +57,13 @@ def test_the_panel_shows_its_rows_and_its_plots(page: Page) -> None:
 def test_the_sidebar_is_there_too(page: Page) -> None:
     run(page, "dsserve:show")
     sidebar(page).get_by_role("listitem", name="demo@v1", exact=True).get_by_text("READY").wait_for()
+
+
+def test_a_panel_whose_kernel_is_gone_says_so_once(page: Page) -> None:
+    """And not with a sign at each of its widgets."""
+    run(page, "kernelmenu:restart")
+    page.locator(".jp-Dialog button.jp-mod-accept").last.click()
+    signs = """() => [...document.querySelectorAll(".dsserve-panel, .dsserve-panel *")]
+        .map(each => getComputedStyle(each, "::before").content).filter(it => /kernel|\\uf127/.test(it))"""
+    found = eventually(lambda: page.evaluate(signs))
+    assert found == ['"✕ The kernel of this panel is gone: run the cell again."']

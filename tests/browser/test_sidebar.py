@@ -186,6 +186,20 @@ def test_the_line_in_the_status_bar_opens_the_sidebar(page: Page) -> None:
     sidebar(page).wait_for(state="hidden")
     line(page).click()
     sidebar(page).wait_for(state="visible")
+    assert sidebar(page).evaluate("it => it === document.activeElement"), "the keyboard is elsewhere"
+
+
+def test_the_palette_leads_the_keyboard_to_the_sidebar(page: Page) -> None:
+    run(page, "filebrowser:activate")
+    sidebar(page).wait_for(state="hidden")
+    page.locator(".jp-LauncherCard").first.focus()
+    page.keyboard.press("Control+Shift+C")
+    page.keyboard.type("show model serving")
+    page.locator(".lm-CommandPalette-item.lm-mod-active", has_text="Show Model Serving in the Sidebar").wait_for()
+    page.keyboard.press("Enter")
+    eventually(lambda: sidebar(page).evaluate("it => it === document.activeElement"))
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Actions for demo"
 
 
 def test_a_version_is_unloaded_and_loaded_by_the_keyboard(lab: Lab, page: Page) -> None:

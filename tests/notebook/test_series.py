@@ -169,6 +169,8 @@ def test_a_page_that_is_loaded_again_is_told_what_is_drawn_now() -> None:
     assert told["_widget_data"][NUM_HEADS]["x"], "without its numbers"
     assert told["_widget_layout"]["autosize"] is True, "it was not at first"
     assert plots.figure.get_state("_config").keys() == {"_config"}
+    plots.figure.set_state({"_widget_data": [], "_view_count": 2})  # a second page, of what it was told at first
+    assert (len(plots.figure._widget_data), plots.figure._view_count) == (NUM_HEADS, 2)
 
 
 def test_an_hour_of_two_versions_takes_no_more_memory_than_its_first_half() -> None:

@@ -53,11 +53,22 @@ function render({ model, el }) {
 export default { render };
 """
 
+# ipywidgets puts a red sign at each of some forty widgets when their kernel is gone.
+_CSS = """
+.dsserve-panel .jupyter-widgets-disconnected::before { content: none; }
+.dsserve-panel.jupyter-widgets-disconnected::before {
+  content: "✕ The kernel of this panel is gone: run the cell again.";
+  font: inherit;
+  color: inherit;
+}
+"""
+
 
 class Eye(anywidget.AnyWidget):
     """``is_seen`` is what the page said last; a page that says nothing has its panels drawn."""
 
     _esm = _ESM
+    _css = _CSS
     is_seen = traitlets.Bool(True).tag(sync=True)
 
     def __init__(self, on_open: Callable[[], object]) -> None:
