@@ -60,7 +60,8 @@ class Chronicle(Shown):
         if self.stats.series and getattr(get_ipython(), "kernel", None):  # a terminal would show its source
             from jupyter_dsserve.bench.fitted import fitted
 
-            display({**fitted(self.figure())._repr_mimebundle_(), "text/html": self._pictures()}, raw=True)
+            plot = fitted(self.figure())._repr_mimebundle_()
+            display({**plot, "text/html": self._pictures(), "text/plain": ""}, raw=True)
         display(self._tables(), raw=True)
 
 

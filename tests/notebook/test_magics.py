@@ -255,6 +255,7 @@ def test_the_history_of_a_time_is_a_plot_with_a_picture_for_where_it_does_not_sh
     plot, tables = next(found for _ in range(50) if len(found := shown()) == 2)  # a look each second
     assert "application/vnd.jupyter.widget-view+json" in plot
     assert "requests/s, " in plot["text/html"]
+    assert plot["text/plain"] == "", "a page without widgets would show its source"
     assert 'stroke="#0072B2"' in plot["text/html"]
     assert "in steps of 1 min" in tables["text/plain"]
     assert "demo@v1" in tables["text/plain"]
