@@ -44,9 +44,13 @@ class LoadWatch:
         return True
 
     def worked(self, work_s: float, now: float) -> None:
-        """Its processes have done ``work_s`` by now, as `devices.Machine.work_s` counts it."""
+        """Its processes have done ``work_s`` by now, as `devices.Machine.work_s` counts it.
+
+        It falls when one of them ends, as each compiler of a build does: what is done counts from there.
+        """
         if work_s >= self._work_s + _LEAST_WORK_S:
             self._work_s, self._moved_s = work_s, now
+        self._work_s = min(self._work_s, work_s)
 
     def overdue(self, now: float) -> str:
         """Why the load is given up; empty as long as it is not."""

@@ -59,3 +59,13 @@ def test_a_load_that_computes_gets_on_although_it_says_nothing() -> None:
         assert load.is_quiet("importing torch", 0.0, 1000.0 + second)
         load.worked(float(second), 1000.0 + second)
         assert load.overdue(1000.0 + second) == ""
+
+
+def test_a_build_gets_on_although_each_compiler_takes_its_work_with_it_when_it_ends() -> None:
+    load = watch(timeout_low_s=600.0)
+    load.is_quiet("deepspeed", 0.8, 1000.0)
+    for second in range(1, 400):
+        load.worked(5.0 + second % 40, 1000.0 + second)  # the second compiler never did more than the first
+        assert load.overdue(1000.0 + second) == ""
+    load.worked(5.0, 1400.0)
+    assert load.overdue(1470.0).startswith("the load made no progress for 71 s")
