@@ -134,18 +134,15 @@ def pack_linears(model: torch.nn.Module) -> int:
     then there twice. What AutoTP made of a linear layer is packed too; other subclasses of `torch.nn.Linear` mean
     something of their own and are left alone.
     """
-    num_packed = 0
-    for parent in list(model.modules()):
-        for names in _products(parent):
-            layers = [getattr(parent, name) for name in names]
-            for name, packed in zip(names, _packed(layers), strict=True):
-                setattr(parent, name, packed)
-            del layers
-            return_freed()  # what held the weights before
-            num_packed += len(names)
+    # By name: whoever held the layers here would hold their weights until the end.
+    products = [(parent, names) for parent in model.modules() for names in _products(parent)]
+    for parent, names in products:
+        for name, packed in zip(names, _packed([getattr(parent, name) for name in names]), strict=True):
+            setattr(parent, name, packed)
+        return_freed()  # what held the weights before
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
-    return num_packed
+    return sum(len(names) for _, names in products)
 
 
 def _products(parent: torch.nn.Module) -> list[tuple[str, ...]]:
