@@ -71,5 +71,5 @@ def _column(named: Column | str) -> Column:
 
 
 def _style(column: Column) -> str:
-    side = "right" if column.is_number else "left"
+    side = "right;white-space:nowrap" if column.is_number else "left"  # a number keeps its unit beside it
     return f'style="text-align:{side}{f";{column.style}" if column.style else ""}"'

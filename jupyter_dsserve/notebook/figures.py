@@ -19,9 +19,12 @@ from jupyter_dsserve.protocol.records import LedgerStatus
 _GRID = "rgba(128,128,128,.25)"
 _FREE, _OTHERS = "rgba(128,128,128,.1)", "rgba(128,128,128,.55)"
 
-_COLUMNS, _ROWS = 3, 2
-NUM_HEADS = _COLUMNS  # of marks: one above each column
-_GAP_X, _GAP_Y = 0.065, 0.2
+COLUMNS, NARROW_COLUMNS = 3, 2  # of panes; the latter where the page is narrow
+NUM_HEADS = COLUMNS  # of marks: one above each column
+_GAP_X = {COLUMNS: 0.065, NARROW_COLUMNS: 0.13}  # of the figure's width: room for the numbers beside an axis
+_PANE_PX, _GAP_PX = 128, 64
+_LEGEND_PX = 35  # above the first row
+_MARGIN_PX = {"l": 36, "r": 36, "t": 60, "b": 36}
 _MAX_MARKS = 12
 _WORD_WIDTH = 0.16  # that much of the time axis a word takes
 _WORDS_HIGH, _TITLE_HIGH = 5, 4  # px above a pane; titles of the first row stand above the marks' words
@@ -40,14 +43,14 @@ class _Line:
     hover: str = "%{y:.0f} ms"
 
 
-# Row by row. The memory has a second axis in the last one.
+# Row by row, broken where a narrow page breaks them. The memory has a second axis in the last one.
 _PANES = (
-    "answers, ms: p95 (p50, p99 thin)",
+    "answers, ms:\np95 (p50, p99 thin)",
     "first token p95, ms",
     "tokens/s",
-    "requests/s (× errors)",
-    "in flight (in line: thin)",
-    "KV cache, % (memory, MiB: thin)",
+    "requests/s\n(× errors)",
+    "in flight\n(in line: thin)",
+    "KV cache, %\n(memory, MiB: thin)",
 )
 _MEMORY = len(_PANES)
 _HEADS = _MEMORY + 1  # and the next two: axes from 0 to 1 over the first row, for the heads of marks
@@ -142,7 +145,9 @@ def mark_shapes(marks: Sequence[Mark], now: float, window_s: float = WINDOW_S) -
     ]
 
 
-def live_words(marks: Sequence[Mark], now: float, window_s: float = WINDOW_S) -> list[dict[str, Any]]:
+def live_words(
+    marks: Sequence[Mark], now: float, window_s: float = WINDOW_S, columns: int = COLUMNS
+) -> list[dict[str, Any]]:
     """What is written on the figure: the panes' titles, and each mark's word above its line over the first pane, where
     no curve is, unless a later word is too near."""
     told: list[Mark] = []
@@ -164,7 +169,7 @@ def live_words(marks: Sequence[Mark], now: float, window_s: float = WINDOW_S) ->
         }
         for m in reversed(told)
     ]
-    return [*_TITLES, *words]
+    return [*_titles(columns), *words]
 
 
 def _last(marks: Sequence[Mark], now: float, window_s: float) -> list[Mark]:
@@ -182,32 +187,48 @@ def _axis(index: int) -> str:
     return str(index + 1) if index else ""
 
 
-def _domains(pane: int) -> tuple[list[float], list[float]]:
+def height_px(columns: int) -> int:
+    """Of the live figure."""
+    return _height(columns) + _MARGIN_PX["t"] + _MARGIN_PX["b"]
+
+
+def _height(columns: int) -> int:
+    """Of all panes, in px."""
+    rows = len(_PANES) // columns
+    return rows * _PANE_PX + (rows - 1) * _GAP_PX
+
+
+def _domains(pane: int, columns: int) -> tuple[list[float], list[float]]:
     """Where a pane lies, from left to right and from bottom to top."""
-    width, height = (1 - (_COLUMNS - 1) * _GAP_X) / _COLUMNS, (1 - (_ROWS - 1) * _GAP_Y) / _ROWS
-    row, column = divmod(pane, _COLUMNS)
-    left, bottom = column * (width + _GAP_X), (_ROWS - 1 - row) * (height + _GAP_Y)
-    return [left, left + width], [bottom, bottom + height]
+    gap = _GAP_X[columns]
+    width = (1 - (columns - 1) * gap) / columns
+    row, column = divmod(pane, columns)
+    left, top = column * (width + gap), 1 - row * (_PANE_PX + _GAP_PX) / _height(columns)
+    return [left, left + width], [max(top - _PANE_PX / _height(columns), 0.0), top]
 
 
 # In each pane seconds ago; they show the same part of it.
 TIME_AXES = tuple(f"xaxis{_axis(pane)}" for pane in range(len(_PANES)))
 
-_TITLES = [
-    {
-        "text": title,
-        "x": _domains(pane)[0][0],
-        "y": _domains(pane)[1][1],
-        "xref": "paper",
-        "yref": "paper",
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "yshift": _TITLE_HIGH + (_WORDS_PX if pane < _COLUMNS else 0),
-        "showarrow": False,
-        "font": {"size": 11},
-    }
-    for pane, title in enumerate(_PANES)
-]
+
+def _titles(columns: int) -> list[dict[str, Any]]:
+    between = " " if columns == COLUMNS else "<br>"
+    return [
+        {
+            "text": title.replace("\n", between),
+            "x": _domains(pane, columns)[0][0],
+            "y": _domains(pane, columns)[1][1],
+            "xref": "paper",
+            "yref": "paper",
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "align": "left",
+            "yshift": _TITLE_HIGH + (_WORDS_PX if pane < columns else 0),
+            "showarrow": False,
+            "font": {"size": 11},
+        }
+        for pane, title in enumerate(_PANES)
+    ]
 
 
 def time_axis(window_s: float) -> dict[str, Any]:
@@ -220,35 +241,45 @@ def time_axis(window_s: float) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": values, "ticktext": words, "title": {"text": "minutes ago"}}
 
 
+def placed(window_s: float, columns: int = COLUMNS) -> dict[str, Any]:
+    """Of the live figure's layout, what another number of columns or another window changes, but for its height:
+    plotly takes one that changes as a word that its width shall not, and the page says it."""
+    axis = time_axis(window_s)
+    title = axis.pop("title")
+    layout: dict[str, Any] = {"legend.y": 1 + _LEGEND_PX / _height(columns), "annotations": _titles(columns)}
+    for pane in range(len(_PANES)):
+        across, up = _domains(pane, columns)
+        is_below = pane >= len(_PANES) - columns
+        # Its name alone: the room around it stays as it was made.
+        more = {"domain": across, "showticklabels": is_below, "title.text": title["text"] if is_below else ""}
+        layout |= {f"xaxis{_axis(pane)}.{name}": value for name, value in (axis | more).items()}
+        layout[f"yaxis{_axis(pane)}.domain"] = up
+    return layout
+
+
 def live_layout(name: str) -> dict[str, Any]:
-    """Of the live figure: panes in rows of three, over one window of time that ends now. Readable on a light and on a
-    dark page."""
+    """Of the live figure: panes in rows, over one window of time that ends now, to be `placed`. Readable on a light and
+    on a dark page."""
     layout: dict[str, Any] = {
-        "height": 400 + _WORDS_PX,
-        "margin": {"l": 36, "r": 36, "t": 44 + _WORDS_PX, "b": 36},
+        "height": height_px(COLUMNS),  # until the page says it
+        "margin": _MARGIN_PX,
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": "#888", "size": 10},
         "hovermode": "closest",
         "uirevision": name,  # a zoom stays while data arrive
-        "legend": {"orientation": "h", "y": 1.11, "yanchor": "bottom", "x": 1.0, "xanchor": "right"},
-        "annotations": _TITLES,
+        "legend": {"orientation": "h", "yanchor": "bottom", "x": 1.0, "xanchor": "right"},
     }
     for pane in range(len(_PANES)):
-        across, up = _domains(pane)
-        is_below = pane >= len(_PANES) - _COLUMNS
         layout[f"xaxis{_axis(pane)}"] = {
-            "domain": across,
             "anchor": f"y{_axis(pane)}",
             "range": [-WINDOW_S, 0],
             "matches": "x" if pane else None,
             "gridcolor": _GRID,
             "zeroline": False,
-            "showticklabels": is_below,
-            "title": {"text": "seconds ago", "standoff": 4} if is_below else None,
+            "title": {"standoff": 4},
         }
         layout[f"yaxis{_axis(pane)}"] = {
-            "domain": up,
             "anchor": f"x{_axis(pane)}",
             "rangemode": "tozero",
             "gridcolor": _GRID,

@@ -11,7 +11,8 @@ from jupyter_dsserve.notebook.views import Shown
 from jupyter_dsserve.protocol.records import DeviceMemory, LedgerStatus
 from jupyter_dsserve.protocol.sizes import shown
 
-_HEAD: Head = ("", *(Column(name, is_number=True) for name in ("holds", "taken", "expected")), "")
+_NOTE = Column("", style="min-width:10em")  # a word a line is hard to read
+_HEAD: Head = ("", *(Column(name, is_number=True) for name in ("holds", "taken", "expected")), _NOTE)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -70,7 +70,7 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self._minute = -1.0  # in which the minutes before were told
         self._unread: dict[str, str] = {}  # what of the past could not be read, and why
 
-        self._title = w.HTML(layout={"flex": "1"})
+        self._title = w.HTML(layout={"flex": "1 1 14em"})
         self._stop_button = button("Stop", "Stop the live updates", icon="stop")
         self.span = w.Dropdown(
             options=[(f"{seconds / 60:.0f} min", seconds) for seconds in WINDOWS_S],
@@ -89,13 +89,14 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.logs = Logs(name, self._client)
         self.eye = Eye(self._on_seen)
         self._folds = [self.playground, self.events, self.memory, self.logs]
-        self._head = w.HBox([self._title, self.eye, self.span, self._stop_button])
+        self._head = w.HBox([self._title, self.eye, self.span, self._stop_button], layout={"flex_flow": "row wrap"})
         super().__init__()
         self.add_class("dsserve-panel")
         self._arrange()
 
         self.plots.span(window_s)
         self.span.observe(lambda _: self._on_span(), names="value")
+        self.eye.observe(lambda change: self._on_width(change["new"]), names="is_narrow")
         self._stop_button.on_click(lambda _: self.stop())
         for fold in (self.memory, self.logs):
             fold.observe(lambda change: change["owner"].refresh(), names="selected_index")
@@ -127,6 +128,12 @@ class Panel(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         with self._lock:
             if self.comm is not None:
                 self.plots.span(self.span.value)
+                self._draw()
+
+    def _on_width(self, is_narrow: bool) -> None:
+        with self._lock:
+            if self.comm is not None:
+                self.plots.fit(is_narrow)
                 self._draw()
 
     def refresh(self) -> None:

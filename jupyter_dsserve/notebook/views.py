@@ -33,6 +33,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SIGNS = {VersionState.READY: "●", VersionState.FAILED: "✕", VersionState.STOPPED: "○"}
 
+_KEPT = "\u00a0"  # a blank at which no line ends
 _VERSIONS = ("version", "state", "traffic", "workers", "model", "note")
 _EVENTS = ("when", "what", "of", "why")
 
@@ -331,9 +332,13 @@ def state_text(version: VersionStatus) -> str:
 def _versions(versions: Sequence[Version], title: str, picture: str = "") -> Bundle:
     rows = [_cells(v) for v in versions]
     colours = [ink(colour_of(v.version)) for v in versions]
+    # A narrow page breaks a reason, and no state from its sign and no number from its unit.
+    whole = [
+        (name, state.replace(" ", "\u00a0", 1), share.replace(" ", "\u00a0"), *r) for name, state, share, *r in rows
+    ]
     return {
         "text/plain": f"{title}\n{text_table(_VERSIONS, rows)}",
-        "text/html": f"<b>{escape(title)}</b>{picture}{html_table(_VERSIONS, rows, colours)}",
+        "text/html": f"<b>{escape(title)}</b>{picture}{html_table(_VERSIONS, whole, colours)}",
     }
 
 

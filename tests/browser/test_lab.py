@@ -360,6 +360,48 @@ def open_panel(page: Page, demo: Demo) -> Locator:
     return panel
 
 
+_CUT = """panel => {
+  const pen = document.createElement("canvas").getContext("2d");
+  return [...panel.querySelectorAll("input")].filter(each => {
+    const look = getComputedStyle(each);
+    pen.font = look.font;
+    const room = each.clientWidth - parseFloat(look.paddingLeft) - parseFloat(look.paddingRight);
+    return each.placeholder && pen.measureText(each.placeholder).width > room;
+  }).map(each => each.placeholder);
+}"""
+_TITLES = """panel => [...panel.querySelectorAll(".infolayer .annotation")].map(each => {
+  const box = each.getBoundingClientRect();
+  return {text: each.textContent, left: box.left, right: box.right, top: box.top, bottom: box.bottom};
+})"""
+
+
+@pytest.mark.parametrize(("width", "columns"), [(880, 3), (629, 3), (369, 2)])
+def test_on_a_narrow_page_no_title_of_a_panel_is_over_another_and_no_field_is_cut(
+    page: Page, open_panel: Locator, width: int, columns: int
+) -> None:
+    """As where a sidebar is drawn over: the window's size stays."""
+    open_panel.evaluate(f"panel => {{ panel.style.width = '{width}px' }}")
+
+    def seen() -> list[Json]:
+        found: list[Json] = open_panel.evaluate(_TITLES)
+        return found[:6]
+
+    try:
+        plot = open_panel.locator(".js-plotly-plot .main-svg").first
+        eventually(lambda: len({round(title["left"]) for title in seen()}), lambda num: num == columns)
+        eventually(lambda: plot.bounding_box()["width"], lambda seen: 0.9 * width < seen <= width)  # type: ignore[index]
+        titles = seen()
+        for one in titles:
+            for other in titles:
+                is_apart = one["right"] <= other["left"] or one["bottom"] <= other["top"]
+                assert one is other or is_apart or other["right"] <= one["left"] or other["bottom"] <= one["top"], (
+                    f"{one['text']} and {other['text']} are over one another at {width} px"
+                )
+        assert open_panel.evaluate(_CUT) == []
+    finally:
+        open_panel.evaluate("panel => { panel.style.width = '' }")
+
+
 @pytest.mark.parametrize(
     ("first", "then"), [(60, 60), pytest.param(600, 3600, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
 )

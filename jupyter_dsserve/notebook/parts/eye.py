@@ -1,5 +1,5 @@
 """What the page does for a panel: it tells whether anybody can see it (scrolled away, folded or in a hidden tab it need
-not be drawn), and screen readers what each of its fields is."""
+not be drawn) and whether it is narrow, and screen readers what each of its fields is."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ import anywidget
 import traitlets
 from IPython.core.getipython import get_ipython
 
-# A panel can be on a page several times: it is seen if one of them is. The whole panel is looked at, of which the eye
-# is only a part.
+from jupyter_dsserve.notebook.figures import COLUMNS, NARROW_COLUMNS, height_px
+
+# A panel can be on a page several times: it is seen, or narrow, if one of them is. The whole panel is looked at, of
+# which the eye is only a part.
 _ESM = """
+const NARROW_PX = 600;
 const views = new WeakMap();
 
 function tell(model) {
-  const isSeen = [...views.get(model).values()].some(Boolean);
-  if (isSeen !== model.get("is_seen")) {
-    model.set("is_seen", isSeen);
-    model.save_changes();
-  }
+  const all = [...views.get(model).values()];
+  const told = { is_seen: all.some((view) => view.isSeen) };
+  const widths = all.map((view) => view.panel.clientWidth).filter(Boolean);  // in a hidden tab it has none
+  if (widths.length) told.is_narrow = widths.some((width) => width < NARROW_PX);
+  const news = Object.entries(told).filter(([name, value]) => value !== model.get(name));
+  if (!news.length) return;
+  model.set(Object.fromEntries(news));
+  model.save_changes();
 }
 
 // ipywidgets names a field by its description alone; what is none but has a tooltip, and a slider at all, we name.
@@ -34,42 +40,69 @@ function name(panel) {
 
 function render({ model, el }) {
   if (!views.has(model)) views.set(model, new Map());
-  const seen = views.get(model);
-  const look = (isSeen) => { seen.set(el, isSeen); tell(model); };
-  const observer = new IntersectionObserver((found) => look(found[found.length - 1].isIntersecting));
+  const view = { isSeen: false, panel: el };
+  const observer = new IntersectionObserver((found) => {
+    view.isSeen = found[found.length - 1].isIntersecting;
+    tell(model);
+  });
+  let wide = 0;
+  const ruler = new ResizeObserver(() => {
+    if (view.panel.clientWidth === wide) return;
+    wide = view.panel.clientWidth;
+    tell(model);
+    fit();
+  });
+  const fit = () => {
+    view.panel.classList.toggle("dsserve-narrow", model.get("is_narrow"));
+    window.dispatchEvent(new Event("resize"));  // all that plotly listens to
+  };
+  model.on("change:is_narrow", fit);
   const namer = new MutationObserver(() => name(el.closest(".dsserve-panel") ?? el));
   let waiting;
   const begin = () => {  // as soon as it stands in its panel
     const panel = el.closest(".dsserve-panel");
     if (!panel) { waiting = setTimeout(begin, 50); return; }
+    view.panel = panel;
+    views.get(model).set(el, view);
     observer.observe(panel);
+    ruler.observe(panel);
     namer.observe(panel, { childList: true, subtree: true, attributeFilter: ["title"] });
     name(panel);
   };
   begin();
-  return () => { clearTimeout(waiting); observer.disconnect(); namer.disconnect(); seen.delete(el); tell(model); };
+  return () => {
+    clearTimeout(waiting);
+    for (const each of [observer, ruler, namer]) each.disconnect();
+    model.off("change:is_narrow", fit);
+    views.get(model).delete(el);
+    tell(model);
+  };
 }
 
 export default { render };
 """
 
-# ipywidgets puts a red sign at each of some forty widgets when their kernel is gone.
-_CSS = """
-.dsserve-panel .jupyter-widgets-disconnected::before { content: none; }
-.dsserve-panel.jupyter-widgets-disconnected::before {
+# The height of the plots; and ipywidgets puts a red sign at each of some forty widgets when their kernel is gone.
+_CSS = f"""
+.dsserve-panel .js-plotly-plot {{ height: {height_px(COLUMNS)}px; }}
+.dsserve-panel.dsserve-narrow .js-plotly-plot {{ height: {height_px(NARROW_COLUMNS)}px; }}
+.dsserve-panel .jupyter-widgets-disconnected::before {{ content: none; }}
+.dsserve-panel.jupyter-widgets-disconnected::before {{
   content: "✕ The kernel of this panel is gone: run the cell again.";
   font: inherit;
   color: inherit;
-}
+}}
 """
 
 
 class Eye(anywidget.AnyWidget):
-    """``is_seen`` is what the page said last; a page that says nothing has its panels drawn."""
+    """``is_seen`` and ``is_narrow`` are what the page said last; a page that says nothing has its panels drawn, and
+    wide."""
 
     _esm = _ESM
     _css = _CSS
     is_seen = traitlets.Bool(True).tag(sync=True)
+    is_narrow = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, on_open: Callable[[], object]) -> None:
         """``on_open`` is called in the kernel's main thread, when the panel comes into view again."""

@@ -31,7 +31,7 @@ class Playground(Fold):
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._cancel: Callable[[], object] = lambda: None
-        self.prompt = w.Textarea(placeholder="What both are asked", rows=3, layout={"width": "99%"})
+        self.prompt = w.Textarea(placeholder="What both are asked", rows=3, layout={"width": "calc(100% - 4px)"})
         self.max_tokens = w.BoundedIntText(64, min=1, max=100_000, description="tokens", layout={"width": "10em"})
         self.temperature = w.BoundedFloatText(0.0, min=0.0, max=2.0, step=0.1, description="temperature")
         self.temperature.layout.width, self.temperature.style.description_width = "11em", "6.5em"
@@ -40,10 +40,11 @@ class Playground(Fold):
             for tip in ("The version that is asked", "The version that is asked beside it, if any")
         ]
         self.button = button("Ask", "Ask both versions", icon="comment", button_style="primary")
-        self.columns = [w.HTML(layout={"flex": "1 1 0", "min_width": "0"}) for _ in range(2)]
+        # Below one another where each would be narrower than that.
+        self.columns = [w.HTML(layout={"flex": "1 1 16em", "min_width": "0"}) for _ in range(2)]
         self.button.on_click(lambda _: self._toggle())
         row = [self.chosen[0], w.Label("beside"), self.chosen[1], self.max_tokens, self.temperature, self.button]
-        answers = w.HBox(self.columns)
+        answers = w.HBox(self.columns, layout={"flex_flow": "row wrap"})
         super().__init__("Playground", self.prompt, w.HBox(row, layout={"flex_flow": "row wrap"}), answers)
 
     def show(self, found: Deployment | None) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from jupyter_dsserve.notebook.figures import (
+    COLUMNS,
+    NARROW_COLUMNS,
     NUM_HEADS,
     TIME_AXES,
     live_data,
@@ -19,7 +21,7 @@ from jupyter_dsserve.notebook.figures import (
     mark_data,
     mark_shapes,
     mark_traces,
-    time_axis,
+    placed,
 )
 from jupyter_dsserve.notebook.past import Mark
 from jupyter_dsserve.notebook.series import Series
@@ -51,9 +53,11 @@ class Plots:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self.figure = self._new()
+        self._columns = COLUMNS
         self._versions: list[str] = []
         self._zoom, self._told, self._drawn_at = Zoom(), LIVE, 0.0
+        self.figure = self._new()
+        self._place()
 
     def _new(self) -> Any:
         figure = _Figure(data=mark_traces(), layout=live_layout(self._name))
@@ -69,17 +73,23 @@ class Plots:
         self._told = LIVE
         self.span(self._zoom.window_s)
 
+    def fit(self, is_narrow: bool) -> None:
+        """Panes beside one another as the page has room for them."""
+        columns = NARROW_COLUMNS if is_narrow else COLUMNS
+        if columns != self._columns:
+            self._columns = columns
+            self._place()
+
     def span(self, window_s: float) -> None:
         """Show the last ``window_s`` seconds from the next drawing on; a zoom ends."""
         self._zoom = Zoom(window_s=window_s)
-        axis = time_axis(window_s)
-        title = axis.pop("title")
+        self._place()
+
+    def _place(self) -> None:
         with self.figure.batch_update():
-            for name in TIME_AXES:
-                found = self.figure.layout[name]
-                found.update(axis)
-                if found.showticklabels:
-                    found.title.text = title["text"]
+            self.figure.update_layout(placed(self._zoom.window_s, self._columns))
+            for column, head in enumerate(self.figure.data[:NUM_HEADS]):
+                head.visible = column < self._columns
 
     def draw(self, versions: Sequence[str], series: Series, marks: Sequence[Mark], now: float) -> None:
         """Everything, in one message to the browser. ``now``: seconds since the epoch."""
@@ -94,7 +104,7 @@ class Plots:
         if list(versions) != self._versions:
             self._exchange(versions)
         window_s = self._zoom.window_s
-        heads, words = mark_data(marks, now, window_s), live_words(marks, now, window_s)
+        heads, words = mark_data(marks, now, window_s), live_words(marks, now, window_s, self._columns)
         shapes = mark_shapes(marks, now, window_s)
         lines = [line for version in versions for line in live_data(series.curves(version, now, window_s))]
         shown = self._shown(now)

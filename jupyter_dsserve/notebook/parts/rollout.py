@@ -45,10 +45,12 @@ class RolloutControls(w.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.pause.on_click(lambda _: act(self._pause_or_resume))
         self.promote.on_click(lambda _: act(self._by_hand(client.promote, "gets all traffic")))
         self.rollback.on_click(lambda _: act(self._roll_back))
-        form = [w.Label("Gray release of"), self.candidate, w.Label("in steps"), self.steps, w.Label("%, each"),
-                self.interval, w.Label("s and"), self.requests, w.Label("requests")]  # fmt: skip
-        buttons = w.HBox([self.start, self.pause, self.promote, self.rollback])
-        super().__init__([w.HBox([*form, buttons], layout={"flex_flow": "row wrap"}), self.view])
+        words = [w.HBox([w.Label("Gray release of"), self.candidate]),
+                 w.HBox([w.Label("in steps"), self.steps, w.Label("%,")]),
+                 w.HBox([w.Label("each"), self.interval, w.Label("s")]),
+                 w.HBox([w.Label("and"), self.requests, w.Label("requests")])]  # fmt: skip
+        buttons = w.HBox([self.start, self.pause, self.promote, self.rollback], layout={"flex_flow": "row wrap"})
+        super().__init__([w.HBox([*words, buttons], layout={"flex_flow": "row wrap"}), self.view])
 
     def show(self, found: Deployment | None) -> None:
         rollout = found.rollout if found else None

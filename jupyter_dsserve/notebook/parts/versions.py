@@ -39,7 +39,7 @@ class VersionRow(w.HBox):  # type: ignore[misc]  # ipywidgets has no types
             style={"handle_color": colour_of(version), "description_width": "3em"},
             layout={"width": "17em"},
         )
-        self.numbers = w.HTML(layout={"width": "25em"})
+        self.numbers = w.HTML(layout={"width": "25em", "max_width": "100%"})
         self.activate = button("Activate", f"Give {version} all traffic")
         self.load = button("Load")
         what = w.VBox([self.label, self.progress], layout={"flex": "1 1 11em"})
@@ -50,7 +50,7 @@ class VersionRow(w.HBox):  # type: ignore[misc]  # ipywidgets has no types
         """``share`` of the traffic in percent, ``per_s`` requests a second; ``held_by`` says why the slider cannot be
         moved, or is empty."""
         name = f'<b style="color:{ink(colour_of(version.version))}">{escape(version.version)}</b>'
-        self.label.value = f"{name} {escape(state_text(version))}{small(version.spec.model, version.note)}"
+        self.label.value = f"{name} {_state_html(version)}{small(version.spec.model, version.note)}"
         self.progress.value = version.progress
         self.progress.layout.display = "" if version.state in _COMING else "none"
         self.slider.disabled = bool(held_by)
@@ -74,10 +74,10 @@ class LoadForm(w.HBox):  # type: ignore[misc]
     def __init__(self, name: str, client: Client, act: Act) -> None:
         self._name, self._client, self._act = name, client, act
         self.model = w.Combobox(
-            placeholder="builtin:demo-v2, a directory or a hub name",
+            placeholder="directory, hub name or built-in",
             tooltip="The model to load: a built-in one, a directory or a hub name",
             options=["builtin:demo-v1", "builtin:demo-v2"],
-            layout={"width": "22em"},
+            layout={"flex": "1 1 19em", "max_width": "32em"},
         )
         self.version = w.Text(
             placeholder="version", tooltip="What to call it; numbered if empty", layout={"width": "6em"}
@@ -205,6 +205,12 @@ def _held_by(deployment: Deployment, version: Version) -> str:
     return ""
 
 
+def _state_html(version: Version) -> str:
+    """Its state in one line; a reason may be longer than that."""
+    state, colon, reason = state_text(version).partition(":")
+    return f'<span style="white-space:nowrap">{escape(state)}{colon}</span>{escape(reason)}'
+
+
 def _numbers(version: Version, stats: VersionStats | None, per_s: float) -> str:
     """The last numbers, each above its name."""
     if stats is None:
@@ -222,5 +228,6 @@ def _numbers(version: Version, stats: VersionStats | None, per_s: float) -> str:
     shown = "".join(
         f'<div><b>{escape(value)}</b><br><span style="opacity:.6">{name}</span></div>' for value, name in cells
     )
-    grid = "display:grid;grid-template-columns:repeat(6,auto);column-gap:8px;font-size:80%;line-height:1.4"
+    grid = "display:grid;grid-template-columns:repeat(6,auto);column-gap:8px"
+    grid += ";font-size:80%;line-height:1.4;white-space:nowrap"
     return f'<div style="{grid}">{shown}</div>'
