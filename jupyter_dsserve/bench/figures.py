@@ -23,6 +23,7 @@ def sweep_figure(report: Report) -> go.Figure:
     (p50 dotted, p95 drawn through; an SLO as a dashed line)."""
     titles = ("output tokens/s", "first token, ms", "a token after, ms")
     figure = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.07)
+    figure.update_annotations(font={"size": 13})  # the titles
     points, slo = report.points, report.plan.slo
     figure.add_trace(_line(points, "tokens/s", _TOKENS, lambda p: p.output_tokens_per_s), row=1, col=1)
     for col, (name, colour, most_s) in enumerate(
@@ -31,8 +32,9 @@ def sweep_figure(report: Report) -> go.Figure:
         for quantile, dash in (("p50", "dot"), ("p95", "solid")):
             figure.add_trace(_line(points, quantile, colour, _ms(name, quantile), dash), row=1, col=col)
         if most_s is not None:
-            figure.add_hline(1000 * most_s, line={"color": "#888", "dash": "dash"}, row=1, col=col)
-    figure.update_annotations(font={"size": 13})  # the titles
+            slo_ms = 1000 * most_s
+            line, words = {"color": "#888", "dash": "dash"}, {"text": f"SLO {slo_ms:g} ms", "font": {"size": 10}}
+            figure.add_hline(slo_ms, line=line, annotation=words, annotation_position="top left", row=1, col=col)
     figure.update_layout(**_layout(report))
     figure.update_xaxes(**_load_axis(report))
     figure.update_yaxes(rangemode="tozero", gridcolor=_GRID, zerolinecolor=_GRID)

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import itertools
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -260,11 +261,15 @@ async def test_the_plot_has_a_line_for_each_figure_and_the_slo(gateway: Gateway,
     assert list(figure.data[0].y) == [p.output_tokens_per_s for p in report.points]
     assert list(figure.data[2].y) == [1000 * (p.first_token_s.p95 or 0) for p in report.points]
     assert [shape.y0 for shape in figure.layout.shapes] == [500]
+    assert [each.text for each in figure.layout.annotations[3:]] == ["SLO 500 ms"]
     svg = sweep_svg(figure)
-    assert svg.count("<path") == 3 + 5
+    assert svg.count("<path") == 3 + 5 + 1
+    assert svg.count(">SLO 500 ms<") == 1
+    heights = [float(y) for y in re.findall(r'd="M[\d.]+ ([\d.]+)h200"', svg)]
+    assert heights == [24], "it is slower than all answers, and the scale ends with it"
     assert "nan" not in svg
     alone = sweep_svg(dataclasses.replace(report, points=report.points[:1]).figure())
-    assert alone.count("<path") == 3 + 5, "a sweep of one point has points"
+    assert alone.count("<path") == 3 + 5 + 1, "a sweep of one point has points"
 
 
 async def test_without_awaiting_it_runs_in_a_thread_and_tells_how_far_it_is(gateway: Gateway, caller: Caller) -> None:
