@@ -8,6 +8,23 @@ import httpx
 
 from jupyter_dsserve.protocol.errors import InvalidRequest
 
+# URL and key that `%dsserve connect` named, in this kernel.
+_connected = ("", "")
+
+
+def set_connected(url: str, key: str) -> None:
+    """What clients that are made without a URL ask from now on; an empty one is the kernel's own gateway."""
+    global _connected
+    _connected = (url, key) if url else ("", "")
+
+
+def resolved(url: str, key: str, own: bool) -> tuple[str, str]:
+    """URL and key as given, or else those that `%dsserve connect` named, unless it is to be the kernel's ``own``; an
+    empty URL where there are none. A key that was given goes before the one that was named."""
+    if url or own or not _connected[0]:
+        return url, key
+    return _connected[0], key or _connected[1]
+
 
 def is_remote(url: str) -> bool:
     """Whether a proxy may stand in between: never on the way to this machine itself."""

@@ -21,7 +21,7 @@ from jupyter_dsserve.bench.target import Target
 from jupyter_dsserve.bench.trial import Prompts, trial_of
 from jupyter_dsserve.bench.validate import validate
 from jupyter_dsserve.bench.verdict import Verdict
-from jupyter_dsserve.notebook.address import is_remote
+from jupyter_dsserve.notebook.address import is_remote, resolved
 from jupyter_dsserve.notebook.answers import Pieces, Prompt, asked
 from jupyter_dsserve.notebook.onnx import onnx_of
 from jupyter_dsserve.notebook.options import shown
@@ -70,8 +70,8 @@ def _with_result(method: M, talk: Callable[..., Any]) -> M:
 
 
 class Client:
-    """A gateway, from Python. Without ``url`` and ``key`` it is the one of this kernel's Jupyter server, started at
-    first use.
+    """A gateway, from Python. Without ``url`` it is the one that `%dsserve connect` named before; where none was, or
+    with ``own``, the one of this kernel's Jupyter server, started at first use.
 
     ``timeout_s``: how long an answer may be silent. ``max_connections``, ``idle_s`` and ``acquire_timeout_s`` are those
     of its `Pool`; `Unavailable` names it when no connection came free in time. Raises the errors of
@@ -83,11 +83,13 @@ class Client:
         url: str = "",
         key: str = "",
         *,
+        own: bool = False,
         timeout_s: float = 600.0,
         max_connections: int | None = None,
         idle_s: float = 5.0,
         acquire_timeout_s: float | None = None,
     ) -> None:
+        url, key = resolved(url, key, own)
         self._verbs = Verbs(url, key)
         self._pool = Pool(max_connections, idle_s, acquire_timeout_s)
         self._http = httpx.Client(
@@ -227,11 +229,13 @@ class AsyncClient:
         url: str = "",
         key: str = "",
         *,
+        own: bool = False,
         timeout_s: float = 600.0,
         max_connections: int | None = None,
         idle_s: float = 5.0,
         acquire_timeout_s: float | None = None,
     ) -> None:
+        url, key = resolved(url, key, own)
         self._verbs = Verbs(url, key)
         self._pool = Pool(max_connections, idle_s, acquire_timeout_s)
         self._http = httpx.AsyncClient(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jupyter_dsserve.notebook.address import set_connected
 from jupyter_dsserve.notebook.client import AsyncClient, Client
 from jupyter_dsserve.notebook.feed import Feed
 from jupyter_dsserve.notebook.views import Models, Status
@@ -32,8 +33,8 @@ _session: Session | None = None
 
 
 def connect(url: str = "", key: str = "") -> Status | Models:
-    """Talk to the gateway at ``url`` from now on; without one, to the one of the kernel's own Jupyter server. Says what
-    is there, or with a key that only asks models which ones.
+    """Talk to the gateway at ``url`` from now on, as a ``Client()`` does that is made from now on; without one, to the
+    one of the kernel's own Jupyter server. Says what is there, or with a key that only asks models which ones.
 
     Raises what `Client.status` raises, and then everything stays as it was.
     """
@@ -46,6 +47,7 @@ def connect(url: str = "", key: str = "") -> Status | Models:
         new.quick.close()
         raise
     _session = new
+    set_connected(url, key)
     return found
 
 
@@ -73,6 +75,8 @@ def versions_of(name: str) -> list[str]:
 
 
 def _opened(url: str, key: str) -> Session:
-    quick = Client(url, key, timeout_s=_CALLBACK_S)
-    feed = Feed(lambda: AsyncClient(url, key, timeout_s=_SILENT_S))
-    return Session(Client(url, key), quick, feed, lambda: AsyncClient(url, key))
+    # Panels of a session stay with its gateway, whichever is named later.
+    own = not url
+    quick = Client(url, key, own=own, timeout_s=_CALLBACK_S)
+    feed = Feed(lambda: AsyncClient(url, key, own=own, timeout_s=_SILENT_S))
+    return Session(Client(url, key, own=own), quick, feed, lambda: AsyncClient(url, key, own=own))

@@ -13,6 +13,7 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager, start_new_kernel
 
+from jupyter_dsserve.notebook.address import set_connected
 from tests.support import JupyterServer
 
 
@@ -108,6 +109,13 @@ class Kernel:
     def close(self) -> None:
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture(autouse=True)
+def own_gateway() -> Iterator[None]:
+    """What one test connects to is not where the next one's clients ask."""
+    yield
+    set_connected("", "")
 
 
 @pytest.fixture(scope="module")

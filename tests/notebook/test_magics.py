@@ -378,7 +378,16 @@ async def test_another_gateway_can_be_named_and_the_own_one_again(loaded: Kernel
             there = loaded.run(f"%dsserve connect {url} --key {command.key}")
             assert "other: v1=100" in there.shown[0]["text/plain"]
             assert loaded.run("%%dsserve other --max-tokens 3\nhi").text
+            names = "print([d.name for d in ({}).status().deployments])"
+            loaded.run("from jupyter_dsserve import AsyncClient, Client")
+            assert loaded.run(names.format("Client()")).text == "['other']\n"
+            awaited = "print((await AsyncClient().status()).deployments[0].name)"
+            assert loaded.run(awaited).text == "other\n"
+            assert "other" in loaded.run("%dsserve panel").shown[0]["text/html"]
+            assert "'other'" not in loaded.run(names.format("Client(own=True)")).text
+            assert "not valid here" in loaded.run("Client(key='dsk_wrong').status()").errors
             assert "demo: " in loaded.run("%dsserve connect").shown[0]["text/plain"]
+            assert "'demo'" in loaded.run(names.format("Client()")).text
             refused = loaded.run(f"%dsserve connect {url} --key dsk_wrong")
             assert "not valid here" in refused.errors
             assert "demo: " in loaded.run("%dsserve status demo").shown[0]["text/plain"], "it went over all the same"

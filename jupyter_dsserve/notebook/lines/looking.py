@@ -22,7 +22,7 @@ class LookingLines:
     @argument("url", nargs="?", default="", help="Of a gateway: http://127.0.0.1:8899; none is the kernel's own.")
     @argument("--key", default="", help="The key that opens it; without it you are asked.")
     def connect(self, line: str) -> Status | Models:
-        """Talk to another gateway from now on."""
+        """Talk to another gateway from now on, with lines, panels and Client()."""
         given = parsed(self.connect, line)
         key = given.key or (getpass.getpass(f"Key for {given.url}: ") if given.url else "")
         return session.connect(given.url, key)
