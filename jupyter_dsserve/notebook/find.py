@@ -1,4 +1,4 @@
-"""Which Jupyter server, or else which gateway, belongs to this kernel. Looks at files and the environment only."""
+"""Which Jupyter server, or else which gateway, belongs to this kernel. Looks at files and environments only."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
+
 from jupyter_dsserve.data_dir import holder, read_admin_key
 from jupyter_dsserve.protocol.errors import NotFound
 from jupyter_dsserve.protocol.records import GatewayAddress
 
 _REMEDY = "name one: %dsserve connect URL, or Client(URL, key=KEY)"
+_GENERATIONS = 3
 _ANY_ADDRESS = {"", "0.0.0.0", "::", "*", "localhost"}
 
 
@@ -36,8 +39,10 @@ def find(env: Mapping[str, str], runtime_dir: Path, data_dir: Path) -> JupyterSe
         url = f"{service.scheme}://{_reachable(service.hostname or '')}{port}{service.path.rstrip('/')}"
         return JupyterServer(url, env["JUPYTERHUB_API_TOKEN"])
     parent = env.get("JPY_PARENT_PID", "")
-    if parent and (info := _read(runtime_dir / f"jpserver-{parent}.json")):
-        return _server(info)
+    for _ in range(_GENERATIONS):  # a kernel that a notebook starts belongs to the notebook's server
+        if parent and (info := _read(runtime_dir / f"jpserver-{parent}.json")):
+            return _server(info)
+        parent = _parent_of(parent)
     held = holder(data_dir)
     if held and held.url:
         return GatewayAddress(held.url, read_admin_key(data_dir))
@@ -45,6 +50,14 @@ def find(env: Mapping[str, str], runtime_dir: Path, data_dir: Path) -> JupyterSe
     known = [str(info["url"]) for path in others if (info := _read(path)).get("url")]
     here = f"; Jupyter servers known here: {', '.join(known)}" if known else ""
     raise NotFound(f"this kernel was not started by a Jupyter server, and no gateway runs{here}; {_REMEDY}")
+
+
+def _parent_of(pid: str) -> str:
+    """The process that started the kernel ``pid``, if it is one and ours."""
+    try:
+        return psutil.Process(int(pid)).environ().get("JPY_PARENT_PID", "")
+    except (ValueError, OSError, psutil.Error):
+        return ""
 
 
 def _server(info: Mapping[str, Any]) -> JupyterServer:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from jupyter_dsserve.data_dir import DataDir
@@ -55,6 +58,19 @@ def test_its_address_is_one_that_this_machine_reaches(
 ) -> None:
     lay(runtime, 42, **changes)
     assert find({"JPY_PARENT_PID": "42"}, runtime, data_dir) == JupyterServer(url, "t0")
+
+
+def test_of_a_kernel_that_a_kernel_started_it_is_the_first_ones_server(runtime: Path, data_dir: Path) -> None:
+    lay(runtime, 42)
+    with subprocess.Popen(["sleep", "60"], env={"PATH": os.environ["PATH"], "JPY_PARENT_PID": "42"}) as kernel:
+        try:
+            while psutil.Process(kernel.pid).name() != "sleep":  # it has its own environment from then on
+                pass
+            assert find({"JPY_PARENT_PID": str(kernel.pid)}, runtime, data_dir) == JupyterServer(
+                "http://127.0.0.1:8888", "t0"
+            )
+        finally:
+            kernel.kill()
 
 
 def test_under_jupyterhub_it_is_the_one_the_hub_names(runtime: Path, data_dir: Path) -> None:
