@@ -44,9 +44,9 @@ def _pane(index: int, title: str, lines: Sequence[Any], slos: Sequence[tuple[flo
         *(_text(across(load), bottom + 14, f"{load:g}", "middle") for load in loads),
     ]
     for y, text in slos:
-        high = bottom - _HEIGHT * y / top
-        drawn.append(f'<path d="M{left} {high:.1f}h{_PANE}" stroke="#888" stroke-dasharray="6 4"/>')
-        drawn.append(_text(left + 4, round(high + (12 if high < _TOP + 12 else -4), 1), text, "start"))
+        at = bottom - _HEIGHT * y / top
+        drawn.append(f'<path d="M{left} {at:.1f}h{_PANE}" stroke="#888" stroke-dasharray="6 4"/>')
+        drawn.append(_text(left + 4, round(at + (12 if at < _TOP + 12 else -4), 1), text, "start"))
     for line in lines:
         points = [
             f"{across(x):.1f} {bottom - _HEIGHT * y / top:.1f}"

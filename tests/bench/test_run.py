@@ -267,6 +267,8 @@ async def test_the_plot_has_a_line_for_each_figure_and_the_slo(gateway: Gateway,
     assert svg.count(">SLO 500 ms<") == 1
     heights = [float(y) for y in re.findall(r'd="M[\d.]+ ([\d.]+)h200"', svg)]
     assert heights == [24], "it is slower than all answers, and the scale ends with it"
+    ends = [float(x) for x in re.findall(r"L([\d.]+) [\d.]+h\.1", svg)]
+    assert ends == [250, 510, 510, 770, 770], "each line is as wide as its pane"
     assert "nan" not in svg
     alone = sweep_svg(dataclasses.replace(report, points=report.points[:1]).figure())
     assert alone.count("<path") == 3 + 5 + 1, "a sweep of one point has points"
