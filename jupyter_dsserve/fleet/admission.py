@@ -12,7 +12,7 @@ from itertools import takewhile
 
 from jupyter_dsserve.fleet.devices import CPU, Device, Machine, OtherProcess
 from jupyter_dsserve.fleet.ledger import Claim, Grant, Queued, Room, described, in_order, place, seats, why_never
-from jupyter_dsserve.fleet.need import Need, need_of
+from jupyter_dsserve.fleet.need import CUDA_BYTES, Need, need_of
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.protocol.config import AdmissionSettings
@@ -222,8 +222,14 @@ class Admission:
     async def _taken(self, version: Version, replica: Replica, device: str) -> int:
         if version.spec.runner == "toy":  # its memory is the bytes it was told to take, and not Python's
             return int(replica.heartbeat.device_bytes)
-        with_children = version.spec.tp > 1
-        return await asyncio.to_thread(self._machine.taken, device, replica.pid, with_children=with_children)
+        tp = version.spec.tp
+        taken = await asyncio.to_thread(self._machine.taken, device, replica.pid, with_children=tp > 1)
+        if taken or device == CPU:
+            return taken
+        # In most containers, and under WSL, a driver does not tell who holds a GPU's memory: then the worker does, of
+        # its tensors.
+        told = int(replica.heartbeat.device_bytes) // tp
+        return told + CUDA_BYTES if told else 0
 
     def _rooms(self, *, everything: bool = False) -> list[Room]:
         """Each device; ``everything``: as if nobody held anything."""

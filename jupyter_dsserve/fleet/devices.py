@@ -200,20 +200,36 @@ class _Gpus:
             return
         self._nvml = pynvml
         shown = visible(ids, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        self.handles = {f"cuda:{number}": handles[index] for number, index in enumerate(shown)}
+        self._total: dict[str, int] = {}  # as it was at first
+        for number, index in enumerate(shown):
+            try:
+                id, total = f"cuda:{number}", int(pynvml.nvmlDeviceGetMemoryInfo(handles[index]).total)
+            except Exception as fault:  # one that shares the machine's RAM, say
+                log.warning("cuda:%d is in no books: the driver does not tell its memory (%s)", number, fault)
+                continue
+            self.handles[id], self._total[id] = handles[index], total
 
     def devices(self) -> list[Device]:
+        """One that does not answer any more has nothing free."""
         found = []
         for id, handle in self.handles.items():
-            memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
-            found.append(Device(id, int(memory.total), int(memory.free)))
+            try:
+                free = int(self._nvml.nvmlDeviceGetMemoryInfo(handle).free)
+            except Exception as fault:
+                log.warning("%s does not answer: %s", id, fault)
+                free = 0
+            found.append(Device(id, self._total[id], free))
         return found
 
     def processes(self) -> dict[str, dict[int, int]]:
         """By device, the bytes of each process; those whose bytes the driver does not tell are left out."""
         found: dict[str, dict[int, int]] = {}
         for id, handle in self.handles.items():
-            running = self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            try:
+                running = self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            except Exception as fault:  # not told under WSL, nor by a GPU that is lost
+                log.debug("%s does not tell who holds its memory: %s", id, fault)
+                running = []
             found[id] = {int(p.pid): int(p.usedGpuMemory) for p in running if p.usedGpuMemory}
         return found
 

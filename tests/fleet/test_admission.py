@@ -12,6 +12,7 @@ import pytest
 
 from jupyter_dsserve.fleet.admission import Admission
 from jupyter_dsserve.fleet.devices import Machine
+from jupyter_dsserve.fleet.need import CUDA_BYTES
 from jupyter_dsserve.fleet.replica import Replica
 from jupyter_dsserve.fleet.version import Version
 from jupyter_dsserve.protocol import codec
@@ -184,3 +185,20 @@ async def test_processes_are_looked_at_beside_the_loop() -> None:
         assert threading.main_thread() not in threads
     finally:
         admission.stop()
+
+
+async def test_where_a_driver_does_not_tell_who_holds_a_gpu_the_worker_does() -> None:
+    """Else what it has taken would be counted twice: as gone from the device, and as still to be taken."""
+
+    class InContainer(Machine):
+        def taken(self, device: str, pid: int, *, with_children: bool) -> int:
+            return 0
+
+    admission = Admission(AdmissionSettings(), machine=InContainer())
+    replica = Replica("demo@v1#0", "", lambda _: None)
+    replica.pid = 1
+    loaded = Version("demo", "v1", WorkerSpec("builtin:demo-v1", tp=2), "", 1, Origin(), 0.0, is_wanted=True)
+    assert await admission._taken(loaded, replica, "cuda:1") == 0  # it has not said anything yet
+    replica.receive(pb.FromWorker(heartbeat=pb.Heartbeat(device_bytes=60 * MB)), 0.0)
+    assert await admission._taken(loaded, replica, "cuda:1") == CUDA_BYTES + 30 * MB  # of each of its two
+    assert await admission._taken(loaded, replica, "cpu") == 0

@@ -6,8 +6,10 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -147,6 +149,42 @@ def test_a_gpu_has_the_number_that_cuda_gives_it(monkeypatch: pytest.MonkeyPatch
     fake_nvml(monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert [(d.id, d.free_bytes) for d in Machine().devices()[1:]] == [("cuda:0", 69 * GB)]
+
+
+def failing(*failing_indices: int, told: Callable[[int], Any]) -> Callable[[int], Any]:
+    """As NVML's calls fail: with an exception of its own."""
+
+    def call(index: int) -> Any:
+        if index in failing_indices:
+            raise Exception("Not Supported")
+        return told(index)
+
+    return call
+
+
+def test_a_gpu_whose_memory_the_driver_never_tells_is_left_out_and_the_others_keep_their_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where GPU and processor share their memory, say: the gateway starts all the same."""
+    fake_nvml(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvml = sys.modules["pynvml"]
+    monkeypatch.setattr(nvml, "nvmlDeviceGetMemoryInfo", failing(0, told=nvml.nvmlDeviceGetMemoryInfo))
+    assert [d.id for d in Machine().devices()] == ["cpu", "cuda:1"]
+
+
+def test_a_gpu_that_is_lost_later_has_nothing_free_and_nobody_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvml(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    machine, nvml = Machine(), sys.modules["pynvml"]
+    for name in ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetComputeRunningProcesses"):
+        monkeypatch.setattr(nvml, name, failing(1, told=getattr(nvml, name)))
+    assert [(d.id, d.total_bytes, d.free_bytes) for d in machine.devices()[1:]] == [
+        ("cuda:0", 80 * GB, 75 * GB),
+        ("cuda:1", 80 * GB, 0),
+    ]
+    assert machine.others(ours=set())["cuda:1"] == []
+    assert machine.taken("cuda:0", os.getpid(), with_children=False) == 5 * GB
 
 
 @pytest.mark.parametrize(
