@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from jupyter_dsserve.engine.faults import is_device_lost
 from jupyter_dsserve.engine.loop import Load
 from jupyter_dsserve.engine.scheduler import AGEING_S
 from jupyter_dsserve.protocol.errors import DeadlineExceeded, DSServeError, EngineFailure
@@ -220,7 +221,8 @@ class Batcher:
     # ---- in the engine's thread
 
     def run(self) -> None:
-        """Serve until `stop`. A failing batch ends the requests in it with an error, not the engine."""
+        """Serve until `stop`. A failing batch ends the requests in it with an error, not the engine; but it raises what
+        took the device away, after which every batch would fail."""
         wait_s = math.inf
         while not self._stopped.is_set():
             if chunks := self.take_in(wait_s):
@@ -259,6 +261,8 @@ class Batcher:
             outputs = self.runner.forward(batch)
         except Exception as fault:
             log.exception("batch %d failed", self._num_steps)
+            if is_device_lost(fault):
+                raise
             return self._fail(batch, fault)
         finally:
             self._num_running = 0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
+from jupyter_dsserve.engine.faults import is_device_lost
 from jupyter_dsserve.engine.logprobs import HeldLogprobs
 from jupyter_dsserve.engine.runner import Runner, Span, Step
 from jupyter_dsserve.engine.scheduler import Scheduler
@@ -112,7 +113,8 @@ class Engine:
     # ---- in the engine's thread
 
     def run(self) -> None:
-        """Serve until `stop`. A failing step ends the sequences in it with an error, not the engine."""
+        """Serve until `stop`. A failing step ends the sequences in it with an error, not the engine; but it raises what
+        took the device away, after which every step would fail."""
         while not self._stopped.is_set():
             self.turn()
 
@@ -137,6 +139,8 @@ class Engine:
                 _note(scoring, logits.prompt_likelihoods(scoring))
         except Exception as fault:
             log.exception("step %d failed", self._num_steps)
+            if is_device_lost(fault):
+                raise
             return chunks + self._fail(step, fault)
         self._num_steps += 1
         for span in step.spans:

@@ -210,3 +210,16 @@ def test_the_told_share_of_requests_fails() -> None:
 def test_a_prompt_for_another_task_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="embeds texts"):
         toy().prepare(Request("a", "go on"))
+
+
+def test_a_batcher_whose_gpu_is_lost_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = toy()
+    batcher = Batcher(runner, lambda chunks: None)
+
+    def fail(batch: Seq[Item]) -> Arrays:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(runner, "forward", fail)
+    batcher.post(Work("a", [Item([1], length=1)], 1))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        batcher.run()

@@ -238,3 +238,35 @@ def test_a_wrong_toy_setting_is_named(model: str, named: str) -> None:
 def test_a_toy_without_settings_has_the_documented_ones() -> None:
     assert ToySettings.parse("toy:") == ToySettings(0.01, 0.0, 0.0, 1_000_000, 0.0)
     assert ToySettings.parse("toy:step_s=0.5,bytes=10") == ToySettings(step_s=0.5, bytes=10)
+
+
+class AcceleratorError(RuntimeError):
+    """Of this name is torch's."""
+
+
+def test_an_engine_whose_gpu_is_lost_ends_and_one_that_is_only_out_of_memory_does_not(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an access out of bounds CUDA gives every call the same error: only another process can go on."""
+    faults: list[Exception] = [
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("mat1 and mat2 do not fit"),
+        AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: device-side assert triggered"),  # as older releases of torch say it
+    ]
+
+    def fail(step: Step) -> ToyLogits:
+        raise faults.pop(0)
+
+    monkeypatch.setattr(driver.engine.runner, "forward", fail)
+    for id in ("a", "b", "c"):
+        driver.post(id, "hello", SamplingParams(max_tokens=2))
+        driver.run(id)
+        end = driver.end(id)
+        assert end is not None
+        assert isinstance(end.error, EngineFailure)
+    for id in ("d", "e"):
+        driver.post(id, "hello", SamplingParams(max_tokens=2))
+        with pytest.raises(RuntimeError, match="CUDA error"):
+            driver.engine.run()
