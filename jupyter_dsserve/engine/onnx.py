@@ -13,6 +13,7 @@ from jupyter_dsserve.engine.host import resident_bytes
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.tensors import TensorInfo, datatype_of
 
+_CUDA = "CUDAExecutionProvider"
 _TYPES = {"float": "float32", "double": "float64"}  # the rest are named as numpy's, but for a 16-bit float
 _TYPES |= {"float16": "float16"} | {f"{u}int{bits}": f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)}
 _TYPES |= {"bool": "bool"}
@@ -49,7 +50,15 @@ class OnnxProgram:
         }
         # An axis without a name may be any.
         self.has_rows = len(first - {None}) <= 1 and not any(isinstance(size, int) for size in first)
-        self._is_on_gpu = "CUDAExecutionProvider" in self._session.get_providers()
+        self._device = "cpu"
+        if _CUDA in self._session.get_providers():
+            self._device = f"cuda:{_number(device)}"
+        elif device.startswith("cuda"):  # it only warns, and takes the processor
+            raise InvalidRequest(
+                f"device is {device!r}, but onnxruntime could not start CUDA here (its log says why; mostly cuDNN or "
+                "CUDA's libraries are missing): install onnxruntime-gpu[cuda,cudnn], or use cpu",
+                param="device",
+            )
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -59,18 +68,19 @@ class OnnxProgram:
 
     @property
     def device(self) -> str:
-        return "cuda" if self._is_on_gpu else "cpu"
+        return self._device
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         names = [info.name for info in self.outputs]
         return dict(zip(names, map(np.asarray, self._session.run(names, dict(inputs))), strict=True))
 
     def device_bytes(self) -> int:
+        """Of RAM on a GPU too: onnxruntime does not say what it has there, the gateway asks the driver."""
         return resident_bytes()
 
 
 def _providers(device: str, onnxruntime: Any) -> list[Any]:
-    has_gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    has_gpu = _CUDA in onnxruntime.get_available_providers()
     if device.startswith("cuda") and not has_gpu:
         raise InvalidRequest(
             f"device is {device!r}, but this onnxruntime knows no CUDA: install onnxruntime-gpu, or use cpu",
@@ -78,7 +88,14 @@ def _providers(device: str, onnxruntime: Any) -> list[Any]:
         )
     if device == "cpu" or not has_gpu:
         return ["CPUExecutionProvider"]
-    return [("CUDAExecutionProvider", {"device_id": int(device.partition(":")[2] or 0)}), "CPUExecutionProvider"]
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # those that pip installed (with torch, say) lie where no loader looks
+    return [(_CUDA, {"device_id": _number(device)}), "CPUExecutionProvider"]
+
+
+def _number(device: str) -> int:
+    """Of the GPU; ``auto`` is the first."""
+    return int(device.partition(":")[2] or 0)
 
 
 def _info(path: str, found: Any) -> TensorInfo:

@@ -20,19 +20,33 @@ from jupyter_dsserve.protocol.export import ENCODER_INPUTS, FILE, TYPES
 from jupyter_dsserve.protocol.spec import WorkerSpec
 
 
+class _OnnxEncoder(EncoderRunner):
+    """Says of the graph where it computes."""
+
+    _engine: _Graph
+
+    @property
+    def device(self) -> str:
+        return self._engine.program.device
+
+    def device_bytes(self) -> int:
+        return self._engine.program.device_bytes()
+
+
 class _Graph:
     """What `EncoderRunner` takes for an engine: arrays go through onnxruntime, and come back as rows."""
 
     def __init__(self, program: OnnxProgram, config: Any) -> None:
-        self._program = program
+        self.program = program
         self._has_types = TYPES in {info.name for info in program.inputs}
         forward = self._with_types if self._has_types else self._without_types  # whose signature is looked at
+        # Arrays are handed over on the CPU, wherever the graph computes.
         self.module = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, config=config, forward=forward)
 
     def __call__(self, **inputs: torch.Tensor) -> torch.Tensor:
         if self._has_types:
             inputs.setdefault(TYPES, torch.zeros_like(inputs["input_ids"]))
-        (rows,) = self._program({name: tensor.numpy() for name, tensor in inputs.items()}).values()
+        (rows,) = self.program({name: tensor.numpy() for name, tensor in inputs.items()}).values()
         return torch.from_numpy(rows)
 
     def _with_types(
@@ -67,7 +81,7 @@ def load_onnx_encoder(spec: WorkerSpec, folder: str, progress: Progress) -> Enco
     progress("loaded", 1.0)
     (output,) = program.outputs
     is_classifier = spec.task == "classify"
-    return EncoderRunner(
+    return _OnnxEncoder(
         _Graph(program, config),
         tokenizer.cutting(max_length),
         lambda rows, _lengths: rows,

@@ -28,10 +28,22 @@ def main() -> None:
         launch = WorkerLaunch.from_json(launch_line("a gateway starts workers; people join with --join"))
         dial, joiner = Dial(launch.gateway), None
         end_with_parent()
+    _keep_to(launch.spec.device)
     code = asyncio.run(WorkerApp(launch, dial, joiner).run())
     logging.shutdown()
     # Not sys.exit: threads inside native libraries can hold up a normal exit, and only exit returns GPU memory.
     os._exit(code)
+
+
+def _keep_to(device: str) -> None:
+    """To be called before anything looks for GPUs.
+
+    DeepSpeed works on one wherever torch sees one, for a version on the CPU too, and takes memory there.
+    """
+    if device == "cpu":
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    elif device.startswith("cuda"):
+        os.environ.pop("DS_ACCELERATOR", None)  # it finds out by itself
 
 
 if __name__ == "__main__":

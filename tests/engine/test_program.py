@@ -7,11 +7,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from jupyter_dsserve.engine.batcher import Batcher, next_batch
+from jupyter_dsserve.engine.onnx import OnnxProgram
 from jupyter_dsserve.engine.program import ProgramRunner
 from jupyter_dsserve.protocol.errors import EngineFailure, InvalidRequest
 from jupyter_dsserve.protocol.request import Chunk, Request
@@ -144,6 +146,16 @@ class TestOnnx:
         chunks, num_calls = answers(runner, *(request(str(i), x=x) for i, x in enumerate(given)))
         assert num_calls == 2
         assert all(np.allclose(chunk.tensors[0].array().sum(axis=0), 1) for chunk in chunks)
+
+    def test_one_that_was_to_run_on_a_gpu_and_came_to_run_elsewhere_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """onnxruntime lists CUDA where it was built with it, and goes on without where its libraries are missing."""
+        path, both = str(save_onnx(tmp_path / "m.onnx")), ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+        with pytest.raises(InvalidRequest, match="could not start CUDA here"):
+            OnnxProgram(path, "cuda:1", 1)
+        assert OnnxProgram(path, "auto", 1).device == "cpu"
 
     def test_one_of_a_fixed_size_takes_just_that(self, tmp_path: Path) -> None:
         runner = load(save_onnx(tmp_path / "m.onnx", rows=2, out=2))
