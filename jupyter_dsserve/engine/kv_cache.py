@@ -53,6 +53,13 @@ class KVCache:
         values.flatten(1, 2).index_copy_(1, places, value)
         return keys, values
 
+    def resized(self, num_slots: int, max_context: int) -> KVCache:
+        """An empty cache of another size, with the layers that have written here."""
+        made = KVCache(num_slots, max_context, self._device)
+        for layer, (keys, values) in self._layers.items():
+            made._layers[layer] = made._empty(keys[:, 0]), made._empty(values[:, 0])
+        return made
+
     def place(self, slot: int, position: int) -> int:
         """Where a token stands when slots and positions are counted through."""
         return slot * self.stride + position

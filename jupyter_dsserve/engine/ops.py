@@ -38,7 +38,7 @@ def load_op(builder: str, what_for: str, remedy: str = "apt-get install g++") ->
         return
     # ninja comes with DeepSpeed and lies beside the interpreter, which is not always on the path.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    if missing := _missing_tools():
+    if missing := _missing_tools(on_gpu=get_accelerator().device_name() == "cuda"):
         raise InvalidRequest(
             f"{what_for} needs DeepSpeed's {found.NAME}, which is built at its first use, and {missing} is not "
             f"installed: {remedy} (and pip install ninja), or load without"
@@ -50,17 +50,22 @@ def load_op(builder: str, what_for: str, remedy: str = "apt-get install g++") ->
                     "building DeepSpeed's %s for %s, once on this machine: up to some minutes", found.NAME, what_for
                 )
             found.load(verbose=False)
-    except (RuntimeError, OSError, ImportError) as fault:
+    except Exception as fault:  # its builders raise what comes to hand
         raise InvalidRequest(
             f"{what_for} needs DeepSpeed's {found.NAME}, which could not be built or loaded ({str(fault)[-300:]}): "
             f"{remedy}, or load without"
         ) from fault
 
 
-def _missing_tools() -> str:
+def _missing_tools(*, on_gpu: bool = False) -> str:
     if not shutil.which("ninja"):
         return "ninja"
-    return "" if any(map(shutil.which, _COMPILERS)) else "a C++ compiler"
+    if not any(map(shutil.which, _COMPILERS)):
+        return "a C++ compiler"
+    from torch.utils import cpp_extension  # here: it takes a while, and few workers build anything
+
+    # A CUDA build of torch brings what runs programs, and not what DeepSpeed's builders look for.
+    return "the CUDA toolkit (set CUDA_HOME to its folder)" if on_gpu and cpp_extension.CUDA_HOME is None else ""
 
 
 @contextmanager

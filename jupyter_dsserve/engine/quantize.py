@@ -21,6 +21,18 @@ with redirect_stdout(sys.__stderr__):
 # It is a linear layer first, whose random weight goes at once: not to draw it saves its memory, and time.
 layers.QuantizedLinear.reset_parameters = lambda _self: None
 
+
+class _Dequantizer(layers.DeQuantizer):  # type: ignore[misc]
+    """In torch's operations whatever the dtype: for fp16 DeepSpeed has a CUDA kernel, called experimental, that needs
+    nvcc and is built in the middle of the first forward pass."""
+
+    def dequantize(self, tensor: torch.Tensor, quant_scale: torch.Tensor, quant_min: torch.Tensor) -> torch.Tensor:
+        numbers = self._decompress_uint4_to_uint8(tensor) if self.config["num_bits"] == 4 else tensor
+        groups = numbers.unflatten(-1, (-1, self.config["group_size"]))
+        made: torch.Tensor = self._dequantize_int8(groups, quant_scale, quant_min)
+        return made.flatten(-2)
+
+
 _BITS = {"int8": 8, "int4": 4}
 _GROUP = 64  # weights that share a scale and a least value, along a row
 
@@ -43,7 +55,9 @@ def quantise_linears(model: torch.nn.Module, kind: str, dtype: torch.dtype) -> N
         if isinstance(layer, FiledLinear):
             layer.settle(dtype)
         if layer.weight is not embedding and (config := _config(layer, kind)):
-            setattr(parent, name, layers.QuantizedLinear(config, layer))
+            quantised = layers.QuantizedLinear(config, layer)
+            quantised.weight.dequantizer = _Dequantizer(config, layer.weight.dtype)
+            setattr(parent, name, quantised)
             del layer
             return_freed()  # what held the weight before
     layers.quantized_weight_registry.clear()

@@ -21,6 +21,8 @@ from jupyter_dsserve.engine.tokenizer import Tokenizer
 from jupyter_dsserve.protocol.errors import DSServeError
 from jupyter_dsserve.protocol.tensors import ModelInfo
 
+_NUM_CHECKED = 2  # sequences that `check` packs, even for a version that runs one at a time
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -72,8 +74,7 @@ class RaggedRunner:
         self._name = name
         self._device: torch.device = self._model.device
         self._sorts_by_length = self._device.type != "cpu"
-        # `check` packs two sequences, even for a version that runs one at a time.
-        self._cache = KVCache(max(2, max_sequences), max_context, self._device)
+        self._cache = KVCache(max(_NUM_CHECKED, max_sequences), max_context, self._device)
 
     @property
     def device(self) -> str:
@@ -154,6 +155,10 @@ class RaggedRunner:
         a word (convolutions, recurrent layers), and a wrong number must never be served.
         """
         kind, tolerance = type(self._model).__name__, self_check.TOLERANCE[self._model.dtype]
+        # A GPU's cache takes its memory when it is made: for long contexts one slot may be all that fits.
+        is_small = self._max_sequences < _NUM_CHECKED and self._device.type != "cpu"
+        if is_small:
+            self._make_cache(_NUM_CHECKED, min(self._max_context, self_check.MAX_TOKENS))
         try:
             off = self_check.difference(
                 self._packed_logits, self._plain_logits, self.tokenizer.vocab_size, self._max_context
@@ -162,6 +167,8 @@ class RaggedRunner:
             raise
         except Exception as fault:
             raise NotRagged(f"{kind} does not run packed: {type(fault).__name__}: {fault}") from fault
+        if is_small:
+            self._make_cache(self._max_sequences, self._max_context)
         if not off <= tolerance:
             raise NotRagged(
                 f"{kind} answers differently in a batch than alone: logits are off by {off:.2g} of the largest, where "
@@ -171,6 +178,11 @@ class RaggedRunner:
             found = agreement(self._least.reference, self._plain_logits)
             refuse_below(found, self._least.share, self._name)
             self.info = ModelInfo(note=str(found))
+
+    @by_all_ranks
+    def _make_cache(self, num_slots: int, max_context: int) -> None:
+        """An empty one in the place of what was there."""
+        self._cache = self._cache.resized(num_slots, max_context)
 
     def _packed_logits(self, step: Step) -> torch.Tensor:
         return self.forward(step).logits

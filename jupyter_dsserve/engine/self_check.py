@@ -14,13 +14,13 @@ from jupyter_dsserve.protocol.request import SamplingParams
 # of a call, wrong attention shows in the first digits.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
-_PROBE_LENGTH = 24
+MAX_TOKENS = 24  # of a sequence
 
 
 def probes(vocab_size: int, max_context: int) -> tuple[list[int], list[int]]:
     """Two fixed sequences of random tokens, of different lengths."""
     draw = torch.Generator().manual_seed(0)
-    length = min(_PROBE_LENGTH, max_context)
+    length = min(MAX_TOKENS, max_context)
     tokens: list[int] = torch.randint(vocab_size, (2 * length,), generator=draw).tolist()
     return tokens[:length], tokens[length : length + max(3, length // 2)]
 

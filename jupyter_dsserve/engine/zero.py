@@ -47,6 +47,9 @@ def offloaded(model: torch.nn.Module, where: str, nvme_dir: str, device: torch.d
     be_alone(device)
     _give_back_at_once()
     config = _config(next(model.parameters()).dtype, offload, largest)
+    # Only weights come to the device when they are wanted; what is computed from the config lies there.
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
     with redirect_stdout(sys.stderr):
         # Left to itself, `initialize` offloads in bf16 on a CPU, whatever the model has.
         deepspeed.zero.Init(module=model, config_dict_or_path=config)

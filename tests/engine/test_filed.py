@@ -77,3 +77,17 @@ def test_what_does_not_become_wider_or_is_no_number_by_itself_loads_as_ever(tmp_
     assert filed_dtype("org/name", config, torch.float32) is None
     config.quantization_config = {"quant_method": "gptq"}
     assert filed_dtype(str(narrow), config, torch.float32) is None
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_half_precision_is_made_of_fewer_bits_without_a_kernel_that_would_have_to_be_built(kind: str) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Module()
+    model.embedding, model.layer = torch.nn.Embedding(2, 2), torch.nn.Linear(128, 256)
+    model.get_input_embeddings = lambda: model.embedding
+    rows = torch.randn(3, 128).half()
+    with torch.inference_mode():
+        plain = model.half().layer(rows)
+        quantise_linears(model, kind, torch.float16)
+        off = (model.layer(rows) - plain).abs().max() / plain.abs().max()
+    assert off < (0.02 if kind == "int8" else 0.2)
