@@ -7,7 +7,7 @@ PORT ?= 8899
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo check test test-long screenshots bench clean
+.PHONY: install demo check test test-long test-gpu screenshots bench clean
 
 install: $(INSTALLED)
 
@@ -37,6 +37,10 @@ test: check
 
 test-long: install
 	$(BIN)/python -m pytest -q -m long
+
+# On a machine with a GPU and a CUDA build of torch; all other tests keep to the CPU.
+test-gpu: install
+	$(BIN)/python -m pytest -q -m gpu tests/gpu
 
 # The README's pictures, taken by the browser tests.
 screenshots: install
