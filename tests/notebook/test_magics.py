@@ -221,7 +221,7 @@ def test_the_command_to_join_comes_with_what_keeps_its_token_out_of_process_list
 def test_a_deployments_file_is_written_applied_and_told_in_history(loaded: Kernel, tmp_path: Path) -> None:
     file = tmp_path / "fleet.yaml"
     loaded.run("%dsserve load filed@v1 --model toy: --metadata loss=2.5 --metadata run=r7")
-    loaded.run("%dsserve load filed@v2 --model toy: --no-wait")
+    loaded.run("%dsserve load filed@v2 --model toy:")
     assert f"written to {file}" in loaded.run(f"%dsserve export {file}").text
     text = loaded.run("%dsserve export").text.strip() + "\n"
     for line, words in (

@@ -5,76 +5,20 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from jupyter_dsserve import AsyncClient
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.spec import PROTOCOL_VERSION
 from jupyter_dsserve.worker import join
 from tests.engine.test_loop import toy_text
-from tests.support import Caller, Command, Json, is_running, until
-
-
-def parts(command: str) -> tuple[str, list[str]]:
-    """Of ``printf TOKEN | python …``: the token, and the words after python."""
-    told, _, words = command.partition(" | ")
-    return shlex.split(told)[-1], shlex.split(words)[1:]
-
-
-def put_together(token: str, words: list[str]) -> str:
-    return f"printf '%s\\n' {token} | python {shlex.join(words)}"
-
-
-class Hands:
-    """Starts workers as a person would in a shell, and ends them with the test."""
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    def start(self, command: str, python: str = sys.executable) -> subprocess.Popen[bytes]:
-        token, words = parts(command)
-        with self._log.open("ab") as log:
-            process = subprocess.Popen([python, *words], stdin=subprocess.PIPE, stdout=log, stderr=log)
-        self.processes.append(process)
-        assert process.stdin
-        with process.stdin:
-            process.stdin.write(f"{token}\n".encode())
-        return process
-
-    @property
-    def said(self) -> str:
-        return self._log.read_text()
-
-
-@pytest.fixture
-def hands(tmp_path: Path) -> Iterator[Hands]:
-    hands = Hands(tmp_path / "joined.log")
-    yield hands
-    for process in hands.processes:
-        process.kill()
-        process.wait()
-
-
-async def command(gateway: Gateway) -> str:
-    client = AsyncClient(gateway.url, gateway.admin_key)
-    try:
-        return (await client.join("demo", "v1")).command
-    finally:
-        await client.aclose()
-
-
-async def replicas(caller: Caller) -> list[Json]:
-    found: list[Json] = (await caller.version("demo", "v1"))["replicas"]
-    return found
+from tests.road.hands import Hands, command, parts, put_together, replicas
+from tests.support import Caller, Command, is_running, until
 
 
 async def joined(caller: Caller, gateway: Gateway, hands: Hands) -> subprocess.Popen[bytes]:

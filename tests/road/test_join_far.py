@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
@@ -35,7 +35,7 @@ from jupyter_dsserve.worker import join
 from jupyter_dsserve.worker.dial import pinned
 from tests.engine.test_loop import toy_text
 from tests.gateway.test_grpc_doors import certificate
-from tests.road.test_join import Hands, command, parts, put_together, replicas
+from tests.road.hands import ASKING, Hands, Network, command, parts, put_together, replicas
 from tests.support import Caller, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -70,15 +70,6 @@ async def caller(gateway: Gateway) -> AsyncIterator[Caller]:
         yield caller
 
 
-@pytest.fixture
-def hands(tmp_path: Path) -> Iterator[Hands]:
-    hands = Hands(tmp_path / "joined.log")
-    yield hands
-    for process in hands.processes:
-        process.kill()
-        process.wait()
-
-
 def in_a_shell(line: str, log: Path) -> subprocess.Popen[bytes]:
     """In a group of its own, as a terminal has it."""
     with log.open("wb") as out:
@@ -104,55 +95,6 @@ async def test_one_of_another_interpreter_joins_serves_and_is_dropped_within_5_s
     begun = time.monotonic()
     await until(lambda: replicas(caller), lambda found: len(found) == 1, timeout_s=5)
     assert time.monotonic() - begun < 5
-
-
-class Network:
-    """The way to ``address``, until it is dead: then nothing goes through, and no connection ends."""
-
-    def __init__(self, address: str) -> None:
-        self._to = address.rpartition(":")
-        self._ways: list[tuple[asyncio.StreamWriter, list[asyncio.Task[None]]]] = []
-        self.is_dead = False
-
-    async def __aenter__(self) -> Network:
-        self._server = await asyncio.start_server(self._lead, "127.0.0.1", 0)
-        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for writer, pumps in self._ways:
-            for pump in pumps:
-                pump.cancel()
-            writer.close()
-
-    def revive(self) -> None:
-        """Connections whose bytes were swallowed end: to go on without them they cannot."""
-        self.is_dead = False
-        for writer, _ in self._ways:
-            writer.close()
-
-    async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        beyond, there = await asyncio.open_connection(self._to[0], int(self._to[2]))
-        pumps = [asyncio.create_task(self._pump(reader, there)), asyncio.create_task(self._pump(beyond, writer))]
-        self._ways += [(writer, pumps), (there, [])]
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(1 << 16):
-            if not self.is_dead:
-                writer.write(data)
-        if not self.is_dead:
-            writer.close()
-
-
-# A worker that asks more often than others whether the gateway is there.
-ASKING = """
-from jupyter_dsserve.protocol.pings import pings
-from jupyter_dsserve.worker import dial
-dial._PINGS = pings(2, 2)
-from jupyter_dsserve.worker.__main__ import main
-main()
-"""
 
 
 async def test_one_whose_network_dies_is_given_up_ends_itself_and_another_joins_later(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,7 @@ from jupyter_dsserve.worker import join
 from jupyter_dsserve.worker.app import WorkerApp
 from jupyter_dsserve.worker.dial import Dial
 from jupyter_dsserve.worker.join import Joiner, MayNotJoin
-from tests.road.test_join import Hands, command, parts, put_together
-from tests.road.test_join_far import ASKING, Network
+from tests.road.hands import ASKING, Hands, Network, command, parts, put_together
 from tests.support import Caller, Command, free_port, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -50,15 +49,6 @@ async def caller(gateway: Gateway) -> AsyncIterator[Caller]:
         yield caller
         await caller.delete("/api/deployments/demo")
         await until(lambda: not gateway.fleet.status())
-
-
-@pytest.fixture
-def hands(tmp_path: Path) -> Iterator[Hands]:
-    hands = Hands(tmp_path / "joined.log")
-    yield hands
-    for process in hands.processes:
-        process.kill()
-        process.wait()
 
 
 async def joined_over(network: Network, gateway: Gateway, hands: Hands, *options: str) -> None:
