@@ -138,7 +138,7 @@ def pictures(request: pytest.FixtureRequest, tmp_path: Path) -> Pictures:
     return Pictures(folder, bool(chosen))
 
 
-def eventually(look: object, is_there: object = bool, timeout_s: float = 20) -> Json:
+def eventually(look: object, is_there: object = bool, timeout_s: float = 60) -> Json:
     """Look until it is there; fails with what was seen last."""
     end = time.monotonic() + timeout_s
     while True:

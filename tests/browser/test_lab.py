@@ -53,6 +53,11 @@ def curves(page: Page) -> list[dict[str, Json]]:
     return found
 
 
+def is_up_to_date(plots: list[dict[str, Json]]) -> bool:
+    """Whether the first one has its curves, and they come to the last two seconds."""
+    return "v1 p95" in plots[0] and max(plots[0]["v1 p95"]["x"]) > -2
+
+
 def handle(page: Page, version: str) -> Locator:
     slider = page.locator(".widget-slider").filter(has=page.get_by_text(version, exact=True))
     return slider.locator(".noUi-handle")
@@ -119,7 +124,7 @@ def told(demo: Demo, code: str, value: str) -> Json:
 def test_the_plot_goes_on_while_a_cell_keeps_the_kernel_busy(demo: Demo, page: Page) -> None:
     cell(page, "%dsserve panel demo")
     told(demo, "import time\nend = time.time() + 5\nwhile time.time() < end: sum(range(1000))", "1")
-    after = eventually(lambda: curves(page), lambda p: max(p[0]["v1 p95"]["x"]) > -2)[0]["v1 requests/s"]["x"]
+    after = eventually(lambda: curves(page), is_up_to_date)[0]["v1 requests/s"]["x"]
     gaps = [b - a for a, b in pairwise(after)]
     assert max(gaps[-8:]) < 2.5, f"seconds of the loop were lost: {gaps[-8:]}"
 
@@ -296,7 +301,7 @@ def test_a_panel_that_is_out_of_view_rests_and_is_whole_when_it_is_back(page: Pa
     page.wait_for_timeout(3_000)
     assert curves(page)[0]["v1 p95"]["x"] == before
     panel.evaluate("element => { element.style.display = '' }")
-    eventually(lambda: curves(page), lambda p: max(p[0]["v1 p95"]["x"]) > -2 and p[0]["v1 p95"]["x"] != before)
+    eventually(lambda: curves(page), lambda p: is_up_to_date(p) and p[0]["v1 p95"]["x"] != before)
 
 
 def test_the_playground_shows_two_answers_side_by_side_and_folds_open_and_shut(

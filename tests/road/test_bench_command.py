@@ -42,6 +42,11 @@ def run(data_dir: Path, *words: str) -> tuple[int, str, str]:
     return process.returncode, said, complained
 
 
+def rows(said: str) -> list[str]:
+    """The table's lines: above it stands a title, and below what there is to say besides (that asking came late)."""
+    return said.split("\n\n")[1].splitlines()
+
+
 async def test_it_finds_the_gateway_and_its_key_and_leaves_a_table_json_and_a_plot(
     served: Command, data_dir: Path, tmp_path: Path
 ) -> None:
@@ -50,7 +55,7 @@ async def test_it_finds_the_gateway_and_its_key_and_leaves_a_table_json_and_a_pl
     status, said, complained = await asyncio.to_thread(run, data_dir, *words, *files)
     assert status == 0, complained
     assert "concurrency 3: " in complained, "no progress was shown"
-    table = {line.rsplit(maxsplit=2)[0].strip(): line.split()[-2:] for line in said.splitlines()[2:]}
+    table = {line.rsplit(maxsplit=2)[0].strip(): line.split()[-2:] for line in rows(said)}
     assert table["concurrency"] == ["1", "3"]
     tree = json.loads((tmp_path / "a.json").read_text())
     assert [point["load"]["value"] for point in tree["points"]] == [1, 3]
