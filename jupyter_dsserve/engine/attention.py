@@ -22,12 +22,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from jupyter_dsserve.engine.decode import Decoding, can_decode
 from jupyter_dsserve.engine.kv_cache import KVCache
+from jupyter_dsserve.engine.paged_cache import PagedCache
 
 NAME = "dsserve_ragged"
 
 # What one more call costs, as the number of K's elements that a call reads in the same time. CPU, measured: 10 µs a
 # call against 0.13 µs a position of 2 heads of 64. CUDA, estimated: 30 µs of launches at 2 TB/s, in half precision.
 _CALL_COST = {"cpu": 10_000, "cuda": 30_000_000}
+# K's elements that are copied together for one call at most (V has as many): 256 MB in half precision.
+_MOST_COPIED = 1 << 27
 
 
 class NotRagged(Exception):
@@ -43,23 +46,33 @@ class Rows:
     first: int
     num_rows: int
 
+    @property
+    def end(self) -> int:
+        return self.start + self.num_rows
+
     def keys_seen(self, window: int | None) -> tuple[int, int]:
         """The positions that any of the rows attends to, as a half-open range."""
-        return max(0, self.start + 1 - window) if window else 0, self.start + self.num_rows
+        return max(0, self.start + 1 - window) if window else 0, self.end
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """Decoding sequences that follow one another in the step, or one chunk of a prompt: what attends in one call.
 
-    ``slots`` is a slice where the slots follow one another too, so that K and V are seen where they lie; else an
-    index, which copies them. ``mask`` is added to the scores, ``[sequences, 1, queries, keys]``; None hides nothing.
+    ``where`` and ``keys`` are what the cache's ``seen`` gave. ``mask`` is added to the scores,
+    ``[sequences, 1, queries, keys]``; None hides nothing.
     """
 
     rows: slice
-    slots: slice | torch.Tensor
+    where: slice | torch.Tensor
     keys: slice
     mask: torch.Tensor | None
+
+    def of(self, kept: torch.Tensor) -> torch.Tensor:
+        """The group's part of a layer's K or V, ``[sequences, kv_heads, keys, head_dim]``."""
+        if isinstance(self.where, torch.Tensor) and self.where.dim() == 2:  # blocks
+            return kept[:, self.where].flatten(2, 3)[:, :, self.keys].transpose(0, 1)
+        return kept[:, self.where, self.keys].transpose(0, 1)
 
 
 class PackedStep:
@@ -68,7 +81,7 @@ class PackedStep:
     Groups depend on the window, and a model has one or two of those: they are made when a layer first asks.
     """
 
-    def __init__(self, cache: KVCache, places: torch.Tensor, rows: list[Rows]) -> None:
+    def __init__(self, cache: KVCache | PagedCache, places: torch.Tensor, rows: list[Rows]) -> None:
         self.cache = cache
         self.places = places
         self._rows = rows
@@ -95,11 +108,11 @@ class PackedStep:
         num_heads, num_kv_heads = query.shape[1], keys.shape[0]
         shape = window, num_heads, num_kv_heads, with_decoding
         if shape not in self._groups:
-            call_cost = _CALL_COST[query.device.type] // (num_kv_heads * keys.shape[3])
-            can_gather = query.device.type != "cpu"
+            position = num_kv_heads * keys.shape[3]
+            most = 0 if query.device.type == "cpu" else _MOST_COPIED // position
             rows = self._rows if with_decoding else self._rows[self._num_single :]
-            runs = split(rows, window, call_cost, can_gather)
-            self._groups[shape] = [_group(run, window, num_heads // num_kv_heads, query) for run in runs]
+            runs = split(rows, window, _CALL_COST[query.device.type] // position, most)
+            self._groups[shape] = [_group(self.cache, run, window, num_heads // num_kv_heads, query) for run in runs]
         return self._groups[shape]
 
 
@@ -130,21 +143,21 @@ def eager(model: Any) -> Iterator[None]:
         model.set_attn_implementation(NAME)
 
 
-def split(rows: list[Rows], window: int | None, call_cost: int, can_gather: bool) -> list[list[Rows]]:
+def split(rows: list[Rows], window: int | None, call_cost: int, most_copied: int) -> list[list[Rows]]:
     """Cut a step's rows into runs that attend in one call each.
 
     In a call everybody pays for the longest history in it, so decoding sequences join only where that costs less than
-    ``call_cost`` positions, the price of another call. Without ``can_gather`` their slots must follow one another:
-    copying K and V together costs three times what reading them does.
+    ``call_cost`` positions, the price of another call. Up to ``most_copied`` positions may be copied together for a
+    call; with 0 their slots must follow one another: copying K and V costs three times what reading them does.
     """
     runs: list[list[Rows]] = []
     spent = low = high = 0
     for row in rows:
         seen = row.keys_seen(window)
-        if runs and row.num_rows == runs[-1][-1].num_rows == 1 and (can_gather or row.slot == runs[-1][-1].slot + 1):
+        if runs and row.num_rows == runs[-1][-1].num_rows == 1 and (most_copied or row.slot == runs[-1][-1].slot + 1):
             joint_low, joint_high = min(low, seen[0]), max(high, seen[1])
             joint = (len(runs[-1]) + 1) * (joint_high - joint_low)
-            if joint <= spent + call_cost + seen[1] - seen[0]:
+            if joint <= min(spent + call_cost + seen[1] - seen[0], most_copied or joint):
                 runs[-1].append(row)
                 spent, low, high = joint, joint_low, joint_high
                 continue
@@ -154,16 +167,17 @@ def split(rows: list[Rows], window: int | None, call_cost: int, can_gather: bool
     return runs
 
 
-def _group(run: list[Rows], window: int | None, group_size: int, query: torch.Tensor) -> Group:
+def _group(
+    cache: KVCache | PagedCache, run: list[Rows], window: int | None, group_size: int, query: torch.Tensor
+) -> Group:
     first, num_rows = run[0], run[0].num_rows
     ranges = [row.keys_seen(window) for row in run]
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-    slots = [row.slot for row in run]
-    follow = slots == list(range(slots[0], slots[0] + len(slots)))
+    where, keys = cache.seen([row.slot for row in run], low, high)
     return Group(
         rows=slice(first.first, first.first + len(run) * num_rows),
-        slots=slice(slots[0], slots[0] + len(slots)) if follow else torch.tensor(slots, device=query.device),
-        keys=slice(low, high),
+        where=where,
+        keys=keys,
         mask=None if len(run) == num_rows == 1 else _mask(run, window, low, high, group_size, query),
     )
 
@@ -213,8 +227,7 @@ def ragged_attention(
     if decoding:
         decoding.attend(query, keys, values, answer, attention_mask, scaling, softcap, s_aux)
     groups = step.groups(attention_mask, query, keys, with_decoding=decoding is None)
-    keys, values = keys.transpose(0, 1), values.transpose(0, 1)
-    grouped = answer.unflatten(1, (keys.shape[1], -1))
+    grouped = answer.unflatten(1, (keys.shape[0], -1))
     for group in groups:
         grouped[group.rows] = _attend_group(group, queries, keys, values, scaling, softcap, s_aux)
     return answer[None], None
@@ -230,7 +243,7 @@ def _attend_group(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """What the rows of ``group`` see, ``[rows, kv_heads, queries, head_dim]`` like their ``queries``."""
-    q, k, v = queries[group.rows], keys[group.slots, :, group.keys], values[group.slots, :, group.keys]
+    q, k, v = queries[group.rows], group.of(keys), group.of(values)
     num_rows = len(q) // len(k)  # of each sequence
     if num_rows > 1:
         q = q.permute(1, 2, 0, 3).flatten(1, 2)[None]

@@ -1,4 +1,7 @@
-"""Keys and values of every running sequence, in slots: one sequence a slot, one pair of tensors a layer."""
+"""Keys and values of every running sequence, in slots: one sequence a slot, one pair of tensors a layer.
+
+Where a GPU has no room for so many whole slots, they stand in blocks instead (`paged_cache`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import mmap
 
 import torch
 
+from jupyter_dsserve.engine.paged_cache import PagedCache
 from jupyter_dsserve.engine.runner import Copy, KVRoom, Move
 from jupyter_dsserve.protocol.errors import InvalidRequest
 
@@ -22,6 +26,10 @@ _ALIGN_TOKENS = 64
 _BLOCK_TOKENS = 16
 
 
+def _stride(max_context: int) -> int:
+    return -(-max_context // _ALIGN_TOKENS) * _ALIGN_TOKENS
+
+
 class KVCache:
     """K and V by layer, head, slot and position: ``[kv_heads, num_slots, stride, head_dim]`` each, with ``stride`` a
     little over ``max_context``.
@@ -34,7 +42,7 @@ class KVCache:
     def __init__(self, num_slots: int, max_context: int, device: torch.device) -> None:
         self.num_slots = num_slots
         self.max_context = max_context
-        self.stride = -(-max_context // _ALIGN_TOKENS) * _ALIGN_TOKENS
+        self.stride = _stride(max_context)
         self._device = device
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._pages: list[tuple[mmap.mmap, int]] = []  # on a CPU, with the bytes of a slot in each head
@@ -53,16 +61,28 @@ class KVCache:
         values.flatten(1, 2).index_copy_(1, places, value)
         return keys, values
 
-    def resized(self, num_slots: int, max_context: int) -> KVCache:
-        """An empty cache of another size, with the layers that have written here."""
-        made = KVCache(num_slots, max_context, self._device)
+    def made_for(self, room: KVRoom) -> KVCache | PagedCache:
+        """An empty cache of another size, with the layers that have written here: of whole slots, if they all fit."""
+        if room.is_limited:
+            return PagedCache(room, self._layers, self._device)
+        made = KVCache(room.num_slots, room.max_context, self._device)
         for layer, (keys, values) in self._layers.items():
             made._layers[layer] = made._empty(keys[:, 0]), made._empty(values[:, 0])
         return made
 
-    def place(self, slot: int, position: int) -> int:
-        """Where a token stands when slots and positions are counted through."""
-        return slot * self.stride + position
+    def places(self, slot: int, start: int, end: int) -> range:
+        """Where the tokens at positions ``start`` to ``end`` stand when slots and positions are counted through."""
+        return range(slot * self.stride + start, slot * self.stride + end)
+
+    def seen(self, slots: list[int], low: int, high: int) -> tuple[slice | torch.Tensor, slice]:
+        """How to find positions ``low`` to ``high`` of ``slots``: which slots, and which places in each.
+
+        A slice where the slots follow one another, so that K and V are seen where they lie; else an index, which copies
+        them.
+        """
+        follow = slots == list(range(slots[0], slots[0] + len(slots)))
+        index = slice(slots[0], slots[0] + len(slots)) if follow else torch.tensor(slots, device=self._device)
+        return index, slice(low, high)
 
     def do(self, move: Move) -> None:
         """Copy a beginning from slot to slot, or give memory back to the system (a GPU's stays)."""
@@ -79,30 +99,35 @@ class KVCache:
         tensors = [t for pair in self._layers.values() for t in pair]
         return sum(t.shape[0] * t.shape[3] * t.element_size() for t in tensors)
 
-    def room(self, num_slots: int, max_bytes: int) -> KVRoom:
-        """What fits of ``num_slots`` sequences into ``max_bytes``. Raises `InvalidRequest` if not even one does.
+    def room(self, num_slots: int, max_context: int, max_bytes: int) -> KVRoom:
+        """What fits of ``num_slots`` sequences of up to ``max_context`` tokens into ``max_bytes``, by the layers that
+        have written so far. Raises `InvalidRequest` if not even one does.
 
-        Where memory is scarce, blocks are of a size that fills whole pages: so the books say what the system sees.
+        Where memory is scarce on a CPU, blocks are of a size that fills whole pages: so the books say what the system
+        sees.
         """
-        full = -(-self.max_context // _BLOCK_TOKENS)
-        if self.token_bytes * _BLOCK_TOKENS * full * num_slots <= max_bytes or self._device.type != "cpu":
-            return self._room(num_slots, full * num_slots, _BLOCK_TOKENS)
+        is_cpu = self._device.type == "cpu"
+        block_tokens = _BLOCK_TOKENS
+        num_blocks = -(-max_context // block_tokens) * num_slots
+        # A GPU's slots have their memory from the beginning, with what aligns them.
+        full = num_blocks * block_tokens if is_cpu else _stride(max_context) * num_slots
+        if self.token_bytes * full > max_bytes:
+            block_tokens = self._tokens_of_pages() if is_cpu else _ALIGN_TOKENS
+            num_blocks = max_bytes // (self.token_bytes * block_tokens)
+            if num_blocks * block_tokens < max_context:
+                needed = -(-max_context // block_tokens) * block_tokens * self.token_bytes
+                raise InvalidRequest(
+                    f"the KV cache may take {max_bytes / 2**20:.1f} MiB, but one sequence of {max_context} tokens "
+                    f"takes {needed / 2**20:.1f} MiB in blocks of {block_tokens}: lower max_context, or raise kv_bytes",
+                    param="kv_bytes",
+                )
+        return KVRoom(num_slots, max_context, num_blocks, block_tokens, num_blocks * block_tokens * self.token_bytes)
+
+    def _tokens_of_pages(self) -> int:
+        """The least tokens that fill whole pages of the system in every layer."""
         rows = {t.shape[3] * t.element_size() for pair in self._layers.values() for t in pair}
         to_a_page = [mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, row) for row in rows]
-        block_tokens = min(_ALIGN_TOKENS, math.lcm(_BLOCK_TOKENS, *to_a_page))
-        num_blocks = max_bytes // (self.token_bytes * block_tokens)
-        if num_blocks * block_tokens < self.max_context:
-            needed = -(-self.max_context // block_tokens) * block_tokens * self.token_bytes
-            raise InvalidRequest(
-                f"the KV cache may take {max_bytes / 2**20:.1f} MiB, but one sequence of {self.max_context} tokens "
-                f"takes {needed / 2**20:.1f} MiB, in blocks of {block_tokens}: lower max_context, or raise kv_bytes",
-                param="kv_bytes",
-            )
-        return self._room(num_slots, num_blocks, block_tokens)
-
-    def _room(self, num_slots: int, num_blocks: int, block_tokens: int) -> KVRoom:
-        max_bytes = num_blocks * block_tokens * self.token_bytes
-        return KVRoom(num_slots, self.max_context, num_blocks, block_tokens, max_bytes)
+        return min(_ALIGN_TOKENS, math.lcm(_BLOCK_TOKENS, *to_a_page))
 
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         shape = (like.shape[0], self.num_slots, self.stride, like.shape[2])

@@ -117,7 +117,7 @@ def load_runner(
         engine,
         tokenizer,
         name=spec.model,
-        max_sequences=_num_sequences(spec, config, dtype, context, kv_bytes, device),
+        max_sequences=spec.max_sequences,
         max_step_tokens=spec.max_step_tokens,
         max_context=context,
         kv_bytes=kv_bytes,
@@ -242,25 +242,6 @@ def _context(spec: WorkerSpec, config: Any) -> int:
             )
         own = min(own, short)
     return min(own, spec.max_context or own)
-
-
-def _num_sequences(
-    spec: WorkerSpec, config: Any, dtype: torch.dtype, context: int, kv_bytes: int, device: torch.device
-) -> int:
-    """How many run at once. A GPU's cache takes its memory when it is made, so it is made for as many as fit."""
-    if device.type == "cpu":
-        return spec.max_sequences
-    text = config.get_text_config()
-    num_heads = (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) // spec.tp
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    sequence_bytes = 2 * text.num_hidden_layers * num_heads * head_dim * dtype.itemsize * context
-    if kv_bytes < sequence_bytes:
-        raise InvalidRequest(
-            f"the KV cache may take {kv_bytes / 2**20:.0f} MiB on {device}, but one sequence of {context} tokens takes "
-            f"{sequence_bytes / 2**20:.0f} MiB: lower max_context, or raise kv_bytes",
-            param="kv_bytes",
-        )
-    return min(spec.max_sequences, kv_bytes // sequence_bytes)
 
 
 def _short_rope(config: Any) -> int:

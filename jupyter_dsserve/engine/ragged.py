@@ -14,6 +14,7 @@ from jupyter_dsserve.engine.group import RankGroup, by_all_ranks
 from jupyter_dsserve.engine.host import resident_bytes
 from jupyter_dsserve.engine.kv_cache import KVCache
 from jupyter_dsserve.engine.memory import held_bytes
+from jupyter_dsserve.engine.paged_cache import PagedCache
 from jupyter_dsserve.engine.runner import KVRoom, Move, Span, Step
 from jupyter_dsserve.engine.sampling import TorchLogits
 from jupyter_dsserve.engine.sequence import Sequence
@@ -28,13 +29,12 @@ _NUM_CHECKED = 2  # sequences that `check` packs, even for a version that runs o
 class Plan:
     """A step as numbers, without its sequences: what every rank that holds a part of the model computes.
 
-    ``tokens``, ``positions`` and ``places`` (in the cache) have an entry a row of the pass; ``sampled`` are the rows
-    whose logits are wanted, first those that give a token, then those of prompts. ``moves`` come first.
+    ``tokens`` and ``positions`` have an entry a row of the pass; ``sampled`` are the rows whose logits are wanted,
+    first those that give a token, then those of prompts. ``moves`` come first.
     """
 
     tokens: list[int]
     positions: list[int]
-    places: list[int]
     rows: list[Rows]
     sampled: list[int]
     moves: tuple[Move, ...]
@@ -74,7 +74,12 @@ class RaggedRunner:
         self._name = name
         self._device: torch.device = self._model.device
         self._sorts_by_length = self._device.type != "cpu"
-        self._cache = KVCache(max(_NUM_CHECKED, max_sequences), max_context, self._device)
+        # A GPU's cache takes its memory when it is made: at first one that is large enough for `check`.
+        slots, context = max(_NUM_CHECKED, max_sequences), max_context
+        if self._device.type != "cpu":
+            slots, context = _NUM_CHECKED, min(context, self_check.MAX_TOKENS)
+        self._first_cache = KVCache(slots, context, self._device)
+        self._cache: KVCache | PagedCache = self._first_cache
 
     @property
     def device(self) -> str:
@@ -82,7 +87,7 @@ class RaggedRunner:
 
     @property
     def room(self) -> KVRoom:
-        room = self._cache.room(self._max_sequences, self._kv_bytes)
+        room = self._first_cache.room(self._max_sequences, self._max_context, self._kv_bytes)
         return replace(room, max_bytes=room.max_bytes * self.group.size) if self.group else room
 
     def begin(self, sequence: Sequence) -> None:
@@ -95,14 +100,13 @@ class RaggedRunner:
 
     def plan(self, step: Step) -> Plan:
         """``step`` as numbers."""
-        plan = Plan([], [], [], [], [], step.moves)
+        plan = Plan([], [], [], [], step.moves)
         first_row: dict[int, int] = {}  # of each slot
         for span in self._in_order(step):
             slot, start, end = span.sequence.slot, span.start, span.start + span.num_tokens
             plan.rows.append(Rows(slot, start, len(plan.tokens), span.num_tokens))
             plan.tokens.extend(span.sequence.tokens[start:end])
             plan.positions.extend(range(start, end))
-            plan.places.extend(range(self._cache.place(slot, start), self._cache.place(slot, end)))
             first_row[slot] = len(plan.tokens) - span.num_tokens
         for span in step.spans:
             if span.is_sampled:
@@ -117,8 +121,9 @@ class RaggedRunner:
         """Logits of the sampled rows, ``[sampled, vocabulary]``; K and V of all rows are in the cache then."""
         for move in plan.moves:
             self._cache.do(move)
+        where = [place for row in plan.rows for place in self._cache.places(row.slot, row.start, row.end)]
         # One tensor, so that a GPU gets one copy.
-        numbers = torch.tensor([*plan.tokens, *plan.positions, *plan.places, *plan.sampled]).to(self._device)
+        numbers = torch.tensor([*plan.tokens, *plan.positions, *where, *plan.sampled]).to(self._device)
         num_rows = len(plan.tokens)
         tokens, positions, places, sampled = numbers.split([num_rows, num_rows, num_rows, len(plan.sampled)])
         with attending(PackedStep(self._cache, places, plan.rows)):
@@ -155,10 +160,6 @@ class RaggedRunner:
         a word (convolutions, recurrent layers), and a wrong number must never be served.
         """
         kind, tolerance = type(self._model).__name__, self_check.TOLERANCE[self._model.dtype]
-        # A GPU's cache takes its memory when it is made: for long contexts one slot may be all that fits.
-        is_small = self._max_sequences < _NUM_CHECKED and self._device.type != "cpu"
-        if is_small:
-            self._make_cache(_NUM_CHECKED, min(self._max_context, self_check.MAX_TOKENS))
         try:
             off = self_check.difference(
                 self._packed_logits, self._plain_logits, self.tokenizer.vocab_size, self._max_context
@@ -167,8 +168,6 @@ class RaggedRunner:
             raise
         except Exception as fault:
             raise NotRagged(f"{kind} does not run packed: {type(fault).__name__}: {fault}") from fault
-        if is_small:
-            self._make_cache(self._max_sequences, self._max_context)
         if not off <= tolerance:
             raise NotRagged(
                 f"{kind} answers differently in a batch than alone: logits are off by {off:.2g} of the largest, where "
@@ -178,11 +177,13 @@ class RaggedRunner:
             found = agreement(self._least.reference, self._plain_logits)
             refuse_below(found, self._least.share, self._name)
             self.info = ModelInfo(note=str(found))
+        if self._device.type != "cpu":
+            self._make_cache(self._first_cache.room(self._max_sequences, self._max_context, self._kv_bytes))
 
     @by_all_ranks
-    def _make_cache(self, num_slots: int, max_context: int) -> None:
-        """An empty one in the place of what was there."""
-        self._cache = self._cache.resized(num_slots, max_context)
+    def _make_cache(self, room: KVRoom) -> None:
+        """The one for what is to be served, in the place of the first."""
+        self._cache = self._first_cache.made_for(room)
 
     def _packed_logits(self, step: Step) -> torch.Tensor:
         return self.forward(step).logits

@@ -22,6 +22,11 @@ class KVRoom:
     block_tokens: int
     max_bytes: int = 0
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there are fewer blocks than the slots could fill."""
+        return self.num_blocks < self.num_slots * -(-self.max_context // self.block_tokens)
+
     def __str__(self) -> str:
         return (
             f"KV cache for {self.num_slots} sequences, {self.num_blocks * self.block_tokens:,} tokens in up to "

@@ -2,7 +2,8 @@
 
 A slot is room for one sequence of the whole context, one after the other in memory. Only what was written has memory
 behind it, so many slots share a pool of ``num_blocks`` blocks: the page table of the processor does what paged
-attention (Kwon et al. 2023) does in a kernel, as in vAttention (Prabhu et al. 2024).
+attention (Kwon et al. 2023) does in a kernel, as in vAttention (Prabhu et al. 2024). On a GPU a table of ours does
+(`paged_cache`).
 
 A sequence that has ended leaves its keys and values behind, and a prompt that begins as it did starts from there
 (prefix caching, SGLang's radix tree: Zheng et al. 2023): in place if nothing else is lost by it, else by a copy. What
@@ -41,14 +42,13 @@ class _Slot:
 class Slots:
     """Knows numbers only. What is to happen in the cache itself is in ``moves``, to be done in order before a step.
 
-    The lowest free slot is given first: sequences that run lie side by side, and attend in one call. ``is_limited``:
-    there are fewer blocks than the slots could fill.
+    The lowest free slot is given first: sequences that run lie side by side, and attend in one call.
     """
 
     def __init__(self, room: KVRoom) -> None:
         self.room = room
         self.moves: list[Move] = []
-        self.is_limited = room.num_blocks < room.num_slots * self._blocks(room.max_context)
+        self.is_limited = room.is_limited
         self._slots = [_Slot() for _ in range(room.num_slots)]
         self._free = list(range(room.num_slots))  # a heap
         self._idle: dict[int, None] = {}  # free slots with something in them, the longest unused first

@@ -33,25 +33,29 @@ class TestSplit:
 
     def test_neighbours_of_like_length_attend_together(self) -> None:
         rows = decoding((0, 50), (1, 60), (2, 55))
-        assert slots(split(rows, None, call_cost=80, can_gather=False)) == [[0, 1, 2]]
+        assert slots(split(rows, None, call_cost=80, most_copied=0)) == [[0, 1, 2]]
 
     def test_a_much_longer_neighbour_attends_alone(self) -> None:
         rows = decoding((0, 50), (1, 60), (2, 1000), (3, 40))
-        assert slots(split(rows, None, call_cost=80, can_gather=False)) == [[0, 1], [2], [3]]
+        assert slots(split(rows, None, call_cost=80, most_copied=0)) == [[0, 1], [2], [3]]
 
     def test_a_free_slot_between_them_parts_two_unless_copying_is_cheap(self) -> None:
         rows = decoding((0, 50), (2, 50))
-        assert slots(split(rows, None, call_cost=80, can_gather=False)) == [[0], [2]]
-        assert slots(split(rows, None, call_cost=80, can_gather=True)) == [[0, 2]]
+        assert slots(split(rows, None, call_cost=80, most_copied=0)) == [[0], [2]]
+        assert slots(split(rows, None, call_cost=80, most_copied=10_000)) == [[0, 2]]
+
+    def test_no_more_is_copied_together_than_may_be(self) -> None:
+        rows = decoding(*[(2 * n, 99) for n in range(5)])
+        assert slots(split(rows, None, call_cost=10_000, most_copied=250)) == [[0, 2], [4, 6], [8]]
 
     def test_chunks_of_prompts_join_nobody(self) -> None:
         rows = [*decoding((0, 10), (1, 10)), Rows(2, 0, 2, 8), Rows(3, 0, 10, 8)]
-        assert slots(split(rows, None, call_cost=10_000, can_gather=True)) == [[0, 1], [2], [3]]
+        assert slots(split(rows, None, call_cost=10_000, most_copied=10_000)) == [[0, 1], [2], [3]]
 
     def test_a_window_parts_sequences_that_stand_at_different_places(self) -> None:
         """Both see 16 keys; together they would have to look at 916."""
         rows = decoding((0, 100), (1, 1000))
-        assert slots(split(rows, 16, call_cost=80, can_gather=False)) == [[0], [1]]
+        assert slots(split(rows, 16, call_cost=80, most_copied=0)) == [[0], [1]]
 
 
 def test_rows_see_their_past_and_themselves_up_to_the_window() -> None:
@@ -67,14 +71,14 @@ def test_any_grouping_gives_the_same_answers(name: str, tmp_path: Path, monkeypa
     runner = tiny_models.load(tiny_models.save_architecture(name, tmp_path))
     prompts = tiny_models.random_prompts()
 
-    def grouped(call_cost: int, can_gather: bool) -> list[list[int]]:
-        runner._sorts_by_length = can_gather
-        monkeypatch.setattr(attention, "split", lambda rows, window, *_: split(rows, window, call_cost, can_gather))
+    def grouped(call_cost: int, most_copied: int) -> list[list[int]]:
+        runner._sorts_by_length = most_copied > 0
+        monkeypatch.setattr(attention, "split", lambda rows, window, *_: split(rows, window, call_cost, most_copied))
         return tiny_models.answers(runner, prompts, 16)
 
-    apart = grouped(0, False)
-    assert grouped(1_000_000, True) == apart
-    assert grouped(80, False) == apart
+    apart = grouped(0, 0)
+    assert grouped(1_000_000, 1_000_000) == apart
+    assert grouped(80, 0) == apart
 
 
 class TestRefusals:
@@ -121,7 +125,7 @@ class TestRefusals:
 class TestKVCache:
     def test_rows_land_at_their_slot_and_position_and_nowhere_else(self) -> None:
         cache = KVCache(num_slots=3, max_context=8, device=CPU)
-        places = torch.tensor([cache.place(2, 5), cache.place(0, 7)])
+        places = torch.tensor([*cache.places(2, 5, 6), *cache.places(0, 7, 8)])
         key, value = torch.rand(2, 2, 4), torch.rand(2, 2, 6)
         keys, values = cache.write(0, places, key, value)
         assert keys.shape == (2, 3, cache.stride, 4)
@@ -134,13 +138,13 @@ class TestKVCache:
         """Two GiB for a layer, of which one token is written."""
         before = held_bytes(CPU)
         cache = KVCache(num_slots=64, max_context=16384, device=CPU)
-        keys, _ = cache.write(0, torch.tensor([cache.place(63, 9000)]), torch.ones(4, 1, 64), torch.ones(4, 1, 64))
+        keys, _ = cache.write(0, torch.tensor(cache.places(63, 9000, 9001)), torch.ones(4, 1, 64), torch.ones(4, 1, 64))
         assert keys.nbytes == 2**30
         assert held_bytes(CPU) - before < 2**25
 
     def test_a_copy_brings_the_beginning_of_a_slot_to_another(self) -> None:
         cache = KVCache(num_slots=3, max_context=8, device=CPU)
-        places = torch.tensor([cache.place(2, position) for position in range(3)])
+        places = torch.tensor(cache.places(2, 0, 3))
         keys, values = cache.write(0, places, torch.rand(2, 3, 4), torch.rand(2, 3, 4))
         cache.do(Copy(source=2, target=1, num_tokens=2))
         for tensor in (keys, values):
@@ -164,9 +168,9 @@ class TestKVCache:
         cache = KVCache(num_slots=4, max_context=256, device=CPU)
         cache.write(0, torch.tensor([0]), torch.ones(2, 1, 32), torch.ones(2, 1, 32))
         assert cache.token_bytes == 2 * 2 * 32 * 4
-        assert cache.room(4, 2**30).num_blocks == 4 * 256 // 16
-        scarce = cache.room(4, 300 * cache.token_bytes)
+        assert cache.room(4, 256, 2**30).num_blocks == 4 * 256 // 16
+        scarce = cache.room(4, 256, 300 * cache.token_bytes)
         assert (scarce.block_tokens * 32 * 4) % 4096 == 0
         assert scarce.num_blocks == 300 // scarce.block_tokens
         with pytest.raises(InvalidRequest, match="kv_bytes"):
-            cache.room(4, 200 * cache.token_bytes)
+            cache.room(4, 256, 200 * cache.token_bytes)

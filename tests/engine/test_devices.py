@@ -18,12 +18,14 @@ import torch
 
 from jupyter_dsserve.engine.encoder import load_encoder
 from jupyter_dsserve.engine.loader import load_padded
+from jupyter_dsserve.engine.paged_cache import PagedCache
 from jupyter_dsserve.engine.pooling import Dense, Normalize, Pooling
 from jupyter_dsserve.engine.ragged import RaggedRunner
 from jupyter_dsserve.engine.runner import Span
 from jupyter_dsserve.engine.sampling import TorchLogits
 from jupyter_dsserve.engine.scheduler import Scheduler
 from jupyter_dsserve.engine.sequence import Sequence
+from jupyter_dsserve.protocol.errors import InvalidRequest
 from jupyter_dsserve.protocol.request import SamplingParams, Structure, StructureKind
 from jupyter_dsserve.protocol.spec import WorkerSpec
 from tests.engine import families, tiny_encoders, tiny_models
@@ -103,16 +105,24 @@ def test_a_quantised_model_gives_the_same_tokens_there(tmp_path: Path) -> None:
     assert there == plain
 
 
-def test_a_gpu_gives_memory_to_no_more_sequences_than_it_was_told(tmp_path: Path) -> None:
-    """Its cache takes the memory at once; the check, which runs two sequences, gets by with a small one."""
+def test_sequences_share_a_memory_that_holds_the_context_of_one_there(tmp_path: Path) -> None:
+    """More about its blocks: test_paged_cache."""
     folder = tiny_models.save_architecture("llama", tmp_path)
-    one = 2 * 3 * 2 * 16 * 4 * 256  # K and V, layers, heads, numbers a head, bytes, tokens
+    plain = tiny_models.load(folder)
+    expected = tiny_models.answers(plain, PROMPTS, NUM_TOKENS)
     with gpu():
-        runner = checked(folder, "cuda:0", kv_bytes=2 * one - 1)
-        assert (runner.room.num_slots, runner.room.max_bytes) == (1, one)
-        assert sum(t.nbytes for pair in runner._cache._layers.values() for t in pair) == one
-        alone = tiny_models.answers(runner, PROMPTS[:2], NUM_TOKENS)
-    assert alone == tiny_models.answers(tiny_models.load(folder), PROMPTS[:2], NUM_TOKENS)
+        runner = checked(folder, "cuda:0", kv_bytes=300 * plain._cache.token_bytes)
+        room, cache = runner.room, runner._cache
+        assert isinstance(cache, PagedCache)
+        assert (room.num_slots, room.num_blocks, room.block_tokens) == (16, 4, 64)
+        assert sum(t.nbytes for pair in cache._layers.values() for t in pair) == room.max_bytes
+        assert tiny_models.answers(runner, PROMPTS, NUM_TOKENS) == expected
+
+
+def test_a_gpu_too_small_for_one_sequence_of_the_context_is_refused_by_name(tmp_path: Path) -> None:
+    folder = tiny_models.save_architecture("llama", tmp_path)
+    with gpu(), pytest.raises(InvalidRequest, match=r"one sequence of 256 tokens takes .* lower max_context"):
+        checked(folder, "cuda:0", kv_bytes=100_000)
 
 
 # Every way in which a request changes how its tokens are taken; side by side, so that the rows must be told apart.

@@ -49,6 +49,15 @@ def test_greedy_answers_are_those_of_generate_together_and_alone(name: str, devi
         assert any(isinstance(module, FusedNorm) for module in runner._model.modules())
 
 
+def test_sequences_that_share_a_memory_for_the_context_of_one_answer_as_alone(device: str, tmp_path: Path) -> None:
+    folder = tiny_models.save_architecture("llama", tmp_path)
+    one = 2 * 3 * 2 * 16 * 4 * 256  # K and V, layers, heads, numbers a head, bytes, tokens
+    runner = tiny_models.load(folder, device=device, kv_bytes=2 * one - 1)
+    runner.check()
+    assert runner.room.is_limited
+    assert tiny_models.answers(runner, PROMPTS, NUM_TOKENS) == [generate(folder, device, prompt) for prompt in PROMPTS]
+
+
 @pytest.mark.parametrize("settings", [{"dtype": "bf16"}, {"quantize": "int8"}, {"quantize": "int4", "dtype": "bf16"}])
 def test_fewer_bits_agree_with_the_plain_model(settings: dict[str, Any], device: str) -> None:
     """With the trained one of the package, as it is on the CPU; below the share the check refuses."""
