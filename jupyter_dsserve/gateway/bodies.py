@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -76,6 +77,14 @@ def _writable(fact: object) -> object:
 Fact = Annotated[Annotated[str, Field(max_length=1000)] | int | float | bool | None, BeforeValidator(_writable)]
 
 
+def _numbered(device: str) -> str:
+    """The books, the worker and a comparison with what is registered know GPUs by their numbers."""
+    return "cuda:0" if device == "cuda" else device
+
+
+DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), AfterValidator(_numbered)]
+
+
 class LoadBody(Body):
     """A version to load: the fields of `WorkerSpec`, how many workers (none is 1, or as many as it has), the class that
     its loads wait in (none is high, or as it was), and where it comes from."""
@@ -85,7 +94,7 @@ class LoadBody(Body):
     task: Task = "generate"
     runner: RunnerName | None = None
     dtype: DType = "auto"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: DeviceName = "auto"
     replicas: NumReplicas | None = None
     priority: LoadPriority | None = None
     python: str = ""

@@ -142,6 +142,16 @@ async def test_workers_are_scaled_by_the_file_by_number_and_automatically(
         await client.apply(file)
 
 
+async def test_cuda_is_the_first_gpu_in_a_load_and_in_a_file(client: AsyncClient, file: Path) -> None:
+    loaded = await client.load("demo", "toy:step_s=0.001", version="v1", device="cuda")
+    assert loaded.spec.device == "cuda:0"
+    for told in ("cuda", "cuda:0"):
+        write(file, ONE.replace('0.001"', f'0.001", device: {told}'))
+        assert lines(await client.apply(file)) == [], "it is registered just so"
+    with pytest.raises(InvalidRequest, match="device"):
+        await client.load("demo", "toy:", version="v2", device="gpu")
+
+
 async def test_pruning_deletes_what_the_file_does_not_name(client: AsyncClient, caller: Caller, file: Path) -> None:
     await caller.load("old", "v1", "toy:")
     await client.apply(file)

@@ -31,7 +31,7 @@ class VersionLines(Magics):
     @argument("--tokenizer", default="", help="The variable that holds its tokenizer.")
     @argument("--version", default="", help="Its name; none takes the next free of v1, v2, …")
     @argument("--dtype", choices=get_args(DType), help="auto is the checkpoint's own.")
-    @argument("--device", help="auto, cpu or cuda:N.")
+    @argument("--device", help="auto, cpu or cuda:N; cuda is cuda:0.")
     @argument("--replicas", type=int, help="How many workers.")
     @argument("--python", help="The workers' interpreter; 'kernel' is this kernel's.")
     @argument("--task", choices=get_args(Task), help="What the model is for.")
