@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,8 @@ class Job:
 
     def _run(self) -> None:
         try:
-            path = self._write(self._aside)
+            with _quietly():
+                path = self._write(self._aside)
             place = self._home / f"{self.kind}-{_digest(self._aside)}"
             size = _size(self._aside)
             # sentence-transformers names its own task: it gives vectors.
@@ -279,6 +281,28 @@ def _task_of(model: Any) -> str:
 
 
 # ---- writing it
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the words that others would put into the cell: transformers' bar of the files that it writes, and what
+    DeepSpeed makes of this machine (accelerate imports it, to see whether the model is an engine of its)."""
+    from transformers.utils import logging as bars  # the kernel has it: the model is of it
+
+    deepspeed, had_bars = logging.getLogger("DeepSpeed"), bars.is_progress_bar_enabled()
+    deepspeed.addFilter(_is_no_greeting)
+    if had_bars:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if had_bars:
+            bars.enable_progress_bar()
+        deepspeed.removeFilter(_is_no_greeting)
+
+
+def _is_no_greeting(record: logging.LogRecord) -> bool:
+    return record.filename != "real_accelerator.py"
 
 
 def _saved_sentences(model: Any, to: Path) -> str:

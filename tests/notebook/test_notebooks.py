@@ -127,11 +127,14 @@ async def test_call_from_an_app(server: JupyterServer) -> None:
 
 async def test_serve_what_you_trained(server: JupyterServer) -> None:
     with server:
-        said = [outputs(cell) for cell in await executed("06_serve_what_you_trained.ipynb", server)]
+        cells = await executed("06_serve_what_you_trained.ipynb", server)
+        said = [outputs(cell) for cell in cells]
         losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", said[1])]
         assert losses[-1] < losses[0] / 2
         assert "this kernel still holds its own copy" in said[2]
         assert "writer@v2: READY" in said[2]
+        assert not any(o.get("name") == "stderr" for o in cells[2].outputs), "a warning stands on the page"
+        assert [word for word in ("WARNING", "Writing model shards") if word in said[2]] == [], "whose words are these?"
         assert "as in the kernel: True" in said[3]
         assert "v2 beside v1: PROMOTED" in said[4]
         assert "House style" in said[5]

@@ -17,6 +17,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import TypeAdapter
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers.utils import logging as bars
 
 from jupyter_dsserve import AsyncClient, Client
 from jupyter_dsserve.adapter import Adapter
@@ -207,6 +208,20 @@ def test_a_save_that_fails_leaves_nothing(home: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"LlamaForCausalLM that cannot be saved: .*No space left"):
         Job(home, model, byte_tokenizer()).result()
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("has_bars", [True, False])
+def test_a_save_says_nothing_of_its_own_and_leaves_bars_as_they_were(
+    home: Path, capfd: pytest.CaptureFixture[str], has_bars: bool
+) -> None:
+    had_bars = bars.is_progress_bar_enabled()
+    (bars.enable_progress_bar if has_bars else bars.disable_progress_bar)()
+    try:
+        Job(home, with_adapter(), byte_tokenizer()).result()
+        assert bars.is_progress_bar_enabled() is has_bars
+        assert capfd.readouterr() == ("", "")
+    finally:
+        (bars.enable_progress_bar if had_bars else bars.disable_progress_bar)()
 
 
 def test_what_no_version_names_any_more_goes_when_it_is_not_young(home: Path) -> None:
