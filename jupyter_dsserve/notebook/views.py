@@ -10,7 +10,7 @@ from html import escape
 from typing import Any, overload
 from zlib import crc32
 
-from jupyter_dsserve.bench.table import Bundle, frame, html_table, table, text_table
+from jupyter_dsserve.bench.table import Bundle, Column, frame, html_table, table, text_table
 from jupyter_dsserve.protocol.policy import Policy as PolicyRecord
 from jupyter_dsserve.protocol.records import (
     ApplyState,
@@ -34,7 +34,9 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SIGNS = {VersionState.READY: "●", VersionState.FAILED: "✕", VersionState.STOPPED: "○"}
 
 _KEPT = "\u00a0"  # a blank at which no line ends
-_VERSIONS = ("version", "state", "traffic", "workers", "model", "note")
+# A long path breaks where it has to, and leaves the note its room.
+_MODEL = Column("model", style="overflow-wrap:anywhere;min-width:12em")
+_VERSIONS = ("version", "state", "traffic", "workers", _MODEL, "note")
 _EVENTS = ("when", "what", "of", "why")
 
 

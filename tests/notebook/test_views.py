@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from jupyter_dsserve.notebook.views import (
@@ -145,6 +146,13 @@ def test_history_is_a_table_with_times_and_reasons() -> None:
 def test_what_is_known_of_a_versions_run_stands_beside_its_note() -> None:
     known = replace(version(note="first"), metadata={"run": "r7", "loss": 2.5})
     assert "first; run=r7, loss=2.5" in known._repr_mimebundle_()["text/plain"]
+
+
+def test_a_long_path_breaks_and_leaves_the_note_its_room() -> None:
+    path = "/home/ann/.local/share/jupyter/dsserve/saved/0123456789abcdef/LlamaForCausalLM-0123456789abcdef"
+    html = replace(version(note="mine"), spec=WorkerSpec(path))._repr_mimebundle_()["text/html"]
+    (style,) = re.findall(f'<td style="([^"]*)">{path}</td>', html)
+    assert {"overflow-wrap:anywhere", "min-width:12em"} <= set(style.split(";"))
 
 
 def test_what_is_printed_is_what_a_cell_shows_and_a_version_in_a_list_is_one_line() -> None:
