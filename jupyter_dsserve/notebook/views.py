@@ -35,7 +35,7 @@ _SIGNS = {VersionState.READY: "●", VersionState.FAILED: "✕", VersionState.ST
 
 _KEPT = "\u00a0"  # a blank at which no line ends
 # A long path breaks where it has to, and leaves the note its room.
-_MODEL = Column("model", style="overflow-wrap:anywhere;min-width:12em")
+_MODEL = Column("model", style="overflow-wrap:anywhere;min-width:8em")
 _VERSIONS = ("version", "state", "traffic", "workers", _MODEL, "note")
 _EVENTS = ("when", "what", "of", "why")
 

@@ -152,7 +152,7 @@ def test_a_long_path_breaks_and_leaves_the_note_its_room() -> None:
     path = "/home/ann/.local/share/jupyter/dsserve/saved/0123456789abcdef/LlamaForCausalLM-0123456789abcdef"
     html = replace(version(note="mine"), spec=WorkerSpec(path))._repr_mimebundle_()["text/html"]
     (style,) = re.findall(f'<td style="([^"]*)">{path}</td>', html)
-    assert {"overflow-wrap:anywhere", "min-width:12em"} <= set(style.split(";"))
+    assert {"overflow-wrap:anywhere", "min-width:8em"} <= set(style.split(";"))
 
 
 def test_what_is_printed_is_what_a_cell_shows_and_a_version_in_a_list_is_one_line() -> None:
