@@ -39,7 +39,10 @@ _EMBEDDING = re.compile(r"(embed_tokens|wte|embed_in|word_embeddings|tok_embeddi
 _DEFAULT_CONTEXT = 2048
 _ALIGN_TOKENS = 64  # a sequence's place in the KV cache is a multiple of so many
 _KV_UNKNOWN = 64 * 2**20  # the least for a model whose config does not tell how much a token takes
-_KV_LEAST = 8  # a version that gets less than this part of the KV cache it could fill waits rather than crawl
+# A version that gets less than this part of the KV cache it could fill waits rather than crawl; but so many tokens for
+# each of its sequences are enough for any, or a model of a long context would fit on no machine.
+_KV_LEAST = 8
+_KV_ENOUGH_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +272,8 @@ def _with_kv(need: Need, spec: WorkerSpec, config: Mapping[str, Any], item_bytes
         return replace(need, kv_least_bytes=_KV_UNKNOWN, kv_most_bytes=UNLIMITED, tells_kv=True)
     one = token * -(-_context(spec, config) // _ALIGN_TOKENS) * _ALIGN_TOKENS
     full = one * max(2, spec.max_sequences)  # two stand beside one another in the check
-    return replace(need, kv_least_bytes=max(one, full // _KV_LEAST), kv_most_bytes=full, tells_kv=True)
+    least = min(full // _KV_LEAST, token * _KV_ENOUGH_TOKENS * spec.max_sequences)
+    return replace(need, kv_least_bytes=max(one, least), kv_most_bytes=full, tells_kv=True)
 
 
 def token_bytes(config: Mapping[str, Any], item_bytes: int) -> int | None:

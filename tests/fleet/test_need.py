@@ -228,6 +228,14 @@ def test_a_kv_cache_without_a_size_is_between_one_eighth_and_all_that_its_sequen
     assert short.kv_most_bytes == 2 * 128 * TOKEN, "two stand side by side in the check"
 
 
+def test_a_long_context_asks_for_one_sequence_of_it_or_two_thousand_tokens_for_each(tmp_path: Path) -> None:
+    long = str(write(tmp_path / "long", WEIGHTS, **LLAMA | {"max_position_embeddings": 131072}))
+    found = need_of(replace(SPEC, max_sequences=32), long, on_gpu=True)
+    assert (found.kv_least_bytes, found.kv_most_bytes) == (131072 * TOKEN, 32 * 131072 * TOKEN)
+    many = need_of(replace(SPEC, max_sequences=256), long, on_gpu=True)
+    assert many.kv_least_bytes == 256 * 2048 * TOKEN
+
+
 def test_encoders_have_none(tmp_path: Path, llama: str) -> None:
     found = need_of(replace(SPEC, task="embed", runner="encoder"), llama, on_gpu=False)
     assert (found.kv_least_bytes, found.kv_most_bytes, found.tells_kv) == (0, 0, False)
