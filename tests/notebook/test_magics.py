@@ -150,7 +150,7 @@ def test_routes_activation_and_unloading_show_how_things_are_then(loaded: Kernel
     assert "demo: v1=90 v2=10" in loaded.run("%dsserve route demo v1=90 v2=10").shown[0]["text/plain"]
     assert "width:90%" in loaded.run("%dsserve status demo").html
     assert "demo: v2=100" in loaded.run("%dsserve activate demo v2").shown[-1]["text/plain"]
-    assert "○ STOPPED" in loaded.run("%dsserve status").html
+    assert "○\u00a0STOPPED" in loaded.run("%dsserve status").html
     assert "demo@v1: READY" in loaded.run("%dsserve load demo@v1").shown[-1]["text/plain"]
     assert "ready on cpu" in loaded.run("%dsserve logs demo@v1 --lines 3").text
     loaded.run("%dsserve activate demo@v1")
