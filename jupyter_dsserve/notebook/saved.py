@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -287,16 +288,15 @@ def _task_of(model: Any) -> str:
 def _quietly() -> Iterator[None]:
     """Without the words that others would put into the cell: transformers' bar of the files that it writes, and what
     DeepSpeed makes of this machine (accelerate imports it, to see whether the model is an engine of its)."""
-    from transformers.utils import logging as bars  # the kernel has it: the model is of it
-
-    deepspeed, had_bars = logging.getLogger("DeepSpeed"), bars.is_progress_bar_enabled()
+    bars = sys.modules.get("transformers.utils.logging")  # not imported: the kernel has it, or the model needs it not
+    deepspeed, had_bars = logging.getLogger("DeepSpeed"), bool(bars and bars.is_progress_bar_enabled())
     deepspeed.addFilter(_is_no_greeting)
-    if had_bars:
+    if bars and had_bars:
         bars.disable_progress_bar()
     try:
         yield
     finally:
-        if had_bars:
+        if bars and had_bars:
             bars.enable_progress_bar()
         deepspeed.removeFilter(_is_no_greeting)
 
