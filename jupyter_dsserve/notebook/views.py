@@ -335,9 +335,7 @@ def _versions(versions: Sequence[Version], title: str, picture: str = "") -> Bun
     rows = [_cells(v) for v in versions]
     colours = [ink(colour_of(v.version)) for v in versions]
     # A narrow page breaks a reason, and no state from its sign and no number from its unit.
-    whole = [
-        (name, state.replace(" ", "\u00a0", 1), share.replace(" ", "\u00a0"), *r) for name, state, share, *r in rows
-    ]
+    whole = [(name, state.replace(" ", _KEPT, 1), share.replace(" ", _KEPT), *r) for name, state, share, *r in rows]
     return {
         "text/plain": f"{title}\n{text_table(_VERSIONS, rows)}",
         "text/html": f"<b>{escape(title)}</b>{picture}{html_table(_VERSIONS, whole, colours)}",
