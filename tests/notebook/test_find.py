@@ -6,9 +6,9 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
-import psutil
 import pytest
 
 from jupyter_dsserve.data_dir import DataDir
@@ -62,13 +62,14 @@ def test_its_address_is_one_that_this_machine_reaches(
 
 def test_of_a_kernel_that_a_kernel_started_it_is_the_first_ones_server(runtime: Path, data_dir: Path) -> None:
     lay(runtime, 42)
-    with subprocess.Popen(["sleep", "60"], env={"PATH": os.environ["PATH"], "JPY_PARENT_PID": "42"}) as kernel:
+    started = {"PATH": os.environ["PATH"], "JPY_PARENT_PID": "42"}
+    # Until it has said something, a look at its environment may come before its memory is laid out, and find none.
+    with subprocess.Popen(["sh", "-c", "echo; read _"], env=started, stdin=PIPE, stdout=PIPE) as kernel:
         try:
-            while psutil.Process(kernel.pid).name() != "sleep":  # it has its own environment from then on
-                pass
-            assert find({"JPY_PARENT_PID": str(kernel.pid)}, runtime, data_dir) == JupyterServer(
-                "http://127.0.0.1:8888", "t0"
-            )
+            assert kernel.stdout
+            assert kernel.stdout.readline()
+            asked = {"JPY_PARENT_PID": str(kernel.pid)}
+            assert find(asked, runtime, data_dir) == JupyterServer("http://127.0.0.1:8888", "t0")
         finally:
             kernel.kill()
 
