@@ -43,34 +43,35 @@ def own_certificate(data_dir: Path) -> Certificate:
 
 def given_certificate(certfile: str, keyfile: str) -> Certificate:
     """Raises `Conflict` as `pem_pair` does, and where no name can be read."""
-    certificate, key = pem_pair("join", certfile, keyfile)
+    certificate, key = pem_pair("join-", certfile, keyfile)
     try:
         first = certificate[certificate.index(b"-----BEGIN CERTIFICATE") :].decode()
         der = ssl.PEM_cert_to_DER_cert(first[: first.index("-----END CERTIFICATE-----") + 25])
     except ValueError as fault:
-        raise _unusable("join", certfile, keyfile, fault) from None
+        raise _unusable("join-", certfile, keyfile, fault) from None
     return Certificate(certificate, key, hashlib.sha256(der).hexdigest(), _name_in(der))
 
 
-def pem_pair(door: str, certfile: str, keyfile: str) -> tuple[bytes, bytes]:
-    """A certificate and its key, both PEM, the key without a password. ``door`` is whose options they are: grpc, join.
+def pem_pair(prefix: str, certfile: str, keyfile: str) -> tuple[bytes, bytes]:
+    """A certificate and its key, both PEM, the key without a password. ``prefix`` is of the options'
+    names: ``join-`` of ``--join-certfile``.
 
     Tried here, because gRPC says nothing of what is wrong with them. Raises `Conflict` for files that cannot be used.
     """
     if not (certfile and keyfile):
-        raise Conflict(f"TLS takes both a certificate and its key: give --{door}-certfile and --{door}-keyfile")
+        raise Conflict(f"TLS takes both a certificate and its key: give --{prefix}certfile and --{prefix}keyfile")
     certpath, keypath = Path(certfile).expanduser(), Path(keyfile).expanduser()
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certpath, keypath, lambda: "")
         return certpath.read_bytes(), keypath.read_bytes()
     except (OSError, ValueError) as fault:  # ssl's are OSErrors
-        raise _unusable(door, certfile, keyfile, fault) from None
+        raise _unusable(prefix, certfile, keyfile, fault) from None
 
 
-def _unusable(door: str, certfile: str, keyfile: str, fault: Exception) -> Conflict:
+def _unusable(prefix: str, certfile: str, keyfile: str, fault: Exception) -> Conflict:
     return Conflict(
-        f"--{door}-certfile {certfile} and --{door}-keyfile {keyfile} cannot be used ({fault}): give a certificate and "
-        "its key, both PEM, the key without a password"
+        f"--{prefix}certfile {certfile} and --{prefix}keyfile {keyfile} cannot be used ({fault}): give a certificate "
+        "and its key, both PEM, the key without a password"
     )
 
 

@@ -28,15 +28,23 @@ class DSServeApp(Command):
     )
     examples = "jupyter dsserve --load demo=builtin:demo-v1"
 
-    ip = Unicode("127.0.0.1", help="The address to listen on; anything but loopback needs --insecure.").tag(config=True)
+    ip = Unicode(
+        "127.0.0.1", help="The address to listen on; anything but loopback needs TLS (--certfile), or --insecure."
+    ).tag(config=True)
     port = Int(8899, min=0, max=65535, help="The port to listen on; 0 takes a free one.").tag(config=True)
+    certfile = Unicode(
+        "",
+        help="The certificate with its chain, PEM, for TLS on --ip and --port, and of gRPC if it has no other; this "
+        "machine's own programs go by a free port of 127.0.0.1 then. Empty is no TLS.",
+    ).tag(config=True)
+    keyfile = Unicode("", help="The private key of certfile, PEM.").tag(config=True)
     grpc_port = Int(
         None, allow_none=True, min=0, max=65535, help="The port of gRPC; 0 takes a free one. Unset: no gRPC."
     ).tag(config=True)
     grpc_ip = Unicode(
         "", help="The address of gRPC; empty is --ip. Anything but loopback needs TLS, or --insecure."
     ).tag(config=True)
-    grpc_certfile = Unicode("", help="The certificate of gRPC with its chain, PEM; empty is no TLS.").tag(config=True)
+    grpc_certfile = Unicode("", help="The certificate of gRPC with its chain, PEM; empty is certfile.").tag(config=True)
     grpc_keyfile = Unicode("", help="The private key of grpc_certfile, PEM.").tag(config=True)
     join_address = Unicode(
         "", help="HOST:PORT where workers of other machines may join, over TLS (port 0: a free one); empty is nowhere."
@@ -152,6 +160,8 @@ class DSServeApp(Command):
         "trace-sample": "DSServeApp.trace_sample",
         "ip": "DSServeApp.ip",
         "port": "DSServeApp.port",
+        "certfile": "DSServeApp.certfile",
+        "keyfile": "DSServeApp.keyfile",
         "grpc-port": "DSServeApp.grpc_port",
         "grpc-ip": "DSServeApp.grpc_ip",
         "grpc-certfile": "DSServeApp.grpc_certfile",
@@ -210,12 +220,13 @@ class DSServeApp(Command):
             self.quit(fault.message)
 
     def _config(self) -> GatewayConfig:
-        if not self.insecure and not _is_loopback(self.ip):
+        if not (self.insecure or self.certfile or _is_loopback(self.ip)):
             self.quit(
                 f"--ip {self.ip} is reachable from other machines, and traffic and keys would cross the network "
-                "unencrypted: put a TLS proxy in front of 127.0.0.1, or add --insecure if you mean it"
+                "unencrypted: give --certfile and --keyfile, put a TLS proxy in front of 127.0.0.1, or add --insecure "
+                "if you mean it"
             )
-        is_private = self.insecure or self.grpc_certfile or _is_loopback(self.grpc_ip or self.ip)
+        is_private = self.insecure or self.certfile or self.grpc_certfile or _is_loopback(self.grpc_ip or self.ip)
         if self.grpc_port is not None and not is_private:
             self.quit(
                 f"--grpc-ip {self.grpc_ip} is reachable from other machines, and calls and keys would cross the "
@@ -235,7 +246,9 @@ class DSServeApp(Command):
     async def _say_where(self, gateway: Gateway) -> None:
         if self.log_json:
             self._following = asyncio.create_task(follow_workers(gateway.config.data_dir / "logs"))
-        log.info("serving at %s", gateway.url)
+        log.info("serving at %s", gateway.public_url)
+        if gateway.url != gateway.public_url:
+            log.info("programs of this machine ask at %s", gateway.url)
         if gateway.context.grpc_address:
             log.info("gRPC at %s", gateway.context.grpc_address)
         if gateway.fleet.joins.address:

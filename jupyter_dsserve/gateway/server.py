@@ -7,6 +7,7 @@ import contextlib
 import errno
 import math
 import socket
+import ssl
 import time
 
 from tornado.netutil import bind_sockets
@@ -45,6 +46,7 @@ from jupyter_dsserve.gateway.grpc.server import GrpcFront
 from jupyter_dsserve.gateway.handlers import UnknownPath
 from jupyter_dsserve.gateway.otlp import otlp_exporter
 from jupyter_dsserve.gateway.proxies import Proxies
+from jupyter_dsserve.gateway.tls import ShownCertificate
 from jupyter_dsserve.gateway.tracing import Traces
 from jupyter_dsserve.gateway.v2 import handlers as v2_handlers
 from jupyter_dsserve.gateway.v2 import inference as v2_inference
@@ -53,6 +55,7 @@ from jupyter_dsserve.gateway.v2 import shared_memory as v2_shared_memory
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict
 
+_RENEW_S = 5.0  # until a certificate that was written is shown
 _V2 = (v2_handlers, v2_inference, v2_repository, v2_shared_memory)
 _OPENAI = (texts, rerank, responses, openai)
 _FACES = (*_OPENAI, *_V2, generate, control, ledger, road, rollout, apply, keys, metrics, openapi, docs, stats, traces)
@@ -60,7 +63,8 @@ ROUTES = [route for face in _FACES for route in face.ROUTES]
 
 
 class Gateway:
-    """One on a data directory. `start`, then `stop`; `url` is known after `start`."""
+    """One on a data directory. `start`, then `stop`. ``url`` is where this machine's programs ask; with TLS there is
+    ``public_url`` besides, for callers."""
 
     def __init__(self, config: GatewayConfig) -> None:
         """Takes the data directory and the port. Raises `Conflict` if either is held by another or cannot be used."""
@@ -81,16 +85,20 @@ class Gateway:
                 joining=JoinSettings(config.join_address, config.join_certfile, config.join_keyfile),
             )
             self._limits = SharedLimits(config.limits_url, self._say) if config.limits_url else None
+            self._shown = _shown_certificate(config)
             self._sockets = _bind(config.ip, config.port)
-            self._grpc = _grpc_front(config, self._sockets)
+            # Programs of this machine find it here, whatever names the certificate is made out to.
+            self._own_sockets = _bind("127.0.0.1", 0) if self._shown else self._sockets
+            self._grpc = _grpc_front(config, [*self._sockets, *self._own_sockets])
         except BaseException:
             self.data_dir.release()
             raise
-        port = self._sockets[0].getsockname()[1]
-        self.url = f"http://{f'[{config.ip}]' if ':' in config.ip else config.ip}:{port}"
+        self.public_url = _url("https" if self._shown else "http", config.ip, self._sockets)
+        self.url = _url("http", "127.0.0.1", self._own_sockets) if self._shown else self.public_url
         self._watching: asyncio.Task[None] | None = None
         self._connections = Connections(config.stall_s, config.max_connections)
         self._cutting: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
         self.context = Context(
             self.fleet,
@@ -108,14 +116,8 @@ class Gateway:
             id=id,
         )
         self.app = make_app(self.context)
-        self._server = Server(
-            self.app,
-            self._connections,
-            max_body_size=MAX_DISCARDED * config.max_body_bytes,
-            max_header_size=MAX_DISCARDED * MAX_HEADER_BYTES,
-            idle_connection_timeout=config.idle_s or math.inf,
-            body_timeout=config.body_s or None,
-        )
+        self._server = self._made_server()
+        self._tls_server = self._made_server(self._shown.context) if self._shown else None
 
     async def start(self) -> None:
         """Bring the fleet back, serve ``config.loads``, and answer. Raises `DSServeError` if that cannot be."""
@@ -133,7 +135,10 @@ class Gateway:
         if self.config.deployments and self.config.watch:
             self._watching = asyncio.create_task(apply.keep_applied(self.fleet, self.config.deployments))
         self._cutting = asyncio.create_task(self._connections.keep_looking())
-        self._server.add_sockets(self._sockets)
+        self._server.add_sockets(self._own_sockets)
+        if self._tls_server:
+            self._tls_server.add_sockets(self._sockets)
+            self._renewing = asyncio.create_task(self._keep_renewed())
         if self._grpc:
             await self._grpc.start(self.context)
         self.data_dir.announce(self.url, self.context.grpc_address)
@@ -150,25 +155,46 @@ class Gateway:
     async def stop(self) -> None:
         """Take no new connections, let what runs end (at most ``drain_s``), end the workers."""
         self._connections.is_leaving = True
-        for task in (self._watching, self._cutting):
+        for task in (self._watching, self._cutting, self._renewing):
             if task:
                 task.cancel()
-        self._server.stop()
+        servers = [self._server, *([self._tls_server] if self._tls_server else [])]
+        for server in servers:
+            server.stop()
         if self._grpc:
             self._grpc.drain()
         await self.fleet.stop()
         if self._grpc:
             await self._grpc.stop()
-        await self._server.close_all_connections()
+        await asyncio.gather(*(server.close_all_connections() for server in servers))
         if self._otlp:
             await self._otlp.close()
         if self._limits:
             await self._limits.close()
         await asyncio.sleep(0)
-        for listening in self._sockets:
+        for listening in (*self._sockets, *self._own_sockets):
             listening.close()
         self.context.regions.close()
         self.data_dir.release()
+
+    def _made_server(self, tls: ssl.SSLContext | None = None) -> Server:
+        return Server(
+            self.app,
+            self._connections,
+            ssl_options=tls,
+            max_body_size=MAX_DISCARDED * self.config.max_body_bytes,
+            max_header_size=MAX_DISCARDED * MAX_HEADER_BYTES,
+            idle_connection_timeout=self.config.idle_s or math.inf,
+            body_timeout=self.config.body_s or None,
+        )
+
+    async def _keep_renewed(self) -> None:
+        assert self._shown
+        assert self._tls_server
+        while True:
+            await asyncio.sleep(_RENEW_S)
+            self._shown.look()
+            self._tls_server.ssl_options = self._shown.context
 
     def _say(self, kind: str, reason: str) -> None:
         self.fleet.events.record(time.time(), kind, reason=reason)
@@ -210,6 +236,14 @@ async def make_sure_loaded(fleet: Fleet, name: str, model: str) -> None:
             "or give it another name"
         )
     await fleet.load(name, same.version)
+
+
+def _shown_certificate(config: GatewayConfig) -> ShownCertificate | None:
+    return ShownCertificate("", config.certfile, config.keyfile) if config.certfile or config.keyfile else None
+
+
+def _url(scheme: str, ip: str, sockets: list[socket.socket]) -> str:
+    return f"{scheme}://{f'[{ip}]' if ':' in ip else ip}:{sockets[0].getsockname()[1]}"
 
 
 def _grpc_front(config: GatewayConfig, others: list[socket.socket]) -> GrpcFront | None:

@@ -75,7 +75,7 @@ class Client:
 
     ``timeout_s``: how long an answer may be silent. ``max_connections``, ``idle_s`` and ``acquire_timeout_s`` are those
     of its `Pool`; `Unavailable` names it when no connection came free in time. Raises the errors of
-    `jupyter_dsserve.protocol.errors`. May be used from several threads.
+    `jupyter_dsserve.protocol.errors`. May be used from several threads. ``with Client(…) as client`` closes it.
     """
 
     def __init__(
@@ -192,6 +192,12 @@ class Client:
 
     def close(self) -> None:
         self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _run(self, talk: Talk[T]) -> T:
         try:
@@ -336,6 +342,12 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     async def _run(self, talk: Talk[T]) -> T:
         try:

@@ -78,9 +78,11 @@ class GatewayConfig:
 
     ip: str = "127.0.0.1"
     port: int = 8899
+    certfile: str = ""  # PEM, as the key; with them `ip` and `port` speak TLS, and a free port of 127.0.0.1 does not
+    keyfile: str = ""
     grpc_port: int | None = None  # None is no gRPC
     grpc_ip: str = ""  # empty is `ip`
-    grpc_certfile: str = ""  # PEM, as the key; without them gRPC speaks no TLS
+    grpc_certfile: str = ""  # PEM, as the key; without them gRPC has those of HTTP, or no TLS
     grpc_keyfile: str = ""
     join_address: str = ""  # HOST:PORT where workers of other machines join, over TLS; empty is nowhere
     join_certfile: str = ""  # PEM, as the key; without them the gateway makes a certificate

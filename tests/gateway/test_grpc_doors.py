@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from pathlib import Path
 
 import grpc
@@ -16,17 +15,9 @@ from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict
 from jupyter_dsserve.protocol.inference_pb2_grpc import InferenceStub
 from jupyter_dsserve.protocol.spec import WorkerSpec
+from tests.gateway.certificates import certificate
 from tests.gateway.grpc_support import serving
 from tests.support import Command, until
-
-
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """Of localhost, by itself, and its key."""
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    wanted = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-days", "2"]
-    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    subprocess.run([*made, "-keyout", key, "-out", cert, *wanted], check=True, capture_output=True)
-    return cert, key
 
 
 async def test_a_call_goes_through_tls_and_no_other_way(tmp_path: Path) -> None:

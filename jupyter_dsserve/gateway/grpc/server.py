@@ -13,7 +13,6 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from jupyter_dsserve.fleet.certificate import pem_pair
 from jupyter_dsserve.gateway.connections import MAX_HEADER_BYTES, most_connections
 from jupyter_dsserve.gateway.context import Context
 from jupyter_dsserve.gateway.grpc.door import Door
@@ -21,6 +20,7 @@ from jupyter_dsserve.gateway.grpc.health import Health
 from jupyter_dsserve.gateway.grpc.inference import Inference
 from jupyter_dsserve.gateway.grpc.model_service import ModelService
 from jupyter_dsserve.gateway.grpc.open_inference import OpenInference
+from jupyter_dsserve.gateway.tls import ShownCertificate
 from jupyter_dsserve.protocol import inference_pb2, open_inference_pb2
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Conflict
@@ -57,7 +57,7 @@ class GrpcFront:
         self._drain_s = config.drain_s
         self._draining: asyncio.Task[None] | None = None
         self._health: Health | None = None
-        credentials = _credentials(config.grpc_certfile, config.grpc_keyfile)
+        credentials = _credentials(config)
         self._door = Door()
         self._server = grpc.aio.server(
             interceptors=[self._door],
@@ -123,9 +123,28 @@ def _described() -> DescriptorPool:
     return pool
 
 
-def _credentials(certfile: str, keyfile: str) -> grpc.ServerCredentials | None:
+def _credentials(config: GatewayConfig) -> grpc.ServerCredentials | None:
     """None without TLS. Raises `Conflict` for files that cannot be used."""
-    if not (certfile or keyfile):
+    if config.grpc_certfile or config.grpc_keyfile:
+        shown = ShownCertificate("grpc-", config.grpc_certfile, config.grpc_keyfile)
+    elif config.certfile or config.keyfile:
+        shown = ShownCertificate("", config.certfile, config.keyfile)
+    else:
         return None
-    certificate, key = pem_pair("grpc", certfile, keyfile)
-    return grpc.ssl_server_credentials([(key, certificate)])
+    told = shown.pair
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """gRPC asks for each new connection."""
+        nonlocal told
+        shown.look()
+        if shown.pair is told:
+            return None
+        told = shown.pair
+        return _configuration(told)
+
+    return grpc.dynamic_ssl_server_credentials(_configuration(told), renewed)  # type: ignore[arg-type]  # None is allowed
+
+
+def _configuration(pair: tuple[bytes, bytes]) -> grpc.ServerCertificateConfiguration:
+    certificate, key = pair
+    return grpc.ssl_server_certificate_configuration([(key, certificate)])
