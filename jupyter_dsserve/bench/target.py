@@ -15,7 +15,7 @@ from yarl import URL
 
 from jupyter_dsserve.bench.outcome import Json, Outcome, Reading, message_in
 from jupyter_dsserve.bench.workload import Scale, Task, text_of
-from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest, Unavailable, error_with
+from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest, Unavailable, error_with, no_answer
 
 _CONNECT_S = 10.0
 # A prompt of so many words: enough to weigh a word, and far below any context.
@@ -104,7 +104,7 @@ class Server:
                     raise error_with(response.status, f"{self._target.url}/models: {_said(raw)}")
                 names = [str(model["id"]) for model in json.loads(raw)["data"]]
         except (aiohttp.ClientError, OSError) as fault:
-            raise Unavailable(f"nothing answers at {self._target.url} ({_words(fault)}): is it running?") from None
+            raise no_answer(self._target.url, _words(fault)) from None
         except (ValueError, KeyError, TypeError):
             raise Unavailable(
                 f"what answers at {self._target.url} does not speak OpenAI's API: give the URL of a server that does"
@@ -155,7 +155,7 @@ def _fault(url: str, outcome: Outcome) -> DSServeError:
     if not kind:
         return error_with(int(status), f"{url} answers HTTP {status}: {outcome.detail}")
     if outcome.error == "no connection":
-        return Unavailable(f"nothing answers at {url} ({outcome.detail}): is it running?")
+        return no_answer(url, outcome.detail)
     return Unavailable(f"{url} cannot be measured ({outcome.error}): {outcome.detail}")
 
 

@@ -16,7 +16,7 @@ from jupyter_dsserve.bench.prompts import Prompt, problems
 from jupyter_dsserve.bench.run import Progress, run_blocking
 from jupyter_dsserve.bench.target import Target
 from jupyter_dsserve.bench.verdict import Case, Round, Thresholds, Verdict, compared, judged
-from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest, Unavailable, error_with
+from jupyter_dsserve.protocol.errors import DSServeError, InvalidRequest, Unavailable, error_with, no_answer
 
 OnProgress = Callable[[Progress], object]
 # Of the work, as the bar shows it: prompts first, then rounds.
@@ -90,7 +90,7 @@ def _case(client: httpx.Client, url: str, model: str, prompt: Prompt) -> Case:
     except httpx.TimeoutException:
         return Case(prompt.name, time.monotonic() - began, "", ("it was not answered in time",))
     except httpx.HTTPError as fault:
-        raise Unavailable(f"nothing answers at {url} ({fault}): is it running?") from None
+        raise no_answer(url, fault) from None
     took_s = time.monotonic() - began
     try:
         raw = answer.json()

@@ -115,6 +115,14 @@ class EngineFailure(DSServeError):
     """The step of the model failed; the request cannot be answered by this replica."""
 
 
+def no_answer(url: str, why: object) -> Unavailable:
+    """What a caller says who reaches nobody at ``url``."""
+    remedy = "is it running?"
+    if "CERTIFICATE_VERIFY_FAILED" in str(why):
+        remedy = "trust who signed its certificate (SSL_CERT_FILE=ca.pem), and use a name that it is made out to"
+    return Unavailable(f"nothing answers at {url} ({why}): {remedy}")
+
+
 def error_named(name: str, message: str, param: str | None = None) -> DSServeError:
     """The error of class ``name`` (as it travels on the wire); an unknown name becomes a plain `DSServeError`."""
     return _BY_NAME.get(name, DSServeError)(message, param=param)

@@ -18,7 +18,7 @@ from jupyter_dsserve.gateway import server
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.gateway.tls import ShownCertificate
 from jupyter_dsserve.protocol.config import GatewayConfig
-from jupyter_dsserve.protocol.errors import Conflict
+from jupyter_dsserve.protocol.errors import Conflict, Unavailable
 from tests.gateway.certificates import certificate
 from tests.support import Command, until
 
@@ -53,6 +53,9 @@ async def test_callers_come_by_tls_and_programs_of_the_machine_without(
                 await without.get(f"{public}/health/live")
             with pytest.raises(httpx.TransportError):
                 await without.get(f"{public.replace('https', 'http')}/health/live")
+        async with AsyncClient(public, command.key) as client:
+            with pytest.raises(Unavailable, match=r"trust who signed its certificate \(SSL_CERT_FILE"):
+                await client.status()
         monkeypatch.setenv("SSL_CERT_FILE", str(cert))  # how a company's own authority is told to Python's clients
         async with AsyncClient(public, command.key) as client:
             told = await client.generate("demo", "over TLS", max_tokens=20)

@@ -98,5 +98,5 @@ async def test_it_says_why_nothing_comes_and_goes_on_when_it_can(gateway: Gatewa
     feed.forget(listener)
     nobody = Feed(lambda: AsyncClient("http://127.0.0.1:1", "key"))
     nobody.listen(listener)
-    await until(lambda: "no gateway answers" in listener.troubles[-1])
+    await until(lambda: "nothing answers" in listener.troubles[-1])
     nobody.forget(listener)

@@ -133,7 +133,7 @@ async def test_an_interrupt_between_two_pieces_cancels_it_too(loaded: Kernel) ->
         ("%dsserve connect http://[x --key k", "'http://[x': give one such as"),
         ("%dsserve connect 127.0.0.1:8899 --key k", "give one such as"),
         ("%dsserve connect http://127.0.0.1:1 --key schlüssel", "no key has"),
-        ("%dsserve connect http://127.0.0.1:1 --key k", "no gateway answers"),
+        ("%dsserve connect http://127.0.0.1:1 --key k", "nothing answers"),
     ],
 )
 def test_errors_are_one_line(loaded: Kernel, line: str, said: str) -> None:

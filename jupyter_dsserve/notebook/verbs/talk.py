@@ -29,6 +29,7 @@ from jupyter_dsserve.protocol.errors import (
     Unavailable,
     error_named,
     error_with,
+    no_answer,
 )
 from jupyter_dsserve.protocol.records import GatewayAddress, GatewayState, GatewayStatus
 
@@ -131,7 +132,7 @@ class Talking:
                 # It has just ended, and may come back elsewhere: what was not taken, or only looks, is asked again.
                 return (yield from self.send(method, path, body, stream=stream, start=start))
             if is_gone:
-                raise Unavailable(f"no gateway answers at {address.url} ({fault}): is it running?") from None
+                raise no_answer(address.url, fault) from None
             raise Unavailable(f"the gateway at {address.url} did not answer ({_words(fault)}): ask again") from None
         if not response.is_success:
             error = error_in(response.status_code, response.content)
