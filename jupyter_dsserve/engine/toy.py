@@ -210,6 +210,6 @@ def load_toy_encoder(spec: WorkerSpec, progress: Callable[[str, float], None]) -
 def _loaded(model: str, progress: Callable[[str, float], None]) -> ToySettings:
     settings = ToySettings.parse(model)
     for i in range(1, 21):
-        progress("loading", i / 20)
+        progress("weights", i / 20)
         time.sleep(settings.load_s / 20)
     return settings

@@ -397,9 +397,10 @@ def _how_compared(rollout: Rollout) -> str:
         return " (stable has no traffic to compare with any more: what is left are the hard stops)"
     if evidence.counts.tokens and not evidence.is_comparable:
         share = 100 * evidence.counts.shared_tokens / evidence.counts.tokens
+        told = f"only {share:.0f} %" if share >= 1 else "hardly any"
         return (
-            f" (only {share:.0f} % of its requests met batches of stable's sizes: compared is what is left over after "
-            "the step time of each batch)"
+            f" ({told} of its tokens came in batches of stable's sizes, so compared is what is left over after the "
+            "step time of each batch)"
         )
     return ""
 

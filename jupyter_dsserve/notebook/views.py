@@ -325,7 +325,8 @@ def state_text(version: VersionStatus) -> str:
     if version.reason:
         return f"{version.state.value}: {version.reason}"
     if version.state in (VersionState.LOADING, VersionState.WARMING):
-        stage = f" {version.stage}" if version.stage else ""
+        is_news = version.stage.upper() != version.state.value
+        stage = f" {version.stage}" if version.stage and is_news else ""
         return f"{version.state.value}{stage} {100 * version.progress:.0f} %"
     slower = next((r.runner for r in version.replicas if r.runner.startswith("padded")), "")
     return f"{version.state.value}, {slower}" if slower else version.state.value

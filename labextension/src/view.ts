@@ -211,7 +211,8 @@ function stateText(status: IVersionStatus): string {
     return `${status.state}: ${status.reason}`;
   }
   if (COMING.includes(status.state)) {
-    const stage = status.stage ? ` ${status.stage}` : '';
+    const isNews = status.stage.toUpperCase() !== status.state;
+    const stage = status.stage && isNews ? ` ${status.stage}` : '';
     return `${status.state}${stage} ${Math.round(100 * status.progress)} %`;
   }
   const ready = status.replicas.filter(each => each.state === 'READY');

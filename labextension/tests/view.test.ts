@@ -19,6 +19,7 @@ test('a version that loads shows how far it is', () => {
   const v = only({ state: 'LOADING', stage: 'weights', progress: 0.4 });
   assert.equal(v.stateText, 'LOADING weights 40 %');
   assert.equal(v.progress, 0.4);
+  assert.equal(only({ state: 'WARMING', stage: 'warming', progress: 0.9 }).stateText, 'WARMING 90 %');
 });
 
 test('a version that failed says why', () => {

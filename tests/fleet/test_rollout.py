@@ -186,7 +186,7 @@ class TestStrata:
         evidence = seen(60, self.stable, fast_by_its_batch, STEP_TIMES)
         assert not evidence.is_comparable
         assert float(evidence.token_ratio) == pytest.approx(1.0, abs=0.05)
-        assert "only 0 % of its requests met batches of stable's sizes" in verdict(evidence, 60).reason
+        assert "hardly any of its tokens came in batches of stable's sizes" in verdict(evidence, 60).reason
 
     def test_a_slower_candidate_is_found_although_it_looks_fast(self) -> None:
         slower_by_40_percent = {"batch": 1.0, "per_token_s": 0.011 * 1.4}

@@ -37,11 +37,12 @@ def version(
     reason: str = "",
     note: str = "",
     runner: str = "ragged",
+    stage: str = "weights",
 ) -> Version:
     replicas = (
         [ReplicaStatus("demo@v1#0", VersionState.READY, "cpu", runner, 1, 0)] if state is VersionState.READY else []
     )
-    return Version("demo", name, state, 0.4, "weights", reason, weight, replicas, WorkerSpec("toy:"), note, 0.0)
+    return Version("demo", name, state, 0.4, stage, reason, weight, replicas, WorkerSpec("toy:"), note, 0.0)
 
 
 def test_a_deployment_is_a_table_with_a_bar_of_its_traffic() -> None:
@@ -85,6 +86,8 @@ def test_a_rollout_shows_its_reason_its_figures_and_where_answers_differ() -> No
 def test_what_loads_says_how_far_it_is_and_what_failed_says_why() -> None:
     loading = version(state=VersionState.LOADING, weight=0)._repr_mimebundle_()
     assert "LOADING weights 40 %" in loading["text/plain"]
+    warming = version(state=VersionState.WARMING, stage="warming", weight=0)._repr_mimebundle_()
+    assert "WARMING 40 %" in warming["text/plain"]
     failed = version(state=VersionState.FAILED, weight=0, reason="no such file")._repr_mimebundle_()
     assert "FAILED: no such file" in failed["text/html"]
 
