@@ -35,9 +35,12 @@ class DSServeApp(Command):
     certfile = Unicode(
         "",
         help="The certificate with its chain, PEM, for TLS on --ip and --port, and of gRPC if it has no other; this "
-        "machine's own programs go by a free port of 127.0.0.1 then. Empty is no TLS.",
+        "machine's own programs go by --local-port then. Empty is no TLS.",
     ).tag(config=True)
     keyfile = Unicode("", help="The private key of certfile, PEM.").tag(config=True)
+    local_port = Int(
+        0, min=0, max=65535, help="With TLS, the port of 127.0.0.1 that answers without it; 0 takes a free one."
+    ).tag(config=True)
     grpc_port = Int(
         None, allow_none=True, min=0, max=65535, help="The port of gRPC; 0 takes a free one. Unset: no gRPC."
     ).tag(config=True)
@@ -162,6 +165,7 @@ class DSServeApp(Command):
         "port": "DSServeApp.port",
         "certfile": "DSServeApp.certfile",
         "keyfile": "DSServeApp.keyfile",
+        "local-port": "DSServeApp.local_port",
         "grpc-port": "DSServeApp.grpc_port",
         "grpc-ip": "DSServeApp.grpc_ip",
         "grpc-certfile": "DSServeApp.grpc_certfile",

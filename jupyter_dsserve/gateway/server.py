@@ -71,6 +71,8 @@ class Gateway:
         self.config = config
         proxies = Proxies(config.trusted_proxies)
         self.data_dir = DataDir(config.data_dir)
+        self._sockets: list[socket.socket] = []
+        self._own_sockets: list[socket.socket] = []
         try:
             self._otlp = otlp_exporter(config.otlp_endpoint, config.trace_sample)
             self.admin_key, id = self.data_dir.admin_key(), self.data_dir.id()
@@ -88,9 +90,10 @@ class Gateway:
             self._shown = _shown_certificate(config)
             self._sockets = _bind(config.ip, config.port)
             # Programs of this machine find it here, whatever names the certificate is made out to.
-            self._own_sockets = _bind("127.0.0.1", 0) if self._shown else self._sockets
-            self._grpc = _grpc_front(config, [*self._sockets, *self._own_sockets])
+            self._own_sockets = _bind("127.0.0.1", config.local_port, "--local-port") if self._shown else self._sockets
+            self._grpc = GrpcFront(config) if config.grpc_port is not None else None
         except BaseException:
+            self._close_sockets()
             self.data_dir.release()
             raise
         self.public_url = _url("https" if self._shown else "http", config.ip, self._sockets)
@@ -172,8 +175,7 @@ class Gateway:
         if self._limits:
             await self._limits.close()
         await asyncio.sleep(0)
-        for listening in (*self._sockets, *self._own_sockets):
-            listening.close()
+        self._close_sockets()
         self.context.regions.close()
         self.data_dir.release()
 
@@ -187,6 +189,10 @@ class Gateway:
             idle_connection_timeout=self.config.idle_s or math.inf,
             body_timeout=self.config.body_s or None,
         )
+
+    def _close_sockets(self) -> None:
+        for listening in (*self._sockets, *self._own_sockets):
+            listening.close()
 
     async def _keep_renewed(self) -> None:
         assert self._shown
@@ -246,29 +252,17 @@ def _url(scheme: str, ip: str, sockets: list[socket.socket]) -> str:
     return f"{scheme}://{f'[{ip}]' if ':' in ip else ip}:{sockets[0].getsockname()[1]}"
 
 
-def _grpc_front(config: GatewayConfig, others: list[socket.socket]) -> GrpcFront | None:
-    """None without gRPC; what listens already is closed where it cannot be."""
-    if config.grpc_port is None:
-        return None
-    try:
-        return GrpcFront(config)
-    except Conflict:
-        for listening in others:
-            listening.close()
-        raise
-
-
-def _bind(ip: str, port: int) -> list[socket.socket]:
+def _bind(ip: str, port: int, option: str = "--port") -> list[socket.socket]:
     try:
         return [_listening(bound) for bound in bind_sockets(port, ip)]
     except OverflowError:
-        raise Conflict(f"port {port} is none: give a --port from 0 to 65535") from None
+        raise Conflict(f"port {port} is none: give a {option} from 0 to 65535") from None
     except OSError as fault:
         if fault.errno == errno.EADDRINUSE:
             raise Conflict(
-                f"port {port} on {ip} is taken by another program: stop it, or give another --port"
+                f"port {port} on {ip} is taken by another program: stop it, or give another {option}"
             ) from None
-        raise Conflict(f"cannot listen on {ip}:{port} ({fault.strerror}): give another --ip or --port") from None
+        raise Conflict(f"cannot listen on {ip}:{port} ({fault.strerror}): give another --ip or {option}") from None
 
 
 def _listening(bound: socket.socket) -> Listening:

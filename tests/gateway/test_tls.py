@@ -101,6 +101,16 @@ async def test_what_was_written_is_shown_to_the_next_caller_and_half_of_it_to_no
         await gateway.stop()
 
 
+async def test_the_port_without_tls_may_be_a_certain_one_and_where_it_is_taken_all_else_is_freed(
+    tmp_path: Path,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        for _ in range(2):
+            with pytest.raises(Conflict, match=f"port {taken} on 127.0.0.1 .* another --local-port"):
+                Gateway(config(tmp_path, ip="127.0.0.2", port=taken, local_port=taken))
+
+
 async def test_who_never_ends_its_handshake_is_closed(tmp_path: Path) -> None:
     gateway = Gateway(config(tmp_path, idle_s=0.3))
     await gateway.start()
