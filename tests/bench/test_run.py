@@ -14,6 +14,8 @@ from typing import Any
 import aiohttp.web
 import pytest
 
+from jupyter_dsserve.bench import run
+from jupyter_dsserve.bench.measure import Window
 from jupyter_dsserve.bench.picture import sweep_svg
 from jupyter_dsserve.bench.plan import Plan
 from jupyter_dsserve.bench.report import Report
@@ -40,7 +42,7 @@ async def test_a_closed_loop_keeps_so_many_in_flight_and_finds_the_toys_speed(ga
             await asyncio.sleep(0.05)
 
     watching = asyncio.create_task(watch())
-    report = await pressed(gateway, concurrency="2,8", seconds=1, output_tokens="4-10", prompt_tokens=40)
+    report = await pressed(gateway, concurrency="2,8", seconds=2, output_tokens="4-10", prompt_tokens=40)
     watching.cancel()
     two, eight = report.points
     assert 1.7 < two.in_flight < 2.01
@@ -48,8 +50,12 @@ async def test_a_closed_loop_keeps_so_many_in_flight_and_finds_the_toys_speed(ga
     assert sorted(seen)[-1] == 8, "the gateway saw more than were asked for"
     assert seen.count(8) >= 3
     for point in report.points:
-        assert 0.035 < (per_token_s := point.per_token_s.p50 or 0) < 0.2
-        assert point.output_tokens_per_s == pytest.approx(point.in_flight / per_token_s, rel=0.4)
+        per_token_s = point.per_token_s.p50 or 0
+        assert 0.035 < per_token_s < 0.2
+        # While the machine stood still no token came: a gap between two of each answer, and in no median.
+        stood_still = (point.gap_s.p99 or 0) / point.window_s
+        usual = point.in_flight / per_token_s
+        assert (0.6 - stood_still) * usual < point.output_tokens_per_s < 1.4 * usual
         assert point.prompt_tokens == pytest.approx(40, rel=0.2)
         assert 4 <= point.output_tokens <= 10
         assert (point.errors, point.unfinished) == ({}, 0)
@@ -57,20 +63,34 @@ async def test_a_closed_loop_keeps_so_many_in_flight_and_finds_the_toys_speed(ga
     assert report.error_details == {}
 
 
-async def test_arrivals_at_a_rate_never_wait_for_answers(gateway: Gateway, caller: Caller) -> None:
-    """An answer takes 0.8 s or more and 40 arrive each second: 32 or more are under way at once, as many as arrive
-    while one is answered (Little's law). Clients that wait would be few."""
+async def test_arrivals_at_a_rate_never_wait_for_answers(
+    gateway: Gateway, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer takes 0.8 s or more and 40 arrive each second: some 32 or more are under way at once, those that have
+    arrived while one is answered (Little's law). Clients that wait would be few."""
     await caller.load("demo", "v1", "toy:step_s=0.02")
-    report = await pressed(gateway, rate=40, seconds=1, output_tokens=40, seed=5)
-    (point,) = report.points
-    latency_s = point.latency_s.p95 or 0
-    assert latency_s > 0.8
-    drawn = list(itertools.takewhile(lambda at: at < 4 + latency_s, arrivals(40, 5, 0)))
-    begins = [0.8 + 0.05 * n for n in range(7 + int(20 * (latency_s - 0.8)))]  # when the first has been answered
-    expected = [sum(begin <= at < begin + 1 for at in drawn) for begin in begins]
-    assert min(expected) <= point.answered <= max(expected), "they did not come when they were drawn to"
-    assert point.in_flight > 20
-    assert point.in_flight == pytest.approx(40 * (point.latency_s.p50 or 0), rel=0.35)
+    seen: list[run._Running] = []
+
+    class Seen(run._Running):
+        async def run(self) -> Window:
+            seen.append(self)
+            return await super().run()
+
+    monkeypatch.setattr(run, "_Running", Seen)
+    (point,) = (await pressed(gateway, rate=40, seconds=1, output_tokens=40, seed=5)).points
+    (running,) = seen
+    start_s, end_s = running._start_s, running._start_s + point.window_s
+    drawn = [running._begun_s + at for at in itertools.takewhile(lambda at: at < 600, arrivals(40, 5, 0))]
+    asked = sum(start_s <= at < end_s for at in drawn)
+    assert point.answered == asked, "they did not come when they were drawn to"
+    assert min(outcome.latency_s for outcome in running.outcomes if outcome.end == "answered") > 0.8
+    most_s = max(outcome.latency_s for outcome in running.outcomes)
+
+    def under_way(latency_s: float) -> float:
+        return sum(max(0.0, min(at + latency_s, end_s) - max(at, start_s)) for at in drawn) / point.window_s
+
+    assert 20 < under_way(0.8) <= point.in_flight + 0.01
+    assert point.in_flight <= under_way(most_s) + 0.01
     assert point.unfinished == 0
 
 
@@ -86,9 +106,10 @@ async def test_errors_are_counted_by_kind_and_the_rest_is_measured(gateway: Gate
 
 async def test_a_version_that_goes_away_meanwhile_is_errors_and_no_end(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.002")
-    pressing = asyncio.create_task(pressed(gateway, concurrency=2, seconds=0.8, output_tokens=10))
-    await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 2)
-    await asyncio.sleep(0.3)
+    target = Target.at(gateway.url, gateway.admin_key, "demo")
+    bench = Bench(target, Plan.read(concurrency=2, seconds=4, output_tokens=10))
+    pressing = asyncio.create_task(bench.run())
+    await until(lambda: bench.progress().done > 0.1)
     await caller.post("/api/deployments/demo/versions/v1/unload")
     (point,) = (await pressing).points
     assert point.answered > 0
@@ -98,28 +119,30 @@ async def test_a_version_that_goes_away_meanwhile_is_errors_and_no_end(gateway: 
 async def test_it_stops_by_itself_also_when_no_answer_ends(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.05")
     begun = time.monotonic()
-    report = await pressed(gateway, concurrency=3, seconds=0.5, drain_s=0.4, output_tokens=100_000)
-    assert time.monotonic() - begun < 10
+    report = await pressed(gateway, concurrency=3, seconds=0.5, drain_s=2, output_tokens=100_000)
+    assert time.monotonic() - begun < 60  # an answer takes more than an hour
     (point,) = report.points
     assert (point.answered, point.is_warm, point.latency_s.p50) == (0, False, None)
     assert point.in_flight == pytest.approx(3, abs=0.01)
     assert 0.3 * 3 / 0.05 < point.output_tokens_per_s < 1.3 * 3 / 0.05, "what flows is measured all the same"
-    assert "the first wave had not ended after 0.4 s" in report.notes()[0]
+    assert "the first wave had not ended after 2 s" in report.notes()[0]
     await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 0)
 
 
 async def test_a_window_shorter_than_an_answer_lasts_until_some_have_begun(gateway: Gateway, caller: Caller) -> None:
-    await caller.load("demo", "v1", "toy:step_s=0.02")
+    await caller.load("demo", "v1", "toy:step_s=0.1")
     (point,) = (await pressed(gateway, concurrency=2, seconds=0.05, output_tokens=10)).points
     assert point.answered >= 1
-    assert 0.1 < point.window_s < 2
-    assert 0.3 * 2 / 0.02 < point.output_tokens_per_s < 1.3 * 2 / 0.02
+    assert 0.4 < point.window_s < 20
+    assert 0.3 * 2 / 0.1 < point.output_tokens_per_s < 1.3 * 2 / 0.1
 
 
 async def test_a_point_of_no_request_says_why(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.02")
-    report = await pressed(gateway, concurrency=2, seconds=0.05, drain_s=0.15, output_tokens=100_000)
-    assert "No request began at concurrency 2 within 0.2" in report.notes()[1]
+    report = await pressed(gateway, concurrency=2, seconds=0.05, drain_s=2, output_tokens=100_000)
+    (point,) = report.points
+    assert point.window_s >= 2
+    assert f"No request began at concurrency 2 within {point.window_s:.3g} s" in report.notes()[1]
 
 
 async def test_when_asking_itself_comes_late_the_report_says_so(gateway: Gateway, caller: Caller) -> None:
@@ -139,7 +162,7 @@ async def test_when_asking_itself_comes_late_the_report_says_so(gateway: Gateway
 
 async def test_what_is_asked_and_not_answered_in_time_is_unfinished(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.02")
-    report = await pressed(gateway, rate=20, seconds=0.5, drain_s=0.4, output_tokens=100_000)
+    report = await pressed(gateway, rate=20, seconds=0.5, drain_s=2, output_tokens=100_000)
     (point,) = report.points
     assert point.unfinished > 3
     assert (point.answered, point.errors) == (0, {})
@@ -148,16 +171,16 @@ async def test_what_is_asked_and_not_answered_in_time_is_unfinished(gateway: Gat
 async def test_stopped_early_it_tells_what_it_has(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.002")
     target = Target.at(gateway.url, gateway.admin_key, "demo")
-    bench = Bench(target, Plan.read(concurrency="1,2", seconds=1, output_tokens=10))
+    bench = Bench(target, Plan.read(concurrency="1,2", seconds=3, output_tokens=10))
     running = asyncio.create_task(bench.run())
-    await until(lambda: bench.progress(), lambda p: p.done > 0.55)
+    await until(lambda: bench.progress(), lambda p: p.done > 0.51)
     assert bench.progress().text.startswith("concurrency 2: 2 in flight, ")
     bench.stop()
-    report = await asyncio.wait_for(running, 5)
+    report = await asyncio.wait_for(running, 30)
     assert report.is_interrupted
     whole, begun = report.points
-    assert whole.window_s == pytest.approx(1, abs=0.01)
-    assert begun.window_s < 0.9
+    assert whole.window_s == pytest.approx(3, abs=0.01)
+    assert begun.window_s < 2.9
 
 
 async def test_stopped_while_it_looks_at_a_silent_server_it_says_so() -> None:
@@ -167,7 +190,7 @@ async def test_stopped_while_it_looks_at_a_silent_server_it_says_so() -> None:
     await asyncio.sleep(0.1)
     bench.stop()
     with pytest.raises(Unavailable, match="stopped before"):
-        await asyncio.wait_for(running, 5)
+        await asyncio.wait_for(running, 30)
     silent.close()
 
 
@@ -242,12 +265,14 @@ async def test_another_server_is_sent_nothing_special_and_its_pieces_are_counted
 
 async def test_a_report_is_a_table_json_and_rows(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.001")
-    report = await pressed(gateway, concurrency="1,2", requests=10, output_tokens=5, slo="latency_s=5")
+    report = await pressed(gateway, concurrency="1,2", requests=10, output_tokens=5, slo="latency_s=50")
+    punctual = tuple(dataclasses.replace(point, lag_s=0.0) for point in report.points)
+    report = dataclasses.replace(report, points=punctual)  # without the note that a busy machine gets
     lines = str(report).splitlines()
     assert lines[2].split() == ["concurrency", "1", "2"]
-    assert lines[3].startswith("goodput requests/s (latency_s=5)")
+    assert lines[3].startswith("goodput requests/s (latency_s=50)")
     tree = json.loads(report.to_json())
-    assert tree["plan"]["slo"] == "latency_s=5"
+    assert tree["plan"]["slo"] == "latency_s=50"
     assert tree["points"][1]["latency_s"]["p95"] == report.points[1].latency_s.p95
     assert [row["concurrency"] for row in report.rows()] == [1, 2]
     assert report.rows()[0]["first_token_s_p99"] == report.points[0].first_token_s.p99
@@ -258,16 +283,16 @@ async def test_a_report_is_a_table_json_and_rows(gateway: Gateway, caller: Calle
 
 async def test_the_plot_has_a_line_for_each_figure_and_the_slo(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.001")
-    report = await pressed(gateway, rate="20,50", seconds=0.3, output_tokens=5, slo="first_token_s=0.5")
+    report = await pressed(gateway, rate="20,50", seconds=1, output_tokens=5, slo="first_token_s=30")
     figure = report.figure()
     assert [list(line.x) for line in figure.data] == [[20, 50]] * 5
     assert list(figure.data[0].y) == [p.output_tokens_per_s for p in report.points]
     assert list(figure.data[2].y) == [1000 * (p.first_token_s.p95 or 0) for p in report.points]
-    assert [shape.y0 for shape in figure.layout.shapes] == [500]
-    assert [each.text for each in figure.layout.annotations[3:]] == ["SLO 500 ms"]
+    assert [shape.y0 for shape in figure.layout.shapes] == [30_000]
+    assert [each.text for each in figure.layout.annotations[3:]] == ["SLO 30000 ms"]
     svg = sweep_svg(figure)
     assert svg.count("<path") == 3 + 5 + 1
-    assert svg.count(">SLO 500 ms<") == 1
+    assert svg.count(">SLO 30000 ms<") == 1
     heights = [float(y) for y in re.findall(r'd="M[\d.]+ ([\d.]+)h200"', svg)]
     assert heights == [24], "it is slower than all answers, and the scale ends with it"
     ends = [float(x) for x in re.findall(r"L([\d.]+) [\d.]+h\.1", svg)]
@@ -280,8 +305,8 @@ async def test_the_plot_has_a_line_for_each_figure_and_the_slo(gateway: Gateway,
 async def test_without_awaiting_it_runs_in_a_thread_and_tells_how_far_it_is(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.001")
     target, seen = Target.at(gateway.url, gateway.admin_key, "demo"), []
-    plan = Plan.read(concurrency="1,2", seconds=0.5, output_tokens=5)
+    plan = Plan.read(concurrency="1,2", seconds=3, output_tokens=5)
     report = await asyncio.to_thread(run_blocking, target, plan, seen.append, 0.02)
     assert len(report.points) == 2
     assert sorted(p.done for p in seen) == [p.done for p in seen]
-    assert any(0.2 < p.done < 0.4 for p in seen)
+    assert any(0.05 < p.done < 0.45 for p in seen)
