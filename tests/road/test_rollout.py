@@ -90,7 +90,7 @@ async def weights(caller: Caller) -> dict[str, float]:
 async def test_a_candidate_that_is_slower_by_30_percent_a_token_is_rolled_back(caller: Caller) -> None:
     await two(caller, "toy:step_s=0.026")
     async with traffic(caller) as counts:
-        await begin(caller, steps=[50, 100], interval_s=9)
+        await begin(caller, steps=[50, 100], interval_s=60)  # over as soon as it is sure
         found = await over(caller)
         assert found["state"] == "ROLLED_BACK"
         assert "latency" in found["reason"]
@@ -120,14 +120,17 @@ async def test_a_candidate_that_is_no_slower_is_loaded_promoted_and_the_old_one_
     assert {m["name"] for m in status["measures"]} == {"error rate", "first-token latency", "per-token latency"}
 
 
-async def test_a_candidate_that_is_taken_back_before_its_first_step_gets_no_traffic(caller: Caller) -> None:
+async def test_a_candidate_that_is_taken_back_before_its_first_step_gets_no_traffic(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await two(caller)
-    await begin(caller, block_s=0.5)
+    monkeypatch.setattr("jupyter_dsserve.fleet.conductor._MAX_TICK_S", 3.0)
+    await begin(caller, block_s=3)
     assert (await rollout(caller))["ended_at"] is None
     ended = (await caller.post(f"{ROLLOUT}/rollback")).json()
     assert ended["state"] == "ROLLED_BACK"
     assert ended["started_at"] <= ended["ended_at"] <= time.time()
-    await asyncio.sleep(1.0)  # the look that was due comes, and finds that it is over
+    await asyncio.sleep(3.5)  # the look that was due comes, and finds that it is over
     assert await weights(caller) == {"v1": 100}
     assert await kinds(caller) == ["rollout_started", "rollout_rolled_back"]
 
@@ -155,12 +158,12 @@ async def test_a_candidate_that_does_not_load_is_rolled_back_with_its_reason(cal
 async def test_while_the_candidates_worker_is_away_nothing_is_decided_and_then_it_goes_on(
     caller: Caller, gateway: Gateway
 ) -> None:
-    await two(caller, f"{STABLE},load_s=2")
+    await two(caller, f"{STABLE},load_s=4")
+    await begin(caller, interval_s=600)
+    slow = asyncio.create_task(caller.complete("demo@v2", max_tokens=2000))
+    await until(lambda: gateway.fleet.version("demo", "v2").replicas[0].in_flight > 0)
     async with traffic(caller):
-        await begin(caller, interval_s=600)
         before = await until(lambda: rollout(caller), lambda r: r["requests"] > 3)
-        slow = asyncio.create_task(caller.complete("demo@v2", max_tokens=1000))
-        await until(lambda: gateway.fleet.version("demo", "v2").replicas[0].in_flight > 0)
         os.kill((await caller.version("demo", "v2"))["replicas"][0]["pid"], signal.SIGKILL)
         away = await until(lambda: rollout(caller), lambda r: "waits for demo@v2" in r["reason"])
         assert (await slow).status_code == 503
@@ -203,7 +206,7 @@ async def test_of_two_rollouts_at_once_one_is_refused_and_one_that_cannot_load_l
     assert sorted(answer.status_code for answer in both) == [202, 409]
     await caller.post(f"{ROLLOUT}/rollback")
     last = await rollout(caller)
-    asking = asyncio.create_task(caller.complete("demo@v3", max_tokens=100))
+    asking = asyncio.create_task(caller.complete("demo@v3", max_tokens=300))  # longer than we take to ask again
     await until(lambda: caller.version("demo", "v3"), lambda v: v["replicas"][0]["in_flight"] == 1)
     await caller.post("/api/deployments/demo/versions/v3/unload")
     assert (await caller.post(ROLLOUT, json=QUICK | {"candidate": "v3"})).status_code == 409  # it drains
@@ -240,7 +243,7 @@ async def test_a_rollout_needs_a_version_with_traffic_to_compare_with(caller: Ca
 async def test_a_paused_rollout_keeps_its_weights_and_goes_on_when_it_is_resumed(caller: Caller) -> None:
     await two(caller)
     async with traffic(caller):
-        await begin(caller)
+        await begin(caller, interval_s=6)  # time enough to pause it
         await until(lambda: weights(caller), lambda w: w == {"v1": 80, "v2": 20})
         paused = (await caller.post(f"{ROLLOUT}/pause")).json()
         assert (paused["state"], paused["weight"]) == ("PAUSED", 20)
@@ -249,7 +252,7 @@ async def test_a_paused_rollout_keeps_its_weights_and_goes_on_when_it_is_resumed
         assert (await rollout(caller))["at_step_s"] == paused["at_step_s"]
         assert await weights(caller) == {"v1": 80, "v2": 20}
         assert (await caller.post(f"{ROLLOUT}/resume")).json()["state"] == "PROGRESSING"
-        await until(lambda: weights(caller), lambda w: w == {"v1": 50, "v2": 50})
+        await until(lambda: weights(caller), lambda w: w == {"v1": 50, "v2": 50}, 60)
 
 
 async def test_promote_and_rollback_by_hand(caller: Caller) -> None:
@@ -328,7 +331,7 @@ def _without(body: dict[str, Any]) -> dict[str, Any]:
 async def test_the_mirror_compares_answers_and_gives_them_to_nobody(caller: Caller) -> None:
     await two(caller)
     async with traffic(caller) as counts:
-        await begin(caller, mirror=100, steps=[100], interval_s=2)
+        await begin(caller, mirror=100, steps=[100], interval_s=6)
         mirrored = await until(
             lambda: rollout(caller), lambda r: r["step"] == -1 and r["mirror"] and r["mirror"]["compared"] > 20
         )
@@ -342,7 +345,7 @@ async def test_the_mirror_compares_answers_and_gives_them_to_nobody(caller: Call
 async def test_a_mirrored_candidate_that_is_slower_never_answers_anybody(caller: Caller) -> None:
     await two(caller, "toy:step_s=0.05")
     async with traffic(caller) as counts:
-        await begin(caller, mirror=50, interval_s=9)
+        await begin(caller, mirror=50, interval_s=60)  # over as soon as it is sure
         found = await over(caller)
     assert (found["state"], counts["v2"], counts["failed"]) == ("ROLLED_BACK", 0, 0)
 
@@ -352,7 +355,7 @@ async def test_a_rollout_goes_on_where_it_was_after_the_gateway_was_killed(data_
         async with await command.caller() as caller:
             await two(caller)
             async with traffic(caller):
-                await begin(caller, interval_s=6, steps=[20, 50, 100])
+                await begin(caller, interval_s=12, steps=[20, 50, 100])
                 at = await until(lambda: rollout(caller), lambda r: r["at_step_s"] > 5.5)
                 command.process.kill()
     with Command(data_dir) as command:
@@ -360,9 +363,9 @@ async def test_a_rollout_goes_on_where_it_was_after_the_gateway_was_killed(data_
             found = await rollout(caller)
             assert (found["state"], found["step"]) == ("PROGRESSING", at["step"])
             assert found["requests"] > 0
-            assert 4 < found["at_step_s"] <= at["at_step_s"] + 1
+            assert 4 < found["at_step_s"] <= at["at_step_s"] + 4
             async with traffic(caller):
-                await until(lambda: rollout(caller), lambda r: r["step"] == 1 and r["weight"] == 50, 30)
+                await until(lambda: rollout(caller), lambda r: r["step"] == 1 and r["weight"] == 50, 60)
 
 
 async def test_of_a_rollback_and_an_activate_at_once_one_is_refused(caller: Caller, gateway: Gateway) -> None:
@@ -383,7 +386,7 @@ async def test_a_rollback_leaves_the_route_if_a_version_is_deleted_while_another
 ) -> None:
     fleet, demo = gateway.fleet, "/api/deployments/demo"
     await caller.load("demo", "v1", "toy:")
-    await caller.load("demo", "v2", "toy:load_s=0.6")
+    await caller.load("demo", "v2", "toy:load_s=3")
     await caller.load("demo", "v3", "toy:")
     await caller.put(f"{demo}/route", json={"weights": {"v1": 50, "v2": 50}})
     await caller.post(f"{demo}/activate", json={"version": "v3"})
