@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -30,10 +31,15 @@ class RedisServer:
             [self._program, *options, "--requirepass", PASSWORD], stdout=subprocess.DEVNULL, cwd=self.socket.parent
         )
         end = time.monotonic() + 30
-        while not self.socket.exists():
+        while not self._listens():
             assert self.process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.01)
+
+    def _listens(self) -> bool:
+        """The socket is there a moment before anybody listens at it."""
+        with socket.socket(socket.AF_UNIX) as asking:
+            return asking.connect_ex(str(self.socket)) == 0
 
     def stop(self) -> None:
         self.process.kill()  # it may be stopped

@@ -26,6 +26,7 @@ from tests.redis_server import PASSWORD, RedisServer, running
 from tests.support import Caller
 
 SAID: list[tuple[str, str]] = []
+USUAL_ANSWER_S, ANSWER_S = shared_limits._ANSWER_S, 1.5  # a call is known again for 5 s
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,18 @@ def redis() -> Iterator[RedisServer]:
         if server is None:
             pytest.skip("Redis is not installed here: apt-get install redis-server")
         yield server
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine Redis itself may stand still for a moment: most of these tests are not about that."""
+    monkeypatch.setattr(shared_limits, "_ANSWER_S", ANSWER_S)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is outside of these tests."""
+    monkeypatch.setattr(shared_limits, "_ANSWER_S", USUAL_ANSWER_S)
 
 
 @pytest.fixture
@@ -73,7 +86,7 @@ class Line:
                 if fault == "lost":
                     break
                 if fault == "stall":
-                    time.sleep(0.4)  # noqa: ASYNC251 - that is it
+                    time.sleep(1.5 * ANSWER_S)  # noqa: ASYNC251 - that is it
                 elif isinstance(fault, float):
                     await asyncio.sleep(fault)
                 writer.write(answer)
@@ -116,9 +129,10 @@ async def begun(limits: SharedLimits, grant: Grant, num_tokens: int = 10) -> Res
 
 
 async def test_two_gateways_let_in_together_what_one_would(two: tuple[SharedLimits, SharedLimits]) -> None:
-    held = grants("rate", rate=0.1, burst=10)
+    held = grants("rate", rate=0.01, burst=10)
     came = Counter[int]()
     refused: list[TooManyRequests] = []
+    begun_s = time.monotonic()
     for number in range(40):
         side = number % 2
         try:
@@ -127,7 +141,7 @@ async def test_two_gateways_let_in_together_what_one_would(two: tuple[SharedLimi
         except TooManyRequests as fault:
             refused.append(fault)
     assert came == {0: 5, 1: 5}
-    assert refused[-1].retry_after_s in (9, 10)
+    assert 100 - (time.monotonic() - begun_s) <= refused[-1].retry_after_s <= 100
     assert [grant.in_flight for grant in held] == [5, 5]
 
 
@@ -151,14 +165,14 @@ async def test_tokens_are_shared_and_what_was_not_used_is_free_for_the_other(
 async def test_a_minute_later_all_of_it_is_free(
     two: tuple[SharedLimits, SharedLimits], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_limits, "MINUTE_S", 0.3)
+    monkeypatch.setattr(shared_limits, "MINUTE_S", 4.0)
     here, there = grants("window", tokens_per_min=100)
     for _ in range(3):
         await begun(two[0], here, 30)
     with pytest.raises(TooManyRequests) as refused:
         await begun(two[1], there, 30)
-    assert refused.value.retry_after_s == 1
-    await asyncio.sleep(0.35)
+    assert refused.value.retry_after_s <= 4
+    await asyncio.sleep(4.1)
     await begun(two[1], there, 100)
 
 
@@ -193,6 +207,7 @@ async def test_when_redis_is_gone_each_gateway_holds_to_the_limits_by_itself_and
     assert [kind for kind, _ in SAID] == ["limits_local", "limits_shared"]
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_redis_that_hangs_holds_up_one_call_for_a_moment(
     two: tuple[SharedLimits, SharedLimits], redis: RedisServer
 ) -> None:
@@ -203,14 +218,14 @@ async def test_a_redis_that_hangs_holds_up_one_call_for_a_moment(
         started = time.monotonic()
         for _ in range(20):
             await begun(two[0], here)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20 * USUAL_ANSWER_S
     finally:
         os.kill(redis.process.pid, signal.SIGCONT)
     assert [kind for kind, _ in SAID] == ["limits_local"]
 
 
 async def test_a_burst_waits_in_line_and_is_counted_as_a_whole(line: Line, afar: SharedLimits) -> None:
-    line.faults = [0.03] * 200  # all of them take longer than one answer may
+    line.faults = [0.2] * 200  # all of them take longer than one answer may
     held = grants("burst", rate=0.001, burst=100)
     came = await asyncio.gather(*(begun(afar, held[n % 2]) for n in range(200)), return_exceptions=True)
     assert sum(isinstance(one, Reservation) for one in came) == 100
@@ -218,6 +233,7 @@ async def test_a_burst_waits_in_line_and_is_counted_as_a_whole(line: Line, afar:
     assert line.num_connections <= 16
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_call_that_waits_in_line_is_let_go_once_redis_is_lost(
     two: tuple[SharedLimits, SharedLimits], redis: RedisServer
 ) -> None:
@@ -226,8 +242,8 @@ async def test_a_call_that_waits_in_line_is_let_go_once_redis_is_lost(
     os.kill(redis.process.pid, signal.SIGSTOP)
     try:
         started = time.monotonic()
-        await asyncio.gather(*(begun(two[0], here) for _ in range(160)))
-        assert time.monotonic() - started < 2.5
+        await asyncio.gather(*(begun(two[0], here) for _ in range(480)))
+        assert time.monotonic() - started < 480 / 16 * USUAL_ANSWER_S
     finally:
         os.kill(redis.process.pid, signal.SIGCONT)
     assert [kind for kind, _ in SAID] == ["limits_local"]
@@ -287,7 +303,7 @@ async def test_two_gateways_with_one_key_answer_together_as_many_calls_as_it_may
     await first.start()
     async with Caller(first.url, first.admin_key) as admin:
         await admin.load("demo", "v1", "toy:step_s=0")
-        key = (await admin.post("/api/keys", json={"name": "app", "rate": 0.1, "burst": 6})).json()["key"]
+        key = (await admin.post("/api/keys", json={"name": "app", "rate": 0.01, "burst": 6})).json()["key"]
     await first.stop()
     own = shutil.ignore_patterns("gateway.lock", "gateway.id")
     shutil.copytree(tmp_path / "first", tmp_path / "second", ignore=own)
