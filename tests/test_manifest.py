@@ -141,9 +141,9 @@ async def test_a_gateways_watching_goes_on_whatever_goes_wrong(tmp_path: Path, m
     watching = asyncio.create_task(apply.keep_applied(fleet, str(file)))
     await asyncio.sleep(0.02)
     written(tmp_path, TEXT + "\n")
-    await asyncio.wait_for(failed.wait(), 1)
+    await asyncio.wait_for(failed.wait(), 30)
     written(tmp_path, TEXT)
-    await asyncio.wait_for(applied.wait(), 1)
+    await asyncio.wait_for(applied.wait(), 30)
     watching.cancel()
     [told] = fleet.events.record.call_args_list
     assert told.args[1] == "apply_failed"

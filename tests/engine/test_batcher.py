@@ -194,9 +194,9 @@ def test_it_serves_from_another_thread_until_it_is_stopped() -> None:
     serving = threading.Thread(target=batcher.run)
     serving.start()
     batcher.post(Work("a", [Item([1], length=1)], 1))
-    assert answered.wait(5)
+    assert answered.wait(30)
     batcher.stop()
-    serving.join(5)
+    serving.join(30)
     assert not serving.is_alive()
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from jupyter_dsserve.fleet.line import AGE_S, Line, Place, Queue
 from jupyter_dsserve.protocol.errors import DeadlineExceeded, TooManyRequests, Unavailable
+from tests.support import until
 
 
 def served(queue: Queue, names: dict[int, str], version: str = "v1") -> list[str]:
@@ -88,11 +89,12 @@ class TestWaiting:
         await asyncio.sleep(0)
         pool.num_free = 3
         pool.line.wake("v1")
-        await asyncio.wait(asking, timeout=0.1)
+        await until(lambda: len(order) == 3)
+        await asyncio.sleep(0.1)
         assert order == [4, 3, 2]
         pool.give_back()
         pool.give_back()
-        await asyncio.wait_for(asyncio.gather(*asking), 1)
+        await asyncio.wait_for(asyncio.gather(*asking), 30)
         assert (order, pool.num_free, pool.line.num_waiting) == ([4, 3, 2, 1, 0], 0, 0)
 
     async def test_nobody_overtakes_the_first_in_line(self) -> None:
@@ -104,7 +106,7 @@ class TestWaiting:
         await asyncio.sleep(0)
         assert pool.num_free == 1
         pool.line.wake("v1")
-        assert await asyncio.wait_for(first, 0.5) == "a permit"
+        assert await asyncio.wait_for(first, 30) == "a permit"
         assert not late.done()
         late.cancel()
 
@@ -114,7 +116,7 @@ class TestWaiting:
         await asyncio.sleep(0)
         pool.give_back()  # the first is woken, and leaves before it looks
         first.cancel()
-        assert await asyncio.wait_for(second, 1) == "a permit"
+        assert await asyncio.wait_for(second, 30) == "a permit"
         assert (pool.num_free, pool.line.num_waiting) == (0, 0)
 
     async def test_a_deadline_ends_the_wait_and_nothing_is_taken(self) -> None:
@@ -137,7 +139,7 @@ class TestWaiting:
         await asyncio.sleep(0)
         is_gone = True
         pool.line.wake("v1")
-        assert {type(end) for end in await asyncio.wait_for(asking, 0.5)} == {Unavailable}
+        assert {type(end) for end in await asyncio.wait_for(asking, 30)} == {Unavailable}
 
     async def test_one_that_is_shed_while_it_waits_is_told_so(self) -> None:
         pool = Pool(0)
@@ -145,4 +147,4 @@ class TestWaiting:
         await asyncio.sleep(0)
         pool.line.enter("v1", 0, 0.0, max_waiting=1)
         with pytest.raises(TooManyRequests):
-            await asyncio.wait_for(low, 0.5)
+            await asyncio.wait_for(low, 30)
