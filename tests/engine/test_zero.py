@@ -48,9 +48,10 @@ os._exit(0)
 """
 
 
+@pytest.mark.timeout(600)  # DeepSpeed builds what it needs when it is the first to need it on a machine
 def test_a_model_whose_weights_are_away_gives_the_same_tokens(tmp_path: Path) -> None:
     model = save_architecture("llama", tmp_path)
-    done = subprocess.run([sys.executable, "-c", COMPARE, str(model)], capture_output=True, text=True, timeout=170)
+    done = subprocess.run([sys.executable, "-c", COMPARE, str(model)], capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -58,7 +59,7 @@ def test_the_folder_of_the_weights_goes_with_its_process_even_if_that_is_killed(
     code = (
         "import sys, time; from pathlib import Path; from jupyter_dsserve.engine.zero import _own_folder\n"
         "folder = _own_folder(Path(sys.argv[1]), 1); (folder / 'weights').write_text('x')\n"
-        "print(flush=True); time.sleep(60)"
+        "print(flush=True); time.sleep(150)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout
@@ -67,7 +68,7 @@ def test_the_folder_of_the_weights_goes_with_its_process_even_if_that_is_killed(
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while os.listdir(tmp_path) and time.monotonic() < end:
         time.sleep(0.02)
     assert os.listdir(tmp_path) == []
