@@ -71,8 +71,8 @@ def test_the_first_answer_of_the_readme_takes_twelve_lines_in_a_notebook(tmp_pat
             kernel.close()
     assert [output.errors for output in outputs if output.is_error] == []
     assert "demo@v1: READY" in outputs[0].shown[-1]["text/plain"]
-    assert len(outputs[1].text) > 20
-    # Drawn at random, so it may end before its 40 tokens.
+    # Drawn at random, so both may end long before they must.
+    assert outputs[1].text.strip()
     assert re.search(r"\[demo@v1 · \d+ tokens", outputs[2].shown[-1]["text/plain"])
     assert "Panel(" in outputs[3].shown[-1]["text/plain"]
 

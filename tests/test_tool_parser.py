@@ -386,7 +386,7 @@ def test_schemas_that_refer_to_a_large_one_many_times_are_bounded(format: ToolFo
     assert types_of(told)
     with contextlib.suppress(InvalidRequest):
         assert len(structure_with(told, format, {}, None).source) < 10_000_000  # type: ignore[union-attr]
-    assert time.process_time() - began < 1.5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("format", ["pythonic", "qwen3_coder"])
