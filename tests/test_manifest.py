@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -110,7 +111,8 @@ def test_a_watched_file_that_is_not_there_is_told_of_once_and_then_waited_for(
         if turn == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("jupyter_dsserve.manifest.time.sleep", sleep)
+    # Not time.sleep itself: a thread that another test left may be asleep.
+    monkeypatch.setattr("jupyter_dsserve.manifest.time", SimpleNamespace(sleep=sleep))
     with pytest.raises(KeyboardInterrupt):
         watch(lambda: said.append(f"read {len(Manifest.read(file).deployments)}"), file, said.append)
     assert "typo.yaml cannot be read" in said[0]
@@ -119,7 +121,7 @@ def test_a_watched_file_that_is_not_there_is_told_of_once_and_then_waited_for(
 
 def test_watching_goes_on_whatever_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = list[str]()
-    monkeypatch.setattr("jupyter_dsserve.manifest.time.sleep", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("jupyter_dsserve.manifest.time", Mock(sleep=Mock(side_effect=KeyboardInterrupt)))
     with pytest.raises(KeyboardInterrupt):
         watch(Mock(side_effect=OSError("the network")), written(tmp_path, TEXT), said.append)
     assert said == ["OSError: the network"]
