@@ -93,7 +93,7 @@ class Peak:
         self.num_bytes = 0
         self._pid = 0
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Peak:
         self._thread.start()
@@ -102,20 +102,24 @@ class Peak:
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None) -> None:
         self._ended.set()
         self._thread.join()
+        self._look()  # what it holds at the end is seen in any case
 
     def of(self, pid: int) -> bool:
         self._pid = pid
         return pid > 0
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while not self._ended.wait(0.003):
-            if self._pid:
-                try:
-                    status = Path(f"/proc/{self._pid}/status").read_text()
-                except OSError:  # it has ended
-                    continue
-                found = re.findall(r"Rss(?:Anon|Shmem):\s+(\d+) kB", status)
-                self.num_bytes = max(self.num_bytes, 1024 * sum(map(int, found)))
+            self._look()
+
+    def _look(self) -> None:
+        if self._pid:
+            try:
+                status = Path(f"/proc/{self._pid}/status").read_text()
+            except OSError:  # it has ended
+                return
+            found = re.findall(r"Rss(?:Anon|Shmem):\s+(\d+) kB", status)
+            self.num_bytes = max(self.num_bytes, 1024 * sum(map(int, found)))
 
 
 def is_running(pid: int) -> bool:

@@ -97,11 +97,15 @@ class _Peak:
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         self._thread.join()
+        self._look()  # what it holds at the end is seen in any case
 
     def _watch(self) -> None:
         while not self._is_over.wait(0.001):
-            own, mapped = _memory(self._pid)
-            self.own, self.mapped = max(self.own, own), max(self.mapped, mapped)
+            self._look()
+
+    def _look(self) -> None:
+        own, mapped = _memory(self._pid)
+        self.own, self.mapped = max(self.own, own), max(self.mapped, mapped)
 
 
 def _memory(pid: int) -> tuple[float, float]:
