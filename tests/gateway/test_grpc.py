@@ -83,8 +83,9 @@ async def test_a_blocking_stub_is_answered_too(served: Served) -> None:
 
 
 async def test_a_server_stream_gives_the_same_answer_in_pieces(served: Served, inference: InferenceStub) -> None:
-    whole = await inference.Predict(asking("slow"), metadata=served.with_key())
-    pieces = [p async for p in inference.PredictServerStream(asking("slow"), metadata=served.with_key())]
+    whole = await inference.Predict(asking(num=30), metadata=served.with_key())
+    # So many that a gateway that was held up for a second or two, and told what it missed in one piece, has more.
+    pieces = [p async for p in inference.PredictServerStream(asking("slow", num=30), metadata=served.with_key())]
     assert len(pieces) > 2
     assert "".join(p.text for p in pieces) == whole.result
     assert [p.finish_reason for p in pieces[:-1]] == [""] * (len(pieces) - 1)
@@ -93,7 +94,7 @@ async def test_a_server_stream_gives_the_same_answer_in_pieces(served: Served, i
 
 async def test_requests_on_one_stream_are_answered_as_they_are_ready(served: Served, inference: InferenceStub) -> None:
     stream = inference.PredictStream(metadata=served.with_key())
-    sent = {"late": asking("slow"), "soon": asking(), "nowhere": asking("nobody"), "wrong": asking(num=0)}
+    sent = {"late": asking("slow", num=40), "soon": asking(), "nowhere": asking("nobody"), "wrong": asking(num=0)}
     for id, request in sent.items():
         await stream.write(pb.StreamRequest(id=id, request=request))
     await stream.write(pb.StreamRequest(id="late", request=asking()))
@@ -106,7 +107,7 @@ async def test_requests_on_one_stream_are_answered_as_they_are_ready(served: Ser
     assert "nobody" in next(a.error.message for a in answers if a.id == "nowhere")
     results = [a for a in answers if a.HasField("response")]
     assert [a.id for a in results] == ["soon", "late"]
-    whole = await inference.Predict(asking("slow"), metadata=served.with_key())
+    whole = await inference.Predict(asking(num=40), metadata=served.with_key())
     assert results[1].response.result == whole.result
 
 
@@ -150,7 +151,7 @@ async def test_a_key_asks_what_it_may_and_as_often_as_it_may(served: Served, inf
 
 
 async def test_a_deadline_ends_the_work(served: Served, inference: InferenceStub) -> None:
-    stream = inference.PredictServerStream(asking("slow", num=1000), metadata=served.with_key(), timeout=1)
+    stream = inference.PredictServerStream(asking("slow", num=1000), metadata=served.with_key(), timeout=4)
     assert await stream.read()  # it runs, and would for 100 s
     assert await stream.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await until(lambda: in_flight(served, "slow"), lambda n: n == 0)
@@ -233,8 +234,9 @@ async def test_a_call_wakes_what_rests(served: Served, channel: grpc.aio.Channel
 
 async def test_features_wait_for_a_program_that_is_on_its_way(served: Served, channel: grpc.aio.Channel) -> None:
     await served.caller.post("/api/deployments/relu/versions/v1/unload")
+    await served.caller.settled("relu", "v1", "STOPPED")  # while it drains it is not loaded again
     await served.caller.put("/api/deployments/relu/policy", json={"queue_timeout_s": 30})
-    await served.caller.post("/api/deployments/relu/versions/v1/load")
+    assert (await served.caller.post("/api/deployments/relu/versions/v1/load")).is_success
     features = pb.PredictRequest(features=[0.5, -1.0, 2.0, 0.25], model="relu@v1")
     assert (await ModelServiceStub(channel).Predict(features, metadata=served.with_key())).version == "v1"
 

@@ -70,7 +70,7 @@ async def test_a_connection_that_asks_nothing_is_closed_and_its_client_opens_ano
             await until(lambda: channel.get_state() is grpc.ChannelConnectivity.IDLE)
             metadata = (("authorization", f"Bearer {gateway.admin_key}"),)
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await InferenceStub(channel).Predict(pb.InferenceRequest(), metadata=metadata, timeout=5)
+                await InferenceStub(channel).Predict(pb.InferenceRequest(), metadata=metadata, timeout=30)
             assert refused.value.code() is grpc.StatusCode.NOT_FOUND
     finally:
         await gateway.stop()
@@ -86,7 +86,7 @@ async def test_what_runs_at_the_stop_ends_and_an_idle_stream_holds_nothing_up(tm
         inference = InferenceStub(channel)
         idle = inference.PredictStream(metadata=metadata)
         await idle.wait_for_connection()
-        running = inference.Predict(pb.InferenceRequest(input_text="hello", max_length=20), metadata=metadata)
+        running = inference.Predict(pb.InferenceRequest(input_text="hello", max_length=50), metadata=metadata)
         await until(lambda: gateway.fleet.in_flight == 1)
         began = asyncio.get_running_loop().time()
         await gateway.stop()

@@ -120,7 +120,7 @@ def streamed(served: Served, **parameters: Any) -> list[Any]:
         )
         found = []
         while True:
-            result, error = came.get(timeout=20)
+            result, error = came.get(timeout=60)
             found.append(error or result)
             if error or result.get_response().parameters["triton_final_response"].bool_param:
                 break
@@ -129,11 +129,11 @@ def streamed(served: Served, **parameters: Any) -> list[Any]:
 
 
 async def test_a_stream_brings_pieces_and_an_empty_end(served: Served) -> None:
-    pieces = await asyncio.to_thread(streamed, served, stream=True, max_tokens=6, temperature=0)
+    pieces = await asyncio.to_thread(streamed, served, stream=True, max_tokens=60, temperature=0)
     told = [piece.as_numpy("text_output") for piece in pieces]
     assert told[-1] is None
     assert len(told) > 3
-    body = {"model": "demo", "input_text": "hello", "max_length": 6}
+    body = {"model": "demo", "input_text": "hello", "max_length": 60}
     said = (await served.caller.post("/predict", json=body)).json()["result"]
     assert "".join(each[0].decode() for each in told[:-1]) == said
     assert {piece.get_response().id for piece in pieces} == {"7"}

@@ -92,4 +92,4 @@ async def test_who_leaves_ends_it() -> None:
     async with reader() as (reading, writing):
         await reading.readuntil(b"\r\n\r\n")
         writing.transport.abort()
-        assert await asyncio.wait_for(Telling.ended, 5) == "the caller left"
+        assert await asyncio.wait_for(Telling.ended, 30) == "the caller left"
