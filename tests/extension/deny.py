@@ -1,12 +1,18 @@
-"""Authorizers that let nobody, or only readers, near ``dsserve``; and an identity provider as slow as a hub."""
+"""Authorizers that let nobody, or only readers, near ``dsserve``; and an identity provider that waits, as for a hub."""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 from jupyter_server.auth import Authorizer
 from jupyter_server.auth.identity import PasswordIdentityProvider
+
+from tests.support import until
+
+# In the server's working directory: from then on people who complete are known.
+KNOWN = "known"
 
 
 class DenyDSServe(Authorizer):
@@ -22,6 +28,7 @@ class ReadOnly(Authorizer):
 class SlowIdentity(PasswordIdentityProvider):
     async def get_user(self, handler: Any) -> Any:
         if handler.request.path.endswith("/completions"):
-            await asyncio.sleep(1)
+            await until(Path(KNOWN).exists, timeout_s=60)
+            await asyncio.sleep(0.05)  # in which it hears of callers who had left before
         found: Any = super().get_user(handler)
         return await found if asyncio.iscoroutine(found) else found

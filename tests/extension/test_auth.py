@@ -82,7 +82,7 @@ def test_the_walk_knows_all_handlers() -> None:
 async def test_without_jupyters_token_no_route_answers_and_nothing_starts(
     server: JupyterServer, headers: dict[str, str]
 ) -> None:
-    async with server.caller() as known, httpx.AsyncClient(headers=headers, trust_env=False) as stranger:
+    async with server.caller() as known, httpx.AsyncClient(headers=headers, trust_env=False, timeout=60) as stranger:
         before = (await known.get("/gateway")).json()
         for method, path in all_routes():
             answer = await stranger.request(method, f"{server.url}/dsserve{path}")
@@ -92,7 +92,7 @@ async def test_without_jupyters_token_no_route_answers_and_nothing_starts(
 
 async def test_a_preflight_tells_a_stranger_nothing_of_the_gateway(server: JupyterServer) -> None:
     """Jupyter answers OPTIONS itself, to anyone."""
-    async with httpx.AsyncClient(trust_env=False) as stranger:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as stranger:
         for path in ("/gateway", "/api/status", "/v1/completions"):
             answer = await stranger.options(f"{server.url}/dsserve{path}", headers={"Origin": "http://elsewhere"})
             assert (answer.status_code, answer.content) == (200, b"")
@@ -164,7 +164,7 @@ async def test_an_apps_key_asks_through_jupyter_with_its_own_limits(server: Jupy
 
 async def test_a_key_beside_jupyters_cookie_is_still_what_counts(server: JupyterServer, through: Caller) -> None:
     new = (await through.post("/api/keys", json={"name": "app", "deployments": ["other"]})).json()
-    async with httpx.AsyncClient(base_url=f"{server.url}/dsserve", trust_env=False) as browser:
+    async with httpx.AsyncClient(base_url=f"{server.url}/dsserve", trust_env=False, timeout=60) as browser:
         await browser.get(f"{server.url}/login", params={"token": server.token}, follow_redirects=True)
         assert [m["id"] for m in (await browser.get("/v1/models")).json()["data"]] == ["demo"]
         mine = await browser.get("/v1/models", headers={"Authorization": f"Bearer {new['key']}"})
@@ -197,7 +197,7 @@ async def test_the_authorizer_is_asked_for_every_route(home: Path, authorizer: s
 
 
 async def test_a_cookie_opens_get_and_needs_the_xsrf_token_for_the_rest(server: JupyterServer, through: Caller) -> None:
-    async with httpx.AsyncClient(base_url=f"{server.url}/dsserve", trust_env=False) as browser:
+    async with httpx.AsyncClient(base_url=f"{server.url}/dsserve", trust_env=False, timeout=60) as browser:
         await browser.get(f"{server.url}/login", params={"token": server.token}, follow_redirects=True)
         assert (await browser.get("/api/status")).status_code == 200
         assert (await browser.post("/gateway")).status_code == 403
