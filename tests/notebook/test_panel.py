@@ -74,6 +74,16 @@ def num_drawn(view: Panel) -> int:
     return 0 if line is None or line.x is None else min(len(line.x), len(heard))
 
 
+def whole(view: Panel, look: Callable[[], Any]) -> Callable[[], Any]:
+    """``look`` between two updates of the panel: within one, some of it is new and some of it old."""
+
+    def looked() -> Any:
+        with view._lock:
+            return look()
+
+    return looked
+
+
 def shown(view: Panel) -> dict[str, int]:
     return {name: row.slider.value for name, row in view.versions.rows.items()}
 
@@ -92,6 +102,7 @@ async def test_a_change_made_elsewhere_shows_up_and_is_not_overwritten(two: Call
     await two.put("/api/deployments/demo/route", json={"weights": {"v1": 20, "v2": 80}})
     await until(lambda: shown(view), lambda s: s == {"v1": 20, "v2": 80})
     await by_hand(view.stop)  # so that the news do not come before the hand moves
+    await until(lambda: feeds() == 0)  # nor by a look that had begun
     await two.put("/api/deployments/demo/route", json={"weights": {"v1": 5, "v2": 95}})
     await by_hand(lambda: setattr(view.versions.rows["v1"].slider, "value", 50))
     assert await weights(two) == {"v1": 5, "v2": 95}
@@ -126,13 +137,14 @@ async def test_the_form_loads_another_version_and_shows_how_far_it_is(two: Calle
     await by_hand(view.versions.form.button.click)
     await until(lambda: "name a model first" in view._message.value)
     await until(lambda: not view.versions.form.button.disabled)
-    view.versions.form.model.value = "toy:load_s=3"
+    view.versions.form.model.value = "toy:load_s=5"
     await by_hand(view.versions.form.button.click)
     row = await until(lambda: view.versions.rows.get("v3"))
-    await until(lambda: 0 < row.progress.value < 1)
-    assert row.progress.layout.display != "none"
-    await until(lambda: "READY" in row.label.value)
-    assert row.progress.layout.display == "none"
+    look = whole(view, lambda: (row.label.value, row.progress.value, row.progress.layout.display))
+    _, _, display = await until(look, lambda seen: 0 < seen[1] < 1)
+    assert display != "none"
+    _, _, display = await until(look, lambda seen: "READY" in seen[0])
+    assert display == "none"
 
 
 async def test_a_load_that_takes_its_time_holds_up_nothing(two: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +193,7 @@ async def test_a_gateway_that_hangs_holds_up_neither_stop_nor_close(tmp_path: Pa
             command.signal(signal.SIGCONT)
             await moving
     panel_module._live.clear()
-    await until(lambda: feeds() == 0, timeout_s=15)
+    await until(lambda: feeds() == 0)
 
 
 async def test_the_plot_gets_a_point_for_every_second_of_each_version(two: Caller) -> None:
@@ -192,13 +204,14 @@ async def test_the_plot_gets_a_point_for_every_second_of_each_version(two: Calle
         return num_drawn(view)
 
     await until(num_points, lambda num: num >= 3)
-    found = lines(view, "v1")
-    p50, p95 = found["p50"], found["p95"]
-    assert max(p50.x) <= 0
-    assert p95.y[-1] >= p50.y[-1] > 0
-    assert found["requests/s"].y[-1] > 0
-    assert np.isnan(found["errors/s"].y).all()
-    assert lines(view, "v2").keys() == found.keys()
+    with view._lock:  # or the next second is drawn meanwhile
+        found = lines(view, "v1")
+        p50, p95 = found["p50"], found["p95"]
+        assert max(p50.x) <= 0
+        assert p95.y[-1] >= p50.y[-1] > 0
+        assert found["requests/s"].y[-1] > 0
+        assert np.isnan(found["errors/s"].y).all()
+        assert lines(view, "v2").keys() == found.keys()
     assert "0 of " in view.versions.rows["v1"].numbers.value
 
 
@@ -245,7 +258,7 @@ async def test_a_panel_that_nobody_sees_asks_and_draws_nothing_and_is_whole_when
     await by_hand(lambda: view.eye.set_state({"is_seen": False}))
     heard = view.series._stats["v1"]
     seen = heard[-1].at
-    await until(lambda: sum(s.at > seen for s in heard) >= 2)  # what was on its way is through
+    await until(lambda: sum(s.at > seen for s in list(heard)) >= 2)  # what was on its way is through
     num_asked, drawn = view._num_asked, lines(view, "v1")["p95"].x
     num = len(heard)
     await until(lambda: len(heard) >= num + 2)
@@ -342,14 +355,14 @@ async def test_a_panel_of_a_name_that_is_none_says_which_there_are_and_draws_not
     assert view.playground not in view.children
     view.versions.form.model.value = TOY
     await by_hand(view.versions.form.button.click)
-    await until(lambda: view.plots.figure in view.children and view.playground in view.children)
+    await until(whole(view, lambda: view.plots.figure in view.children and view.playground in view.children))
     assert "served at" in view._title.value
     first = view.plots.figure
     await two.delete("/api/deployments/nope")
-    await until(lambda: "no such deployment" in view._title.value)
+    await until(whole(view, lambda: "no such deployment" in view._title.value))
     assert view.plots.figure not in view.children
     await two.load("nope", "v1", TOY)
-    await until(lambda: view.plots.figure in view.children)
+    await until(whole(view, lambda: view.plots.figure in view.children))
     assert view.plots.figure is not first, "one that is displayed again takes no more updates"
     num_widgets = len(_instances)
     await by_hand((await opened("other"))._stop_button.click)

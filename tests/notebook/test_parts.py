@@ -16,7 +16,7 @@ from jupyter_dsserve.notebook import session
 from jupyter_dsserve.notebook.panel import Panel
 from jupyter_dsserve.notebook.parts.memory import bar
 from jupyter_dsserve.protocol.records import DeviceMemory, HeldMemory, OtherMemory
-from tests.notebook.test_panel import by_hand, feeds, opened, two, weights
+from tests.notebook.test_panel import by_hand, feeds, opened, two, weights, whole
 from tests.support import Caller, until
 
 __all__ = ["two"]  # a fixture
@@ -69,16 +69,16 @@ async def test_a_rollout_is_begun_shows_its_verdict_and_its_rollback_is_marked_o
     async with traffic(caller):
         await by_hand(lambda: begin(slower))
         assert "has begun" in slower._message.value
-        await until(lambda: "PROGRESSING" in slower.rollout.view.value)
+        await until(whole(slower, lambda: "PROGRESSING" in slower.rollout.view.value))
         assert "v2 moves the shares" in slower.versions.rows["v1"].slider.tooltip
         assert slower.versions.rows["v1"].slider.disabled
         assert slower.rollout.start.disabled
-        await until(lambda: "ROLLED_BACK" in slower.rollout.view.value)
+        await until(whole(slower, lambda: "ROLLED_BACK" in slower.rollout.view.value), timeout_s=60)
     assert "latency" in slower.rollout.view.value
     assert not slower.versions.rows["v1"].slider.disabled
     assert not slower.rollout.start.disabled
     heads = slower.plots.figure.data[0]
-    await until(lambda: heads.text is not None and any("rollout rolled back v2" in text for text in heads.text))
+    await until(whole(slower, lambda: heads.text is not None and "rollout rolled back v2" in str(heads.text)))
     assert any("latency" in text for text in heads.text), "it does not say why"
     assert "rollback" in [word.text for word in slower.plots.figure.layout.annotations]
     await until(lambda: "rollout rolled back v2" in slower.events.table.value)
