@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,13 @@ class Kernel:
     def run(self, code: str, timeout_s: float = 60) -> Output:
         self.begin(code)
         return self.finish(timeout_s)
+
+    def run_until(self, code: str, is_there: Callable[[Output], bool], timeout_s: float = 30) -> Output:
+        """Again and again, for it shows what happens in the background."""
+        end = time.monotonic() + timeout_s
+        while not is_there(output := self.run(code)):
+            assert time.monotonic() < end, f"not there within {timeout_s} s; last seen: {output}"
+        return output
 
     def begin(self, code: str) -> None:
         self._asked = self.client.execute(code)
@@ -95,7 +102,7 @@ class Kernel:
     def is_error_reply(self) -> bool:
         """Whether the cell ended in an error, for which a notebook stops a run of all cells."""
         while True:
-            reply = self.client.get_shell_msg(timeout=10)
+            reply = self.client.get_shell_msg(timeout=60)
             if reply["parent_header"].get("msg_id") == self._asked:
                 return bool(reply["content"]["status"] == "error")
 
@@ -104,7 +111,7 @@ class Kernel:
 
     def restart(self) -> None:
         self.manager.restart_kernel(now=True)
-        self.client.wait_for_ready(timeout=30)
+        self.client.wait_for_ready(timeout=60)
 
     def close(self) -> None:
         self.client.stop_channels()

@@ -77,7 +77,7 @@ async def test_no_thread_is_left_however_often_and_early_it_is_stopped(feed: Fee
         await asyncio.sleep(wait_s)
         feed.forget(listener)
     busy.cancel()
-    await until(lambda: threads() == 0, timeout_s=5)
+    await until(lambda: threads() == 0)
 
 
 async def _many_events(gateway: Gateway) -> None:

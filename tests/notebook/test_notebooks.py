@@ -109,14 +109,16 @@ async def test_embeddings(server: JupyterServer) -> None:
 
 async def test_call_from_an_app(server: JupyterServer) -> None:
     with server:
-        cells = await executed("05_call_from_an_app.ipynb", server)
+        # So many that they are more than the limit allows, also where each takes half a second.
+        changes = {'["import sys"] * 8': '["import sys"] * 30'}
+        cells = await executed("05_call_from_an_app.ipynb", server, changes)
     said = [outputs(cell) for cell in cells]
     assert not any(o.get("name") == "stderr" for cell in cells for o in cell.outputs), "a warning stands on the page"
     keys, first, limited, refused, another, colleague, revoked = said[1], *said[2:8]
     assert "5 at once" in keys
     assert "dsk_" not in "".join(said), "a key stands in the notebook"
     assert re.fullmatch(r"(v1 '.*'\n){2}\n", first)
-    assert 1 <= len(re.findall(r"^v1 ", limited, re.MULTILINE)) <= 6
+    assert 1 <= len(re.findall(r"^v1 ", limited, re.MULTILINE)) <= 15
     assert re.search(r"^429 .*again in \d+ s\)$", limited, re.MULTILINE)
     assert [line.split()[0] for line in refused.splitlines()] == ["Forbidden", "Forbidden", "NotFound"]
     assert re.search(r"\S.*\n(.*\n)*demo@v1 · \d+ tokens", another), "the line about the answer stands above it"
