@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from tests.support import Json, free_port
 
@@ -49,7 +49,7 @@ class Demo:
 
     def get(self, path: str) -> Json:
         headers = {"Authorization": f"Bearer {self.key}"}
-        return httpx.get(f"{self.url}{path}", headers=headers, trust_env=False).raise_for_status().json()
+        return httpx.get(f"{self.url}{path}", headers=headers, timeout=60, trust_env=False).raise_for_status().json()
 
     def worker_pids(self) -> list[int]:
         versions = self.get("/api/deployments/demo")["versions"]
@@ -97,7 +97,7 @@ def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield _read_welcome(process, home / "runtime")
     finally:
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=30)
+        said, _ = process.communicate(timeout=90)
         assert "stopped: no process is left" in said
 
 
@@ -117,7 +117,7 @@ def page(browser: Browser, demo: Demo) -> Iterator[Page]:
     page = browser.new_page(viewport={"width": 1360, "height": 1000})
     page.goto(f"{demo.notebook}&reset")
     page.locator(".jp-Toolbar-kernelName:visible").wait_for(timeout=60_000)
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=30_000)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
     yield page
     page.close()
 
@@ -147,6 +147,19 @@ def eventually(look: object, is_there: object = bool, timeout_s: float = 60) -> 
             return seen
         assert time.monotonic() < end, f"not there within {timeout_s} s; last seen: {seen}"
         time.sleep(0.1)
+
+
+def run_at_last(page: Page, cell: Locator) -> None:
+    """Once the kernel is connected: what runs before is lost, and nothing says so."""
+
+    def prompt() -> str:
+        if cell.locator(".jp-InputPrompt").text_content() == "[ ]:":
+            cell.locator(".cm-content").click()
+            page.keyboard.press("Control+Enter")
+        page.wait_for_timeout(300)
+        return cell.locator(".jp-InputPrompt").text_content() or ""
+
+    eventually(prompt, lambda text: re.search(r"\d", text), timeout_s=90)
 
 
 def used_by(page: Page) -> int:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Page
 
-from tests.browser.conftest import built_extension, eventually
+from tests.browser.conftest import built_extension, eventually, run_at_last
 from tests.browser.test_lab import curves
 from tests.browser.test_sidebar import run, sidebar
 from tests.support import JupyterServer
@@ -40,15 +40,7 @@ def page(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def test_the_panel_shows_its_rows_and_its_plots(page: Page) -> None:
     for cell in page.locator(".jp-CodeCell").all():
-
-        def prompt(cell: Locator = cell) -> str | None:
-            """After one more try: what runs before the kernel is connected is lost, and nothing says so."""
-            cell.locator(".cm-content").click()
-            page.keyboard.press("Control+Enter")
-            page.wait_for_timeout(300)
-            return cell.locator(".jp-InputPrompt").text_content()
-
-        eventually(prompt, lambda text: text != "[ ]:")
+        run_at_last(page, cell)
     panel = page.locator(".dsserve-panel")
     panel.get_by_text("READY").first.wait_for(timeout=90_000)
     eventually(lambda: curves(page), lambda p: p and len(p[0].get("v1 p95", {"x": []})["x"]) >= 2)
@@ -65,5 +57,5 @@ def test_a_panel_whose_kernel_is_gone_says_so_once(page: Page) -> None:
     page.locator(".jp-Dialog button.jp-mod-accept").last.click()
     signs = """() => [...document.querySelectorAll(".dsserve-panel, .dsserve-panel *")]
         .map(each => getComputedStyle(each, "::before").content).filter(it => /kernel|\\uf127/.test(it))"""
-    found = eventually(lambda: page.evaluate(signs))
-    assert found == ['"✕ The kernel of this panel is gone: run the cell again."']
+    only = '"✕ The kernel of this panel is gone: run the cell again."'
+    eventually(lambda: page.evaluate(signs), lambda found: found == [only])
