@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 import subprocess
 import sys
@@ -36,7 +37,7 @@ class Hands:
             process = subprocess.Popen([python, *words], stdin=subprocess.PIPE, stdout=log, stderr=log)
         self.processes.append(process)
         assert process.stdin
-        with process.stdin:
+        with contextlib.suppress(BrokenPipeError), process.stdin:  # it may have ended already
             process.stdin.write(f"{token}\n".encode())
         return process
 
