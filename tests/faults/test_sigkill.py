@@ -72,10 +72,12 @@ class Changes:
 
     async def route_last(self) -> None:
         """Set the route while nothing else is under way."""
-        if self._known.there:
-            await until(lambda: any_ready(self._caller))
-            self._is_activating = False
-            await self._route()
+        await until(lambda: any_ready(self._caller))
+        self._is_activating = False
+        if not await self._ready():  # none is loaded
+            await (self._load_again() if self._known.there else self._load())
+            await until(self._ready)
+        await self._route()
 
     async def _ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
         answer = await self._caller.request(method, f"/api/deployments{path}", json=body)
@@ -97,7 +99,8 @@ class Changes:
         if name := self._one():
             before, self._known.wanted[name] = self._known.wanted[name], None
             is_done = (await self._ask("POST", f"/demo/versions/{name}/load")).is_success
-            self._known.wanted[name] = True if is_done else before
+            # The activation that is under way may unload it again.
+            self._known.wanted[name] = (None if self._is_activating else True) if is_done else before
 
     async def _unload(self) -> None:
         if name := self._one():
@@ -232,6 +235,7 @@ async def kill_and_come_back(data_dir: Path, num_kills: int, seed: int, *options
                 changing = asyncio.create_task(changes.run())
                 await asyncio.wait({changing}, timeout=rng.uniform(0.0, 1.2))
                 if life % 2:  # at rest; else in the middle of whatever it is
+                    await until(lambda c=changes, task=changing: c.num_acknowledged > 2 or task.done())
                     changes.is_over = True
                     await changing
                     await changes.route_last()
@@ -242,7 +246,7 @@ async def kill_and_come_back(data_dir: Path, num_kills: int, seed: int, *options
                 with contextlib.suppress(httpx.HTTPError):
                     await changing
                 num_acknowledged += changes.num_acknowledged
-        await until(lambda pids=workers: not any(map(is_running, pids)), timeout_s=10)
+        await until(lambda pids=workers: not any(map(is_running, pids)))
     # else nothing was tested
     assert num_acknowledged > num_kills
     assert known.num_routes >= num_kills / 5
