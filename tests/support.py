@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -120,6 +120,20 @@ class Peak:
                 return
             found = re.findall(r"Rss(?:Anon|Shmem):\s+(\d+) kB", status)
             self.num_bytes = max(self.num_bytes, 1024 * sum(map(int, found)))
+
+
+@contextlib.contextmanager
+def held(*pids: int) -> Iterator[None]:
+    """While the block runs these processes do nothing: what they were asked is not over before the test has looked. Not
+    for long: a gateway gives up a worker that it has not heard for `health.SILENT_S`."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # the test has ended it
+                os.kill(pid, signal.SIGCONT)
 
 
 def is_running(pid: int) -> bool:

@@ -21,7 +21,7 @@ from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import Unavailable
 from tests.engine.test_loop import toy_text
-from tests.support import Caller, Command, is_running, until
+from tests.support import Caller, Command, held, is_running, until
 
 FAST = "toy:step_s=0.001"
 
@@ -35,7 +35,7 @@ async def put_route(caller: Caller, weights: dict[str, float], **more: int) -> h
 
 
 async def test_a_load_is_answered_202_and_becomes_ready_with_progress(caller: Caller) -> None:
-    answer = await caller.post("/api/deployments", json={"name": "demo", "version": "v1", "model": "toy:load_s=0.5"})
+    answer = await caller.post("/api/deployments", json={"name": "demo", "version": "v1", "model": "toy:load_s=2"})
     assert answer.status_code == 202
     assert answer.json()["state"] in ("QUEUED", "LOADING")
     seen = []
@@ -167,10 +167,10 @@ async def test_unloading_the_only_version_empties_the_route_and_calls_get_503(ca
     assert (await caller.complete()).status_code == 200
 
 
-async def test_requests_that_run_when_their_version_is_unloaded_end_in_full(caller: Caller) -> None:
+async def test_requests_that_run_when_their_version_is_unloaded_end_in_full(caller: Caller, gateway: Gateway) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.05")
     asking = asyncio.create_task(caller.complete(max_tokens=20))
-    await asyncio.sleep(0.2)
+    await until(lambda: gateway.fleet.in_flight == 1)
     await caller.post("/api/deployments/demo/versions/v1/unload")
     assert (await asking).json()["choices"][0]["text"] == toy_text("hello", 20)
 
@@ -192,12 +192,14 @@ async def test_a_deleted_deployment_is_gone_with_its_workers(caller: Caller, gat
 
 async def test_a_second_delete_changes_nothing(caller: Caller, gateway: Gateway) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.02")
-    asking = asyncio.create_task(caller.complete(max_tokens=60))
-    await until(lambda: gateway.fleet.version("demo", "v1").replicas[0].in_flight == 1)
-    for _ in range(2):
-        assert (await caller.delete("/api/deployments/demo/versions/v1")).status_code == 202
-        assert (await caller.version("demo", "v1"))["state"] == "DRAINING"
-    assert (await caller.post("/api/deployments/demo/versions/v1/load")).status_code == 409
+    replica = gateway.fleet.version("demo", "v1").replicas[0]
+    with held(replica.pid):
+        asking = asyncio.create_task(caller.complete(max_tokens=60))
+        await until(lambda: replica.in_flight == 1)
+        for _ in range(2):
+            assert (await caller.delete("/api/deployments/demo/versions/v1")).status_code == 202
+            assert (await caller.version("demo", "v1"))["state"] == "DRAINING"
+        assert (await caller.post("/api/deployments/demo/versions/v1/load")).status_code == 409
     assert (await asking).json()["choices"][0]["text"] == toy_text("hello", 60)
 
 
@@ -240,10 +242,9 @@ async def _second_gateway(data_dir: Path) -> AsyncIterator[tuple[Gateway, Caller
 
 
 async def test_a_ready_version_is_routed_once_the_activation_beside_it_has_failed(caller: Caller) -> None:
-    await caller.load("demo", "v1", "toy:load_s=1", wait=False)
     await caller.load("demo", "v2", "toy:load_s=30", wait=False)
     assert (await caller.post("/api/deployments/demo/activate", json={"version": "v2"})).status_code == 202
-    await caller.settled("demo", "v1", "READY")
+    assert (await caller.load("demo", "v1", "toy:"))["state"] == "READY"
     assert await route(caller) == {}
     await caller.post("/api/deployments/demo/versions/v2/unload")
     await caller.settled("demo", "v2", "STOPPED")
@@ -500,13 +501,14 @@ async def test_what_is_asked_during_the_stop_is_refused_and_the_next_start_finds
         for version in ("v1", "v2"):
             await caller.load("demo", version, "toy:step_s=0.02")
         await caller.put("/api/deployments/demo/route", json={"weights": {"v1": 90, "v2": 10}})
-        answering = asyncio.create_task(caller.complete(max_tokens=50))
-        await until(lambda: gateway.fleet.in_flight)
-        stopping = asyncio.create_task(gateway.stop())
-        await until(lambda: gateway.fleet.version("demo", "v1").state == "DRAINING")
-        for verb in (gateway.fleet.unload, gateway.fleet.delete):
-            with pytest.raises(Unavailable, match="stopping"):
-                await verb("demo", "v2")
+        with held(gateway.fleet.version("demo", "v1").replicas[0].pid):
+            answering = asyncio.create_task(caller.complete("demo@v1", max_tokens=50))
+            await until(lambda: gateway.fleet.in_flight)
+            stopping = asyncio.create_task(gateway.stop())
+            await until(lambda: gateway.fleet.version("demo", "v1").state == "DRAINING")
+            for verb in (gateway.fleet.unload, gateway.fleet.delete):
+                with pytest.raises(Unavailable, match="stopping"):
+                    await verb("demo", "v2")
         assert (await answering).status_code == 200
         await stopping
     again = Gateway(config)

@@ -11,7 +11,7 @@ import pytest
 
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
-from tests.support import Caller, until
+from tests.support import Caller, held, until
 
 HERE, ELSEWHERE = "https://app.example", "https://evil.example"
 
@@ -57,9 +57,10 @@ async def test_a_browsers_question_before_it_sends_the_key_needs_none(guarded: C
 
 async def test_beyond_max_calls_the_next_is_refused_until_one_has_ended(guarded: Caller) -> None:
     await guarded.load("demo", "v1", "toy:step_s=0.01")
-    running = [asyncio.create_task(guarded.complete(max_tokens=40)) for _ in range(2)]
-    await until(lambda: guarded.get("/api/status"), lambda answer: answer.json()["in_flight"] == 2)
-    refused = await guarded.complete()
+    with held((await guarded.version("demo", "v1"))["replicas"][0]["pid"]):
+        running = [asyncio.create_task(guarded.complete(max_tokens=40)) for _ in range(2)]
+        await until(lambda: guarded.get("/api/status"), lambda answer: answer.json()["in_flight"] == 2)
+        refused = await guarded.complete()
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     assert "2 calls run on this gateway already" in refused.text
     assert [answer.status_code for answer in await asyncio.gather(*running)] == [200, 200]

@@ -18,7 +18,7 @@ from openai import AsyncOpenAI, NotFoundError, RateLimitError
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import GatewayConfig
 from tests.bench.bench_limits import measure
-from tests.support import Caller, Command, until
+from tests.support import Caller, Command, held, until
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 # What a key of scope infer is for; /, /health and what tells of the routes are open to all.
@@ -123,10 +123,14 @@ async def test_keys_outlive_the_gateway_and_revoked_ones_do_not_come_back(data_d
     await ran(second)
 
 
-async def test_an_expired_key_is_refused_and_says_why(gateway: Gateway, caller: Caller) -> None:
-    async with await with_key(gateway, caller, ttl_s=0.3) as app:
+async def test_an_expired_key_is_refused_and_says_why(
+    gateway: Gateway, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time
+    async with await with_key(gateway, caller, ttl_s=60) as app:
         assert (await app.get("/v1/models")).status_code == 200
-        answer = await until(lambda: app.get("/v1/models"), lambda a: a.status_code != 200)
+        monkeypatch.setattr(time, "time", lambda: now() + 61)
+        answer = await app.get("/v1/models")
         assert answer.status_code == 401
         assert "has expired" in answer.json()["error"]["message"]
 
@@ -251,12 +255,14 @@ async def test_a_keys_priority_holds_for_its_requests_in_line(gateway: Gateway, 
         done.append(name)
 
     async with await with_key(gateway, caller, priority=50) as slow:
-        running = asyncio.create_task(asked("first", caller, max_tokens=30))
-        await until(lambda: gateway.fleet.in_flight)
         line = gateway.fleet.deployment("demo").road.line
-        late = asyncio.create_task(asked("slow", slow, priority=-100))
-        await until(lambda: line.num_waiting == 1)
-        await asyncio.gather(running, late, asked("plain", caller))
+        with held(gateway.fleet.version("demo", "v1").replicas[0].pid):
+            asking = [asyncio.create_task(asked("first", caller, max_tokens=30))]
+            await until(lambda: gateway.fleet.in_flight)
+            for name, by in (("slow", slow), ("plain", caller)):
+                asking.append(asyncio.create_task(asked(name, by, priority=-100 if by is slow else 0)))
+                await until(lambda: line.num_waiting == len(asking) - 1)
+        await asyncio.gather(*asking)
     assert done == ["first", "plain", "slow"]
 
 

@@ -8,14 +8,16 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
+from jupyter_dsserve.fleet import supervisor
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.config import AdmissionSettings, GatewayConfig
-from tests.support import Caller, until
+from tests.support import Caller, held, until
 
 BUDGET = 10_000_000
 
@@ -149,11 +151,17 @@ async def test_a_load_waits_no_longer_than_it_may(data_dir: Path) -> None:
         assert "one@v1 holds 7.6 MiB" in failed["reason"]
 
 
-async def test_a_load_that_takes_longer_than_its_class_may_is_ended(data_dir: Path) -> None:
-    async with serving(data_dir, timeout_high_s=1.5) as caller:
-        failed = await caller.load("slow", "v1", toy(1000, load_s=60))
+async def test_a_load_that_takes_longer_than_its_class_may_is_ended(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(data_dir, timeout_high_s=100) as caller:
+        await caller.load("slow", "v1", toy(1000, load_s=60), wait=False)
+        await until(lambda: caller.version("slow", "v1"), lambda v: v["progress"] > 0)
+        # So that it stands at loading by then, however long its process takes to start.
+        monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 101))
+        failed = await caller.settled("slow", "v1")
         assert failed["state"] == "FAILED"
-        assert "the load took over 2 s and was ended: it stands at loading" in failed["reason"]
+        assert "the load took over 100 s and was ended: it stands at loading" in failed["reason"]
         assert (await ram(caller))["held"] == []
 
 
@@ -201,9 +209,10 @@ async def test_a_version_grows_and_shrinks_under_the_ledger(small: Caller) -> No
     assert (grown.status_code, grown.json()["num_replicas"]) == (202, 3)
     await until(lambda: ready(small), lambda ids: len(ids) == 3)
     assert (await ram(small))["free_bytes"] == BUDGET - 6_000_000
-    asking = [asyncio.create_task(small.complete("one", max_tokens=300)) for _ in range(6)]
-    await until(lambda: small.version("one", "v1"), lambda v: sum(r["in_flight"] for r in v["replicas"]) == 6)
-    assert (await scale(small, 1)).status_code == 202
+    with held(*(r["pid"] for r in (await small.version("one", "v1"))["replicas"])):
+        asking = [asyncio.create_task(small.complete("one", max_tokens=300)) for _ in range(6)]
+        await until(lambda: small.version("one", "v1"), lambda v: sum(r["in_flight"] for r in v["replicas"]) == 6)
+        assert (await scale(small, 1)).status_code == 202
     assert {a.status_code for a in await asyncio.gather(*asking)} == {200}, "what runs on a leaving worker ends in full"
     await until(lambda: ram(small), lambda m: m["free_bytes"] == BUDGET - 2_000_000)
     assert await ready(small) == ["one@v1#0"], "the newest go"

