@@ -27,6 +27,7 @@ async def client(gateway: Gateway, caller: Caller) -> AsyncIterator[AsyncOpenAI]
         yield client
 
 
+SLOW = "toy:step_s=0.1"  # what comes while nobody reads goes together, and then there is one piece
 CHAT: Any = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -38,7 +39,8 @@ async def test_completions_have_openais_logprobs_whole_and_streamed(caller: Call
     assert whole.logprobs.token_logprobs == [0.0] * 7
     assert whole.logprobs.top_logprobs == [{letter: 0.0} for letter in toy_text("hello", 7)]
     assert whole.logprobs.text_offset == list(range(7))
-    events = [event["choices"][0] async for event in caller.stream_complete(**ask) if event != "[DONE]"]
+    await caller.load("slow", "v1", SLOW)
+    events = [event["choices"][0] async for event in caller.stream_complete("slow", **ask) if event != "[DONE]"]
     pieces = [Logprobs.model_validate(event["logprobs"]) for event in events if event["logprobs"]]
     assert len(pieces) > 1
     for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
@@ -105,9 +107,10 @@ async def test_several_prompts_of_one_call_have_n_choices_each_in_their_order(
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5 + 3, 28)
 
 
-async def test_choices_stream_side_by_side_each_with_its_own_end(client: AsyncOpenAI) -> None:
+async def test_choices_stream_side_by_side_each_with_its_own_end(client: AsyncOpenAI, caller: Caller) -> None:
+    await caller.load("slow", "v1", SLOW)
     stream = await client.completions.create(
-        model="demo",
+        model="slow",
         prompt=["hello", "bye"],
         max_tokens=9,
         n=2,

@@ -112,7 +112,7 @@ async def asked(caller: Caller, flags: str = "01", trace_id: str = TRACE_ID, **f
 async def test_a_call_arrives_below_its_callers_span_with_all_its_phases(
     caller: Caller, collector: tuple[Collector, str, str]
 ) -> None:
-    answer = await asked(caller)
+    answer = await asked(caller, max_tokens=60)
     spans = await until(lambda: collector[0].spans.get(TRACE_ID, []), lambda found: len(found) == 7)
     by_name = {span.name: span for span in spans}
     call, replica = by_name["text_completion demo"], by_name["replica"]
@@ -125,11 +125,11 @@ async def test_a_call_arrives_below_its_callers_span_with_all_its_phases(
     # The parts are the whole, but for the wire and the loop.
     whole_s = answer.elapsed.total_seconds()
     parts_s = sum(span.end_time_unix_nano - span.start_time_unix_nano for span in (by_name["route"], *phases)) / 1e9
-    assert 0.1 <= parts_s <= whole_s
+    assert 1.2 <= parts_s <= whole_s
     assert whole_s - parts_s < 0.05 + 0.3 * whole_s
     said = {a.key: a.value for a in call.attributes}
     assert said["gen_ai.operation.name"].string_value == "text_completion"
-    assert said["gen_ai.usage.output_tokens"].int_value == 5
+    assert said["gen_ai.usage.output_tokens"].int_value == 60
     assert said["dsserve.version"].string_value == "v1"
     assert 0 < said["dsserve.first_token_s"].double_value < whole_s
     assert {span.trace_state for span in spans} == {"vendor=x"}
@@ -178,7 +178,8 @@ async def test_over_http_by_the_environments_variables(
     async with Caller(gateway.url, gateway.admin_key) as caller:
         assert (await asked(caller, trace_id="b" * 32)).status_code == 404
     await gateway.stop()
-    assert {span.name for span in collector[0].spans["b" * 32]} == {"text_completion demo", "route"}
+    spans = await until(lambda: collector[0].spans.get("b" * 32))  # its thread may be later than the stop
+    assert {span.name for span in spans} == {"text_completion demo", "route"}
     assert "mine" in collector[0].services
     assert collector[0].keys == ["opens"]
 
@@ -191,7 +192,7 @@ async def test_a_collector_that_is_away_costs_no_call_and_no_long_stop(tmp_path:
         assert (await asked(caller)).status_code == 404
     before = asyncio.get_running_loop().time()
     await gateway.stop()
-    assert asyncio.get_running_loop().time() - before < 4
+    assert asyncio.get_running_loop().time() - before < 8
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:4317", "ftp://x", "http://", "http://x:99999"])

@@ -18,7 +18,7 @@ from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.notebook.traces import Trace
 from jupyter_dsserve.protocol.config import GatewayConfig
 from jupyter_dsserve.protocol.errors import NotFound
-from tests.support import Caller, Json, until
+from tests.support import Caller, Json, held, until
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}
@@ -51,13 +51,13 @@ def named(trace: Json, name: str) -> Json:
 
 
 async def test_a_call_is_a_tree_of_spans_below_the_callers_own(traced: Caller) -> None:
-    body = {"model": "demo", "messages": [{"role": "user", "content": "tell me a secret"}], "max_tokens": 5}
+    body = {"model": "demo", "messages": [{"role": "user", "content": "tell me a secret"}], "max_tokens": 60}
     answer = await traced.post("/v1/chat/completions", json=body, headers=TRACEPARENT)
     assert answer.status_code == 200, answer.text
     trace = await trace_of(traced, answer)
     assert trace["trace_id"] == TRACE_ID
     assert (trace["deployment"], trace["version"], trace["outcome"]) == ("demo", "v1", "ok")
-    assert trace["output_tokens"] == 5
+    assert trace["output_tokens"] == 60
     call, route, replica = (named(trace, name) for name in ("chat demo", "route", "replica"))
     inner = [named(trace, name) for name in ("tokenize", "schedule", "prefill", "decode")]
     assert call["parent_id"] == PARENT_ID
@@ -71,19 +71,19 @@ async def test_a_call_is_a_tree_of_spans_below_the_callers_own(traced: Caller) -
     for before, after in pairwise(inner):
         assert before["start_s"] + before["duration_s"] == pytest.approx(after["start_s"], abs=1e-6)
     parts = route["duration_s"] + sum(span["duration_s"] for span in inner)
-    assert 0.1 <= parts <= call["duration_s"] == pytest.approx(trace["duration_s"])
+    assert 1.2 <= parts <= call["duration_s"] == pytest.approx(trace["duration_s"])
     assert call["duration_s"] - parts < 0.05 + 0.3 * call["duration_s"]
     assert named(trace, "decode")["duration_s"] > 2 * named(trace, "prefill")["duration_s"]
     said = call["attributes"]
     assert said["gen_ai.operation.name"] == "chat"
     assert said["gen_ai.request.model"] == "demo"
     assert said["gen_ai.response.model"] == "demo@v1"
-    assert said["gen_ai.usage.output_tokens"] == 5
+    assert said["gen_ai.usage.output_tokens"] == 60
     assert said["http.response.status_code"] == 200
     assert replica["attributes"]["dsserve.replica"] == "demo@v1#0"
     assert replica["attributes"]["dsserve.end"] == "length"
     assert replica["attributes"]["dsserve.batch_sequences"] == 1
-    assert named(trace, "decode")["attributes"]["dsserve.num_steps"] == 5
+    assert named(trace, "decode")["attributes"]["dsserve.num_steps"] == 60
     assert "secret" not in json.dumps(trace)
     assert (await traced.get(f"/api/traces/{TRACE_ID}")).json()["id"] == trace["id"]
 
@@ -123,13 +123,14 @@ async def test_an_error_has_a_trace_and_its_id(traced: Caller) -> None:
 async def test_what_waits_is_seen_while_it_waits(traced: Caller) -> None:
     await traced.put("/api/deployments/demo/policy", json={"max_in_flight": 1})
     began = time.monotonic()
-    asking = [asyncio.create_task(traced.complete(max_tokens=50)) for _ in range(2)]
-    running = await until(
-        lambda: traced.get("/api/traces?limit=2"), lambda a: [t["outcome"] for t in a.json()] == ["running"] * 2
-    )
-    waiting = running.json()[0]
-    assert 0 < waiting["duration_s"] < time.monotonic() - began
-    spans = (await traced.get(f"/api/traces/{waiting['id']}")).json()["spans"]
+    with held((await traced.version("demo", "v1"))["replicas"][0]["pid"]):
+        asking = [asyncio.create_task(traced.complete(max_tokens=50)) for _ in range(2)]
+        running = await until(
+            lambda: traced.get("/api/traces?limit=2"), lambda a: [t["outcome"] for t in a.json()] == ["running"] * 2
+        )
+        waiting = running.json()[0]
+        assert 0 < waiting["duration_s"] < time.monotonic() - began
+        spans = (await traced.get(f"/api/traces/{waiting['id']}")).json()["spans"]
     assert [span["name"] for span in spans] == ["text_completion demo", "route", "queue"]
     answers = await asyncio.gather(*asking)
     await traced.put("/api/deployments/demo/policy", json={"max_in_flight": 0})
@@ -141,7 +142,7 @@ async def test_what_waits_is_seen_while_it_waits(traced: Caller) -> None:
 
 async def test_a_caller_who_leaves_has_a_trace(traced: Caller) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        await traced.post("/v1/completions", json={"model": "demo", "prompt": "x", "max_tokens": 500}, timeout=0.1)
+        await traced.post("/v1/completions", json={"model": "demo", "prompt": "x", "max_tokens": 500}, timeout=0.5)
     [last] = await until(lambda: _last(traced, 1), lambda t: t[0]["outcome"] == "cancelled")
     trace = (await traced.get(f"/api/traces/{last['id']}")).json()
     assert named(trace, "replica")["attributes"]["dsserve.end"] == "left"
