@@ -86,6 +86,7 @@ async def test_a_swap_by_file_loses_no_request(client: AsyncClient, caller: Call
     asking = asyncio.gather(*(ask() for _ in range(8)))
     seen: list[Applied] = []
     done = await client.apply(file, on_progress=seen.append)
+    await until(lambda: answers[-1].headers.get("X-DSServe-Version") == "v2")
     is_over.set()
     await asking
     assert lines(done) == [
@@ -176,7 +177,7 @@ async def test_a_load_that_fails_leaves_what_serves_and_says_why(
 
 
 async def test_two_at_once_are_refused(client: AsyncClient, file: Path) -> None:
-    write(file, ONE.replace("0.001", "0.001,load_s=2"))
+    write(file, ONE.replace("0.001", "0.001,load_s=30"))
     await client.apply(file, wait=False)
     with pytest.raises(Conflict, match="another deployments file"):
         await client.apply(file)
@@ -216,10 +217,11 @@ async def test_a_gateway_follows_its_file(tmp_path: Path, file: Path) -> None:
                 lambda: caller.get("/api/history"),
                 lambda a: any("deployments.yaml, line" in e["reason"] for e in a.json()),
             )
-            write(file, TWO)
+            two = TWO.replace("load_s=0.5", "load_s=3")
+            write(file, two)
             await until(lambda: caller.get("/api/apply"), lambda a: a.json()["state"] == "APPLYING")
             write(
-                file, TWO.replace("the second", "written while the other was being applied\n      v3: {model: 'toy:'}")
+                file, two.replace("the second", "written while the other was being applied\n      v3: {model: 'toy:'}")
             )
             await until(lambda: caller.get("/api/deployments/demo"), lambda a: a.json()["weights"] == {"v2": 100})
             await until(lambda: caller.version("demo", "v3"), lambda v: v.get("state") == "READY")

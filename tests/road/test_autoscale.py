@@ -39,9 +39,18 @@ async def test_it_grows_under_load_and_shrinks_after_it(caller: Caller) -> None:
     set_to = await autoscale(caller, min=1, max=3, target_in_flight=2, stable_s=1.5)
     assert set_to.status_code == 200
     assert set_to.json()["settings"]["autoscale"]["max"] == 3
-    asking = [asyncio.create_task(caller.complete(max_tokens=150)) for _ in range(12)]
+    is_grown, codes = asyncio.Event(), set[int]()
+
+    async def ask() -> None:
+        """Until it has grown, however long its workers take to start."""
+        while not is_grown.is_set():
+            codes.add((await caller.complete(max_tokens=50)).status_code)
+
+    asking = [asyncio.create_task(ask()) for _ in range(12)]
     await until(lambda: num_ready(caller), lambda n: n == 3)
-    assert {a.status_code for a in await asyncio.gather(*asking)} == {200}
+    is_grown.set()
+    await asyncio.gather(*asking)
+    assert codes == {200}
     await until(lambda: num_ready(caller), lambda n: n == 1)
     reasons = [e["reason"] for e in (await caller.get("/api/history")).json() if e["kind"] == "scaled"]
     assert [r.partition(":")[0] for r in reasons[-2:]] == ["from 3 workers to 2", "from 2 workers to 1"]
@@ -88,7 +97,7 @@ async def test_what_rests_is_loaded_unloaded_and_kept_awake_like_any_other(calle
 
 
 async def test_a_load_that_fails_after_a_wake_is_an_error_and_not_a_wait(caller: Caller, gateway: Any) -> None:
-    await caller.load("demo", "v1", SLOW)
+    await caller.load("demo", "v1", "toy:load_s=3,bytes=1000")  # it is killed while it loads
     await autoscale(caller, min=0, max=1, idle_s=0.2)
     await caller.settled("demo", "v1", "STOPPED")
     asking = asyncio.create_task(caller.complete())

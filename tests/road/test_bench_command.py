@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -50,9 +51,9 @@ def rows(said: str) -> list[str]:
 async def test_it_finds_the_gateway_and_its_key_and_leaves_a_table_json_and_a_plot(
     served: Command, data_dir: Path, tmp_path: Path
 ) -> None:
-    words = ["toy", "--concurrency", "1,3", "--seconds", "0.4", "--output-tokens", "5-15", "--slo", "latency_s=1"]
+    words = ["toy", "--concurrency", "1,3", "--seconds", "60", "--requests", "60", "--output-tokens", "5-15"]
     files = ["--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.html")]
-    status, said, complained = await asyncio.to_thread(run, data_dir, *words, *files)
+    status, said, complained = await asyncio.to_thread(run, data_dir, *words, "--slo", "latency_s=5", *files)
     assert status == 0, complained
     assert "concurrency 3: " in complained, "no progress was shown"
     table = {line.rsplit(maxsplit=2)[0].strip(): line.split()[-2:] for line in rows(said)}
@@ -60,7 +61,7 @@ async def test_it_finds_the_gateway_and_its_key_and_leaves_a_table_json_and_a_pl
     tree = json.loads((tmp_path / "a.json").read_text())
     assert [point["load"]["value"] for point in tree["points"]] == [1, 3]
     assert table["answered"] == [str(point["answered"]) for point in tree["points"]]
-    assert all(point["answered"] > 5 and point["goodput_per_s"] > 5 for point in tree["points"])
+    assert all(point["answered"] == 60 and point["goodput_per_s"] > 0 for point in tree["points"])
     page = (tmp_path / "a.html").read_text()
     assert "a token after, ms" in page
     assert len(page) > 1_000_000, "plotly itself is not in it"
@@ -70,10 +71,12 @@ async def test_ctrl_c_prints_what_was_measured_by_then(served: Command, data_dir
     process = begun(data_dir, "toy", "--concurrency", "1,2", "--seconds", "30", "--output-tokens", "5")
     assert process.stderr
     seen = ""
-    while "concurrency 1: 1 in flight" not in seen:
-        seen += await asyncio.to_thread(process.stderr.read, 20)
+    while not re.search(r"concurrency 1: 1 in flight, \d\d+ answered", seen):  # some of them in the time that counts
+        piece = await asyncio.to_thread(process.stderr.read, 20)
+        assert piece, seen
+        seen += piece
     process.send_signal(signal.SIGINT)
-    said, complained = await asyncio.to_thread(process.communicate, timeout=5)
+    said, complained = await asyncio.to_thread(process.communicate, timeout=60)
     assert process.returncode == 0
     assert "It was interrupted" in said
     assert "Traceback" not in complained

@@ -187,7 +187,7 @@ async def test_200_requests_at_32_concurrency_survive_a_swap(served: Gateway) ->
                 answers.append(await caller.complete(prompt=prompt, max_tokens=16, ignore_eos=True, temperature=0))
 
         asking = asyncio.gather(*(ask(number) for number in range(200)))
-        await until(lambda: len(answers) >= 60)
+        await until(lambda: len(answers) >= 60, timeout_s=100)
         swapped = await caller.post("/api/deployments/demo/activate", json={"version": "v2"})
         assert swapped.status_code == 200
         await asking

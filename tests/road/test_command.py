@@ -91,7 +91,7 @@ async def test_a_signal_lets_running_requests_end_and_leaves_no_process(data_dir
 async def test_a_second_signal_ends_at_once(data_dir: Path) -> None:
     runtime = data_dir.parent / "runtime"
     env = {"JUPYTER_RUNTIME_DIR": str(runtime)}
-    with Command(data_dir, "--load", "demo=toy:step_s=0.02", env=env) as command:
+    with Command(data_dir, "--load", "demo=toy:step_s=0.02", "--drain", "600", env=env) as command:
         async with await command.caller() as caller:
             await caller.settled("demo", "v1", "READY")
             workers = worker_pids(command.pid)
@@ -99,11 +99,13 @@ async def test_a_second_signal_ends_at_once(data_dir: Path) -> None:
             asking = asyncio.create_task(caller.complete(max_tokens=100_000))
             await until(lambda: caller.version("demo", "v1"), lambda v: v["replicas"][0]["in_flight"] == 1)
             command.signal(signal.SIGINT)
+            # Two signals that wait to be taken are one.
+            await until(lambda: "stopping: running requests have 600 s to end" in command.said())
             await asyncio.sleep(0.3)
             assert command.process.poll() is None
             command.signal(signal.SIGINT)
-            await until(lambda: command.process.poll() == 0, timeout_s=5)
-            await until(lambda: not any(map(is_running, workers)), timeout_s=5)
+            await until(lambda: command.process.poll() == 0)
+            await until(lambda: not any(map(is_running, workers)))
             assert "ended while it was answering" in (await asking).text
         assert "Traceback" not in command.output()
     assert os.listdir(runtime) == []
@@ -128,7 +130,7 @@ async def test_with_a_notice_it_says_that_it_is_not_ready_and_answers_until_it_s
                 assert stream.headers["Connection"] == "close"
                 assert (await stream.aread()).endswith(b"[DONE]\n\n")
             command.signal(signal.SIGTERM)
-        assert "not ready any more" in command.output(timeout_s=10)
+        assert "not ready any more" in command.output()
         assert command.process.returncode == 0
 
 
@@ -144,7 +146,7 @@ async def test_killed_it_leaves_no_worker_and_everything_comes_back_with_it(data
             workers = worker_pids(command.pid)
             assert len(workers) == 2
             command.signal(signal.SIGKILL)
-        await until(lambda: not any(map(is_running, workers)), timeout_s=5)
+        await until(lambda: not any(map(is_running, workers)))
     with Command(data_dir) as again:
         async with await again.caller() as caller:
             await caller.settled("demo", "v1", "READY")

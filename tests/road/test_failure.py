@@ -103,7 +103,8 @@ async def test_a_version_serves_on_with_the_replicas_that_are_left_until_it_is_l
     )
     for replica in both["replicas"]:
         os.kill(replica["pid"], signal.SIGKILL)
-    assert (await caller.settled("demo", "v1", "FAILED"))["replicas"] == []
+    # Each is seen to be dead by itself.
+    await until(lambda: caller.version("demo", "v1"), lambda v: v["state"] == "FAILED" and v["replicas"] == [])
     await caller.post("/api/deployments/demo/versions/v1/load")
     await until(
         lambda: caller.version("demo", "v1"), lambda v: [r["state"] for r in v["replicas"]] == ["READY", "READY"]

@@ -158,7 +158,7 @@ async def test_every_query_has_an_answer_where_prometheus_scrapes_a_gateway(call
             return got.json()
 
         await until(_quietly(lambda: asked.get("/query", params={"query": "up"})), timeout_s=30)
-        assert await until(missing, lambda left: not left, 30) == []
+        assert await until(missing, lambda left: not left, 90) == []
         loaded = (await asked.get("/rules")).json()["data"]["groups"][0]["rules"]
         assert {rule["name"]: rule["health"] for rule in loaded} == {alert.name: "ok" for alert in ALERTS}
         for rule in ALERTS:

@@ -106,7 +106,7 @@ async def test_what_never_fits_ends_nobody(caller: Caller) -> None:
 async def test_of_two_swaps_at_once_one_is_refused(caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:bytes=1000")
     for name in ("v2", "v3"):
-        await caller.load("demo", name, f"toy:bytes=1000,load_s=0.{name[1]}", wait=False)
+        await caller.load("demo", name, f"toy:bytes=1000,load_s=30.{name[1]}", wait=False)
         await caller.post(f"/api/deployments/demo/versions/{name}/unload")
         await caller.settled("demo", name, "STOPPED")
     answers = await asyncio.gather(activate(caller, "v2"), activate(caller, "v3"))
@@ -156,7 +156,7 @@ async def test_a_file_that_memory_does_not_hold_fails_with_the_figures_and_the_n
     goal = {"demo": DeploymentGoal({"v1": VersionGoal(spec, is_loaded=False), "v2": VersionGoal(spec)})}
     for _ in range(2):
         await gateway.fleet.apply(goal)
-        done = await until(lambda: gateway.fleet.applier.status, lambda s: s.state != "APPLYING", 5)
+        done = await until(lambda: gateway.fleet.applier.status, lambda s: s.state != "APPLYING")
         assert done.state == "FAILED"
         assert "demo@v1 holds 57.2 MiB" in done.reason
         assert "strategy recreate" in done.reason

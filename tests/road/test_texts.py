@@ -98,7 +98,7 @@ class TestEmbeddings:
         replica = gateway.fleet.version("slow", "v1").replicas[0]
         await until(lambda: replica.heartbeat.waiting > 200)
         asking.cancel()
-        await until(lambda: replica.heartbeat.waiting == 0, timeout_s=5)
+        await until(lambda: replica.heartbeat.waiting == 0)
         assert replica.in_flight == 0
 
     async def test_one_that_would_come_too_late_is_ended(self, caller: Caller, client: AsyncOpenAI) -> None:
