@@ -135,7 +135,7 @@ def prometheus(gateway: Gateway, data_dir: Path, rule_file: Path, tmp_path: Path
         process = subprocess.Popen([*line, f"--web.listen-address={at}"], stdout=log, stderr=log)
     yield f"http://{at}"
     process.terminate()
-    process.wait(10)
+    process.wait(60)
 
 
 async def test_every_query_has_an_answer_where_prometheus_scrapes_a_gateway(caller: Caller, prometheus: str) -> None:
