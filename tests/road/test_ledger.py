@@ -157,11 +157,11 @@ async def test_a_load_that_takes_longer_than_its_class_may_is_ended(
     async with serving(data_dir, timeout_high_s=100) as caller:
         await caller.load("slow", "v1", toy(1000, load_s=60), wait=False)
         await until(lambda: caller.version("slow", "v1"), lambda v: v["progress"] > 0)
-        # So that it stands at loading by then, however long its process takes to start.
+        # So that it stands in the middle by then, however long its process takes to start.
         monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 101))
         failed = await caller.settled("slow", "v1")
         assert failed["state"] == "FAILED"
-        assert "the load took over 100 s and was ended: it stands at loading" in failed["reason"]
+        assert "the load took over 100 s and was ended: it stands at weights" in failed["reason"]
         assert (await ram(caller))["held"] == []
 
 
