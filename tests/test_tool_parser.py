@@ -217,7 +217,7 @@ def test_endless_calls_are_read_quickly(format: ToolFormat, before: str, after: 
             for at in range(0, len(text), size):
                 parser.push(text[at : at + size])
             parser.end()
-    assert time.process_time() - began < 1.5
+    assert time.process_time() - began < 4
 
 
 def test_a_text_streams_while_it_is_written_and_what_is_no_text_comes_whole() -> None:
