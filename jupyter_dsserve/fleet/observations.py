@@ -100,10 +100,11 @@ class Watch:
         estimate = estimated_tokens(self.request)[0]
         num_after = last.usage.completion_tokens - 1 if last.usage else 0
         first = now if self._first_token_at is None else self._first_token_at
+        after_s = max(now - first, _between_s(last))
         return Observation(
             time.time(),
             None if is_error else first - self._started,
-            (now - first) / num_after if num_after > 0 and now > first else None,
+            after_s / num_after if num_after > 0 and after_s > 0 else None,
             last.batch,
             self._in_flight,
             last.usage.prompt_tokens - last.usage.cached_tokens if last.usage else estimate,
@@ -114,6 +115,14 @@ class Watch:
 
 
 Done = Callable[[Watch, Observation], None]
+
+
+def _between_s(last: Chunk) -> float:
+    """Seconds from the first token to the end as the worker counts them; 0 if it does not say. Where the gateway or the
+    machine was held up, what came meanwhile is read at once: in next to no time, whose logarithm outweighs all others.
+    """
+    times = last.times
+    return times.ended_s - times.first_token_s if times and times.first_token_s else 0.0
 
 
 def _is_own_fault(error: DSServeError | None) -> bool:

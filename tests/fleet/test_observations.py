@@ -13,7 +13,7 @@ from jupyter_dsserve.protocol.errors import (
     ReplicaLost,
     Unavailable,
 )
-from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, Usage
+from jupyter_dsserve.protocol.request import Chunk, FinishReason, Request, Times, Usage
 
 
 def observed(*chunks: tuple[float, Chunk], id: str = "r", keeps_text: bool = False) -> tuple[list[Observation], Watch]:
@@ -38,6 +38,14 @@ def test_longer_answers_are_not_slower_ones() -> None:
     assert long.per_token_s == pytest.approx(0.1)
     assert (long.first_token_s, long.batch, long.in_flight, long.prompt_tokens) == (pytest.approx(0.5), 3.5, 2, 90)
     assert (long.is_error, long.is_mirrored) == (False, False)
+
+
+def test_tokens_that_were_read_at_once_are_as_slow_as_they_were_made() -> None:
+    made = Times(first_token_s=7.0, ended_s=7.4)
+    last = Chunk("r", "", 1, FinishReason.LENGTH, Usage(100, 5, 10), batch=3.5, times=made)
+    for first_at, ended_at, per_token_s in ((0.9, 0.900001, 0.1), (0.9, 0.9, 0.1), (0.5, 1.3, 0.2)):
+        (seen,), _ = observed((first_at, Chunk("r", "ab", 1)), (ended_at, last))
+        assert seen.per_token_s == pytest.approx(per_token_s)
 
 
 def test_an_answer_without_tokens_is_all_first_token() -> None:
