@@ -36,7 +36,7 @@ NUM_CLIENTS = 32
 
 @dataclass(frozen=True)
 class Outcome:
-    """``growth`` is of this process's memory from the first third to the end."""
+    """``growth`` is of this process's memory in the second half."""
 
     num_steps: int
     num_tokens: int
@@ -135,20 +135,20 @@ def soak(runner: RaggedRunner, seconds: float, num_steps: int = 0, seed: int = 1
     heard: list[Chunk] = []
     engine = Engine(runner, heard.extend)
     clients = Clients(engine, runner.tokenizer.vocab_size, runner.room.max_context, seed)
-    begun, third = time.monotonic(), 0
+    begun, half = time.monotonic(), 0
     with tqdm(total=round(seconds), unit="s", leave=False, disable=None) as bar:
         while (passed := time.monotonic() - begun) < seconds or engine.load().num_steps < num_steps:
             clients.ask()
             _turn(engine, clients, heard)
-            if not third and passed > seconds / 3:
-                third = resident_bytes()
+            if not half and passed > seconds / 2:
+                half = resident_bytes()
             bar.update(round(passed) - bar.n)
     while clients.waiting_for:
         _turn(engine, clients, heard)
     load = engine.load()
     assert (load.running, load.waiting, load.kv_used) == (0, 0, 0.0), f"something is left: {load}"
     assert not engine._answers, "a sequence is left"
-    growth = resident_bytes() / third - 1
+    growth = resident_bytes() / half - 1
     return Outcome(load.num_steps, clients.num_tokens, clients.ends, load.num_cached, load.num_preempted, growth)
 
 

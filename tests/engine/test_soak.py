@@ -1,4 +1,4 @@
-"""A minute of everything at once. Long: `make test-long`; the half hour is `python -m tests.engine.soak`."""
+"""Two minutes of everything at once. Long: `make test-long`; the half hour is `python -m tests.engine.soak`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 from tests.engine.soak import make_runner, soak
 
 
-@pytest.mark.parametrize("seconds", [0, pytest.param(60, marks=pytest.mark.long)])
+# Until then memory grows by what oneDNN compiles for numbers of rows that it has not met: it keeps 1,024 of them.
+@pytest.mark.parametrize("seconds", [0, pytest.param(120, marks=pytest.mark.long)])
 def test_everything_at_once_leaves_nothing_behind(seconds: float) -> None:
     outcome = soak(make_runner(), seconds, num_steps=400)
     assert {"stop", "length"} <= outcome.ends.keys()
