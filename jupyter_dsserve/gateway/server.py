@@ -139,9 +139,9 @@ class Gateway:
             self._watching = asyncio.create_task(apply.keep_applied(self.fleet, self.config.deployments))
         self._cutting = asyncio.create_task(self._connections.keep_looking())
         self._server.add_sockets(self._own_sockets)
-        if self._tls_server:
+        if self._tls_server and self._shown:
             self._tls_server.add_sockets(self._sockets)
-            self._renewing = asyncio.create_task(self._keep_renewed())
+            self._renewing = asyncio.create_task(_keep_renewed(self._tls_server, self._shown))
         if self._grpc:
             await self._grpc.start(self.context)
         self.data_dir.announce(self.url, self.context.grpc_address)
@@ -161,7 +161,7 @@ class Gateway:
         for task in (self._watching, self._cutting, self._renewing):
             if task:
                 task.cancel()
-        servers = [self._server, *([self._tls_server] if self._tls_server else [])]
+        servers = [server for server in (self._server, self._tls_server) if server]
         for server in servers:
             server.stop()
         if self._grpc:
@@ -193,14 +193,6 @@ class Gateway:
     def _close_sockets(self) -> None:
         for listening in (*self._sockets, *self._own_sockets):
             listening.close()
-
-    async def _keep_renewed(self) -> None:
-        assert self._shown
-        assert self._tls_server
-        while True:
-            await asyncio.sleep(_RENEW_S)
-            self._shown.look()
-            self._tls_server.ssl_options = self._shown.context
 
     def _say(self, kind: str, reason: str) -> None:
         self.fleet.events.record(time.time(), kind, reason=reason)
@@ -246,6 +238,13 @@ async def make_sure_loaded(fleet: Fleet, name: str, model: str) -> None:
 
 def _shown_certificate(config: GatewayConfig) -> ShownCertificate | None:
     return ShownCertificate("", config.certfile, config.keyfile) if config.certfile or config.keyfile else None
+
+
+async def _keep_renewed(server: Server, shown: ShownCertificate) -> None:
+    while True:
+        await asyncio.sleep(_RENEW_S)
+        shown.look()
+        server.ssl_options = shown.context
 
 
 def _url(scheme: str, ip: str, sockets: list[socket.socket]) -> str:

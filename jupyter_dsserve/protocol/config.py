@@ -80,7 +80,7 @@ class GatewayConfig:
     port: int = 8899
     certfile: str = ""  # PEM, as the key; with them `ip` and `port` speak TLS, and `local_port` of 127.0.0.1 does not
     keyfile: str = ""
-    local_port: int = 0
+    local_port: int = 0  # of use with TLS alone
     grpc_port: int | None = None  # None is no gRPC
     grpc_ip: str = ""  # empty is `ip`
     grpc_certfile: str = ""  # PEM, as the key; without them gRPC has those of HTTP, or no TLS

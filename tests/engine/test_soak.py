@@ -7,7 +7,7 @@ import pytest
 from tests.engine.soak import make_runner, soak
 
 
-# Until then memory grows by what oneDNN compiles for numbers of rows that it has not met: it keeps 1,024 of them.
+# In the first minute memory still grows, in part by what oneDNN compiles for new numbers of rows and keeps.
 @pytest.mark.parametrize("seconds", [0, pytest.param(120, marks=pytest.mark.long)])
 def test_everything_at_once_leaves_nothing_behind(seconds: float) -> None:
     outcome = soak(make_runner(), seconds, num_steps=400)
