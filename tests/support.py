@@ -63,7 +63,7 @@ class Caller(httpx.AsyncClient):
                     yield data if data == "[DONE]" else json.loads(data)
 
 
-async def until(look: Callable[[], Any], is_there: Callable[[Any], bool] = bool, timeout_s: float = 30) -> Any:
+async def until(look: Callable[[], Any], is_there: Callable[[Any], bool] = bool, timeout_s: float = 60) -> Any:
     """Look (``look`` may be a coroutine function) until it is there; fails with what was seen last."""
     end = time.monotonic() + timeout_s
     while True:

@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from jupyter_dsserve import AsyncClient
 from jupyter_dsserve.engine.toy import VECTOR_SIZE, toy_token
+from jupyter_dsserve.fleet import replica as replica_module
 from jupyter_dsserve.gateway.server import Gateway
 from jupyter_dsserve.protocol.errors import InvalidRequest
 from tests.engine.tiny_encoders import MINILM, TEXTS, save_encoder
@@ -101,7 +102,10 @@ class TestEmbeddings:
         await until(lambda: replica.heartbeat.waiting == 0)
         assert replica.in_flight == 0
 
-    async def test_one_that_would_come_too_late_is_ended(self, caller: Caller, client: AsyncOpenAI) -> None:
+    async def test_one_that_would_come_too_late_is_ended(
+        self, caller: Caller, client: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(replica_module, "_LATE_S", 60.0)  # else the gateway says it where the worker is held up
         await caller.load("slow", "v1", "toy:step_s=0.2", task="embed", max_step_tokens=8)
         with pytest.raises(openai.APIStatusError, match=r"time limit has passed with \d+ of its 30 parts") as late:
             await client.embeddings.create(model="slow", input=["textbook"] * 30, extra_body={"timeout_s": 0.5})
