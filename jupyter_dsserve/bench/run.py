@@ -118,6 +118,7 @@ class _Running:
         self._arrivals = arrivals(load.value, plan.seed, index)
         self._open: dict[int, float] = {}  # when those under way were asked
         self._num_asked = 0
+        self._num_counted = 0  # of those, the ones that fall into the window
         self._num_first = 0  # of the first wave, ended
         self._asking: set[asyncio.Task[None]] = set()
         self._fault: BaseException | None = None  # of our own
@@ -168,14 +169,14 @@ class _Running:
     async def _counted(self, is_warm: bool) -> Window:
         self._start_s = time.monotonic()
         self._lags_s.clear()
-        before = self._num_asked
+        self._num_counted = 0
         if most := self._plan.requests:
-            await self._until(lambda: self._num_asked >= before + most, self._plan.seconds)
+            await self._until(lambda: self._num_counted >= most, self._plan.seconds)
         else:
             await self._until(lambda: False, self._plan.seconds)
-        is_longer = self._load.kind == "concurrency" and self._num_asked == before
+        is_longer = self._load.kind == "concurrency" and not self._num_counted
         if is_longer:  # an answer takes longer, so that no client has asked again
-            await self._until(lambda: self._num_asked > before, self._plan.drain_s)
+            await self._until(lambda: self._num_counted > 0, self._plan.drain_s)
         # A tick late, unless it was to end otherwise: what was asked in between is not counted.
         is_as_it_is = self._is_stopped() or bool(most) or is_longer
         now_s = time.monotonic()
@@ -227,6 +228,7 @@ class _Running:
     async def _ask(self, task: Task, asked_s: float) -> Outcome:
         number, reading = self._num_asked, Reading()
         self._num_asked += 1
+        self._num_counted += asked_s >= self._start_s  # one that is asked late was due before
         self._open[number] = asked_s
         body = request_body(self._found.model, task, chat=self._plan.chat, ignore_eos=self._ignore_eos)
         try:

@@ -160,6 +160,23 @@ async def test_when_asking_itself_comes_late_the_report_says_so(gateway: Gateway
     assert report.notes()[-1].startswith("Asking itself came late, by ")
 
 
+async def test_as_many_requests_count_as_were_wanted_though_some_are_asked_late(
+    gateway: Gateway, caller: Caller
+) -> None:
+    """Such as those that were due before the window began, and asked within it."""
+    await caller.load("demo", "v1", "toy:step_s=0.002")
+
+    async def hold_up() -> None:
+        while True:
+            time.sleep(0.05)  # noqa: ASYNC251  (holding up the loop is the point)
+            await asyncio.sleep(0.05)
+
+    holding = asyncio.create_task(hold_up())
+    report = await pressed(gateway, rate="100,105,110,115,120,125,130,135,140,145", requests=10, output_tokens=5)
+    holding.cancel()
+    assert [point.answered for point in report.points] == 10 * [10]
+
+
 async def test_what_is_asked_and_not_answered_in_time_is_unfinished(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.02")
     report = await pressed(gateway, rate=20, seconds=0.5, drain_s=2, output_tokens=100_000)
