@@ -6,6 +6,8 @@ import anywidget
 import ipywidgets as w
 import plotly.graph_objects as go
 
+from jupyter_dsserve.bench.live import LiveFigure
+
 # plotly draws a widget before it stands on the page, 700 pixels wide, and looks again only when the window changes.
 _ESM = """
 function render({ el }) {
@@ -33,6 +35,6 @@ class _Rule(anywidget.AnyWidget):
 
 def fitted(figure: go.Figure) -> w.VBox:
     """``figure`` as a widget; its layout names no width."""
-    drawn = go.FigureWidget(figure)
+    drawn = LiveFigure(figure)
     drawn._config = {**drawn._config, "responsive": True}
     return w.VBox([_Rule(), drawn])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Locator, Page
+from playwright.sync_api import Browser, Locator, Page
 
 from tests.browser.conftest import Demo, Pictures, eventually, nodes, run_at_last, used_by
 from tests.support import Json
@@ -201,6 +201,24 @@ def test_a_second_run_of_the_cell_leaves_one_plot_that_moves(page: Page) -> None
     first = eventually(lambda: curves(page), lambda p: len(p) == 1 and "v2 p95" in p[0])
     num = len(ago_s(first))
     eventually(lambda: curves(page), lambda p: len(p) == 1 and len(ago_s(p)) >= num + 2)
+
+
+def test_plots_go_on_on_a_page_that_takes_long_to_read_plotly(demo: Demo, browser: Browser, page: Page) -> None:
+    """Longer than the two seconds in which a widget's code has to be there (anywidget)."""
+    slow = browser.new_page(viewport={"width": 1360, "height": 1000})
+    slow.add_init_script(
+        """const make = URL.createObjectURL;
+        URL.createObjectURL = (blob) => make(blob.size < 1e6 ? blob :
+            new Blob(["await new Promise((go) => setTimeout(go, 4000));", blob], { type: blob.type }));"""
+    )
+    slow.goto(f"{demo.notebook}&reset")
+    slow.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+    panel = cell(slow, "%dsserve panel demo")
+    run_at_last(slow, panel)
+    first = eventually(lambda: curves(slow), lambda p: len(p) == 1 and "v2 p95" in p[0])
+    num = len(ago_s(first))
+    eventually(lambda: curves(slow), lambda p: len(p) == 1 and len(ago_s(p)) >= num + 2)
+    slow.close()
 
 
 def test_the_deployment_serves_on_when_the_kernel_is_restarted(demo: Demo, page: Page) -> None:

@@ -31,8 +31,8 @@ class Memory(Fold):
 
 
 def bar(device: DeviceMemory) -> str:
-    """As HTML, since another figure would bring five megabytes of plotly: pieces in the colours of their versions, what
-    other processes have in grey, and what is free."""
+    """As HTML, for which no page needs plotly: pieces in the colours of their versions, what other processes have in
+    grey, and what is free."""
     pieces = [(h.replica, h.bytes, colour_of(h.owner.partition("@")[2])) for h in device.held]
     pieces += [(o.owner, o.bytes, "rgba(128,128,128,.6)") for o in device.others]
     pieces.append(("free", device.free_bytes, "transparent"))

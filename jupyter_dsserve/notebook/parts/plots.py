@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any
 
-import plotly.graph_objects as go
-
+from jupyter_dsserve.bench.live import LiveFigure
 from jupyter_dsserve.notebook.figures import (
     COLUMNS,
     NARROW_COLUMNS,
@@ -30,26 +28,8 @@ from jupyter_dsserve.notebook.zoom import LIVE, Range, Zoom, is_same
 _NUDGE_S = 0.001  # too little to see
 
 
-_OURS = ("_widget_data", "_widget_layout")  # which pages change by other messages only
-
-
-class _Figure(go.FigureWidget):  # type: ignore[misc]  # plotly has no types
-    """Whole on a page that is loaded again, and in a second one: plotly's own would tell it what was there at first."""
-
-    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
-        state: dict[str, Any] = super().get_state(key, drop_defaults)
-        for name, value in zip(_OURS, (self.__dict__.get("_data"), self.__dict__.get("_layout")), strict=True):
-            if name in state and value is not None:  # there is none while it is being made
-                state[name] = self.trait_metadata(name, "to_json")(deepcopy(value), self)
-        return state
-
-    def set_state(self, sync_data: dict[str, Any]) -> None:
-        """A second page tells what it was told when the figure was made, nothing: the first one would go by that."""
-        super().set_state({name: value for name, value in sync_data.items() if name not in _OURS})
-
-
 class Plots:
-    """Holds the figure. One for all panes: each figure brings five megabytes of plotly into the page."""
+    """Holds the figure, one for all panes."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -60,7 +40,7 @@ class Plots:
         self._place()
 
     def _new(self) -> Any:
-        figure = _Figure(data=mark_traces(), layout=live_layout(self._name))
+        figure = LiveFigure(data=mark_traces(), layout=live_layout(self._name))
         # As wide as the page; a double click ends a zoom, and does not fit the axes to the data.
         look = {"responsive": True, "displayModeBar": False, "doubleClick": "reset"}
         figure._config = {**figure._config, **look}
