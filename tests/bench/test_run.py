@@ -31,6 +31,13 @@ async def pressed(gateway: Gateway, model: str = "demo", **options: Any) -> Repo
     return await Bench(Target.at(gateway.url, gateway.admin_key, model), Plan.read(**options)).run()
 
 
+async def hold_up(for_s: float, pause_s: float) -> None:
+    """The event loop, again and again."""
+    while True:
+        time.sleep(for_s)  # noqa: ASYNC251  (holding up the loop is the point)
+        await asyncio.sleep(pause_s)
+
+
 async def test_a_closed_loop_keeps_so_many_in_flight_and_finds_the_toys_speed(gateway: Gateway, caller: Caller) -> None:
     """A toy gives each sequence a token every step, however many there are: never sooner, on a busy machine later."""
     await caller.load("demo", "v1", "toy:step_s=0.04")
@@ -147,13 +154,7 @@ async def test_a_point_of_no_request_says_why(gateway: Gateway, caller: Caller) 
 
 async def test_when_asking_itself_comes_late_the_report_says_so(gateway: Gateway, caller: Caller) -> None:
     await caller.load("demo", "v1", "toy:step_s=0.002")
-
-    async def hold_up() -> None:
-        while True:
-            time.sleep(0.06)  # noqa: ASYNC251  (holding up the loop is the point)
-            await asyncio.sleep(0.001)
-
-    holding = asyncio.create_task(hold_up())
+    holding = asyncio.create_task(hold_up(0.06, 0.001))
     report = await pressed(gateway, concurrency=1, seconds=0.5, output_tokens=5)
     holding.cancel()
     assert report.points[0].lag_s > 0.03
@@ -165,13 +166,7 @@ async def test_as_many_requests_count_as_were_wanted_though_some_are_asked_late(
 ) -> None:
     """Such as those that were due before the window began, and asked within it."""
     await caller.load("demo", "v1", "toy:step_s=0.002")
-
-    async def hold_up() -> None:
-        while True:
-            time.sleep(0.05)  # noqa: ASYNC251  (holding up the loop is the point)
-            await asyncio.sleep(0.05)
-
-    holding = asyncio.create_task(hold_up())
+    holding = asyncio.create_task(hold_up(0.05, 0.05))
     report = await pressed(gateway, rate="100,105,110,115,120,125,130,135,140,145", requests=10, output_tokens=5)
     holding.cancel()
     assert [point.answered for point in report.points] == 10 * [10]
