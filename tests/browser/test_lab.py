@@ -203,7 +203,8 @@ def test_a_second_run_of_the_cell_leaves_one_plot_that_moves(page: Page) -> None
     eventually(lambda: curves(page), lambda p: len(p) == 1 and len(ago_s(p)) >= num + 2)
 
 
-def test_plots_go_on_on_a_page_that_takes_long_to_read_plotly(demo: Demo, browser: Browser, page: Page) -> None:
+@pytest.mark.usefixtures("page")  # whose kernel has the magics by now
+def test_plots_are_live_on_a_page_that_takes_long_to_read_plotly(demo: Demo, browser: Browser) -> None:
     """Longer than the two seconds in which a widget's code has to be there (anywidget)."""
     slow = browser.new_page(viewport={"width": 1360, "height": 1000})
     slow.add_init_script(
@@ -213,8 +214,7 @@ def test_plots_go_on_on_a_page_that_takes_long_to_read_plotly(demo: Demo, browse
     )
     slow.goto(f"{demo.notebook}&reset")
     slow.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
-    panel = cell(slow, "%dsserve panel demo")
-    run_at_last(slow, panel)
+    run_at_last(slow, cell(slow, "%dsserve panel demo"))
     first = eventually(lambda: curves(slow), lambda p: len(p) == 1 and "v2 p95" in p[0])
     num = len(ago_s(first))
     eventually(lambda: curves(slow), lambda p: len(p) == 1 and len(ago_s(p)) >= num + 2)
